@@ -1,0 +1,6 @@
+"""Programs to play with and to copy from: a pygame window over a world or any game, and its clips without a screen.
+
+from worldsim.demos.player import PlayConfig, play
+
+play(PlayConfig(world="car-racing", beside="real-car-racing"))
+"""

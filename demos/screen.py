@@ -1,0 +1,233 @@
+"""Draws a session: pictures, a line of numbers, the prompt, and what is laid over them.
+
+Everything is drawn on a canvas of a fixed size that needs no display: a window shows it, a clip is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pygame
+
+PAPER, WELL, EDGE = (19, 20, 25), (30, 32, 39), (58, 62, 74)
+INK, FAINT = (228, 231, 238), (138, 145, 160)
+LIT, GOOD, BAD = (104, 178, 255), (120, 205, 150), (255, 170, 90)
+RED = (238, 84, 84)
+
+MARGIN, GAP = 16, 16
+CAPTION, STATUS, PROMPT, FOOTER = 24, 38, 34, 30  # heights of the rows
+LEAST = (576, 320)  # width of the canvas and height of its pictures, so that the help fits
+ROOM_ALONE, ROOM_BESIDE, MOST = 512, 448, 720  # pixels that a picture is scaled up to, and that a large one may have
+MOST_KEYCAPS = 6  # keys shown at all times; of more, only those held
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A picture, uint8 (H, W, 3), with words above it; a faded one is over."""
+
+    picture: np.ndarray
+    caption: str
+    detail: str = ""
+    faded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What is drawn, and recorded: all but what `Overlay` lays over it."""
+
+    panels: Sequence[Panel]
+    status: Sequence[str]
+    keys: Sequence[str]
+    held: Iterable[str]
+    prompt: str | None  # None: no prompt is taken
+    cursor: int | None = None  # where the next letter goes, while the line is open
+    selected: bool = False
+    footer: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """What is laid over a view."""
+
+    message: str = ""
+    bad: bool = False
+    badges: Sequence[tuple[str, tuple[int, int, int]]] = ()
+    help: Sequence[tuple[str, str]] = ()
+
+
+class Screen:
+    """A canvas for pictures of given sizes.
+
+    Args:
+        sizes: (height, width) of each picture.
+        scale: whole number that pictures are enlarged by; 0 chooses one that fits.
+        smooth: blur the pixels when enlarging.
+
+    Attributes:
+        canvas: what was drawn last; both its sides are even, as video wants it.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], *, scale: int = 0, smooth: bool = False) -> None:
+        """Lay out the rows."""
+        pygame.font.init()
+        self.font, self.small = pygame.font.Font(None, 22), pygame.font.Font(None, 19)
+        self.smooth = smooth
+        self.shown = [_enlarged(size, scale, ROOM_ALONE if len(sizes) == 1 else ROOM_BESIDE) for size in sizes]
+        width = sum(w for _, w in self.shown) + GAP * (len(sizes) - 1)
+        self.width = max(width + 2 * MARGIN, LEAST[0]) // 2 * 2
+        self.tall = max(LEAST[1], *(h for h, _ in self.shown))
+        height = MARGIN + CAPTION + self.tall + STATUS + PROMPT + FOOTER + MARGIN // 2
+        self.canvas = pygame.Surface((self.width, (height + 1) // 2 * 2), 0, 32)
+        left, self.places = (self.width - width) // 2, []
+        for high, wide in self.shown:
+            self.places.append(pygame.Rect(left, MARGIN + CAPTION + (self.tall - high) // 2, wide, high))
+            left += wide + GAP
+
+    def draw(self, view: View) -> None:
+        """Draw `view` over everything."""
+        self.canvas.fill(PAPER)
+        for panel, place in zip(view.panels, self.places, strict=True):
+            self._draw_panel(panel, place)
+        top = MARGIN + CAPTION + self.tall
+        x = self._draw_keys(view.keys, list(view.held), top + STATUS // 2)
+        for i, text in enumerate(view.status):
+            self._text(text, (MARGIN + i * 98, top + STATUS // 2), INK if i == 0 else FAINT, room=x - MARGIN - i * 98)
+        self._draw_prompt(view, pygame.Rect(MARGIN, top + STATUS, self.width - 2 * MARGIN, PROMPT))
+        self._text(view.footer, (MARGIN, top + STATUS + PROMPT + FOOTER // 2 + 2), FAINT, self.small)
+
+    def overlay(self, overlay: Overlay) -> None:
+        """Lay words over what was drawn."""
+        area = self.places[0].unionall(self.places[1:])
+        x = area.left + 8
+        for text, color in overlay.badges:
+            x += self._pill(text, color, x, area.top + 8) + 6
+        if overlay.help:
+            self._draw_help(overlay.help)
+        elif overlay.message:
+            self._draw_message(overlay.message, BAD if overlay.bad else LIT, area)
+
+    def pixels(self) -> np.ndarray:
+        """A copy of the canvas, uint8 (H, W, 3)."""
+        width, height = self.canvas.get_size()
+        return np.frombuffer(pygame.image.tobytes(self.canvas, "RGB"), np.uint8).reshape(height, width, 3)
+
+    def _draw_panel(self, panel: Panel, place: pygame.Rect) -> None:
+        height, width = panel.picture.shape[:2]
+        surface = pygame.image.frombuffer(np.ascontiguousarray(panel.picture).tobytes(), (width, height), "RGB")
+        shrinks = place.height < height or place.width < width
+        scale = pygame.transform.smoothscale if self.smooth or shrinks else pygame.transform.scale
+        surface = scale(surface, place.size)
+        if panel.faded:
+            surface.set_alpha(90)
+        self.canvas.blit(surface, place)
+        pygame.draw.rect(self.canvas, EDGE, place.inflate(2, 2), 1)
+        middle = place.top - CAPTION // 2 - 1
+        right = self._text(panel.detail, (place.right, middle), FAINT, self.small, right=True)
+        self._text(panel.caption, (place.left, middle), INK, room=place.width - right - 12)
+
+    def _draw_keys(self, names: Sequence[str], held: Sequence[str], middle: int) -> int:
+        """Keycaps from the right, those held lit; return where they begin."""
+        names = names if len(names) <= MOST_KEYCAPS else [name for name in names if name in held]
+        x = self.width - MARGIN
+        for name in reversed(names[:MOST_KEYCAPS]):
+            width = self.small.size(name)[0] + 14
+            x -= width
+            cap = pygame.Rect(x, middle - 11, width, 22)
+            pygame.draw.rect(self.canvas, LIT if name in held else WELL, cap, border_radius=5)
+            pygame.draw.rect(self.canvas, LIT if name in held else EDGE, cap, 1, border_radius=5)
+            self._text(name, (x + 7, middle), PAPER if name in held else FAINT, self.small)
+            x -= 5
+        return x
+
+    def _draw_prompt(self, view: View, box: pygame.Rect) -> None:
+        typing = view.cursor is not None
+        pygame.draw.rect(self.canvas, WELL, box, border_radius=6)
+        pygame.draw.rect(self.canvas, LIT if typing else EDGE, box, 1, border_radius=6)
+        label = self._text("prompt", (box.left + 10, box.centery), LIT if typing else FAINT, self.small)
+        field = pygame.Rect(box.left + 20 + label, box.top + 5, box.width - label - 30, box.height - 10)
+        if view.prompt is None:
+            self._text("none is taken here", field.midleft, FAINT)
+            return
+        text = " ".join(view.prompt.splitlines())
+        at = self.font.size(text[: view.cursor])[0] if view.cursor is not None else 0
+        shift = max(0, at - field.width + 4)  # the cursor stays in sight
+        self.canvas.set_clip(field)
+        if typing and view.selected and text:
+            pygame.draw.rect(self.canvas, (48, 76, 112), (field.left - shift, field.top + 1, self.font.size(text)[0], 22))
+        self._text(text, (field.left - shift, field.centery), INK, room=None if typing else field.width)
+        if typing:
+            x = field.left - shift + at
+            pygame.draw.line(self.canvas, LIT, (x, field.top + 3), (x, field.bottom - 4), 2)
+        self.canvas.set_clip(None)
+
+    def _draw_message(self, message: str, color: tuple[int, int, int], area: pygame.Rect) -> None:
+        lines = self._wrap(message, area.width - 40)[:6]
+        box = pygame.Rect(area.left + 8, 0, area.width - 16, 20 * len(lines) + 14)
+        box.bottom = area.bottom - 8
+        self._shade(box, 225)
+        pygame.draw.rect(self.canvas, color, (box.left, box.top, 4, box.height), border_radius=2)
+        for i, line in enumerate(lines):
+            self._text(line, (box.left + 14, box.top + 17 + 20 * i), INK)
+
+    def _draw_help(self, rows: Sequence[tuple[str, str]]) -> None:
+        keys = max(self.font.size(key)[0] for key, _ in rows)
+        width = keys + max(self.font.size(text)[0] for _, text in rows) + 64
+        box = pygame.Rect(0, 0, width, 22 * len(rows) + 28)
+        box.center = (self.width // 2, MARGIN + CAPTION + self.tall // 2)
+        self._shade(box, 238)
+        pygame.draw.rect(self.canvas, EDGE, box, 1, border_radius=8)
+        for i, (key, text) in enumerate(rows):
+            middle = box.top + 25 + 22 * i
+            self._text(key, (box.left + 20, middle), LIT)
+            self._text(text, (box.left + 44 + keys, middle), INK)
+
+    def _pill(self, text: str, color: tuple[int, int, int], x: int, y: int) -> int:
+        width = self.small.size(text)[0] + 16
+        pygame.draw.rect(self.canvas, color, (x, y, width, 20), border_radius=10)
+        self._text(text, (x + 8, y + 10), PAPER, self.small)
+        return width
+
+    def _shade(self, box: pygame.Rect, alpha: int) -> None:
+        shade = pygame.Surface(box.size, pygame.SRCALPHA, 32)
+        pygame.draw.rect(shade, (*PAPER, alpha), shade.get_rect(), border_radius=8)
+        self.canvas.blit(shade, box)
+
+    def _text(
+        self,
+        text: str,
+        at: tuple[int, int],
+        color: tuple[int, int, int],
+        font: pygame.font.Font | None = None,
+        *,
+        right: bool = False,
+        room: int | None = None,
+    ) -> int:
+        """Write `text` to the right of `at` (or to its left), centred on its line; return how wide it is."""
+        font = font or self.font
+        if room is not None and font.size(text)[0] > room:
+            while text and font.size(text + "...")[0] > room:
+                text = text[:-1]
+            text += "..."
+        image = font.render(text, True, color)
+        place = image.get_rect(midright=at) if right else image.get_rect(midleft=at)
+        self.canvas.blit(image, place)
+        return image.get_width()
+
+    def _wrap(self, text: str, width: int) -> list[str]:
+        lines = [""]
+        for word in text.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if self.font.size(longer)[0] <= width:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        return [line for line in lines if line]
+
+
+def _enlarged(size: tuple[int, int], scale: int, room: int) -> tuple[int, int]:
+    """The (height, width) that a picture is shown at: whole multiples, and less only for one that is too large."""
+    times = scale or max(1, room // max(size))
+    shrink = 1.0 if scale else min(1.0, MOST / max(size))
+    return round(size[0] * times * shrink), round(size[1] * times * shrink)

@@ -1,0 +1,22 @@
+"""Gymnasium environments: generated worlds, and the real games they were recorded from.
+
+Importing this module registers the ids; `gym.make("worldsim.envs:worldsim/CarRacing-v0")` does it by itself.
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+from worldsim.envs.world_env import SHIPPED, WorldEnv
+
+__all__ = ["SHIPPED", "WorldEnv"]
+
+gym.register("worldsim/World-v0", entry_point="worldsim.envs.world_env:WorldEnv")
+gym.register("worldsim/CarRacing-v0", entry_point="worldsim.envs.world_env:WorldEnv", kwargs={"world": "car-racing"})
+gym.register("worldsim/Doom-v0", entry_point="worldsim.envs.world_env:WorldEnv", kwargs={"world": "doom"})
+gym.register(
+    "worldsim/RealCarRacing-v0",
+    entry_point="worldsim.data.games.car_racing:CarRacingGame",
+    kwargs={"max_steps": 250},
+)
+gym.register("worldsim/RealDoom-v0", entry_point="worldsim.data.games.doom:DoomGame")

@@ -1,0 +1,166 @@
+"""The transformer's promises: identity at birth, causality, cache equals no cache, batch equals singles."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldsim.errors import ConfigError
+from worldsim.models.dit import Conditions, DiT, DiTConfig
+
+B, T, K, A, C, SIZE, WORDS = 2, 6, 2, 2, 4, 4, 3
+
+
+def build(**changes: object) -> DiT:
+    settings: dict = {
+        "latent_channels": C, "latent_size": (SIZE, SIZE), "width": 32, "heads": 2, "pattern": "stst",
+        "text_layers": (0,), "history": K, "action_history": A, "action_size": 3, "text_width": 8, "context": 4,
+    }  # fmt: skip
+    model = DiTConfig(**(settings | changes)).build()
+    for parameter in model.parameters():  # gates start at zero: a test of an identity would prove nothing
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def conditions(batch: int = B, frames: int = T) -> Conditions:
+    return Conditions(
+        history=torch.randn(batch, frames, K, C, SIZE, SIZE),
+        present=(torch.rand(batch, frames, K) > 0.3).float(),
+        history_sigma=torch.rand(batch, frames),
+        actions=torch.randn(batch, frames, A, 3),
+        known=torch.ones(batch, frames, A),
+        text=torch.randn(2, WORDS, 8),
+        text_mask=torch.tensor([[True, True, False], [True, True, True]]),
+        prompt_index=torch.randint(0, 2, (batch, frames)),
+    )
+
+
+def cut(given: Conditions, rows: slice, frames: slice) -> Conditions:
+    """Some rows and frames of conditions."""
+    fields = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+    shared = ("text", "text_mask")
+    return Conditions(**{name: value if name in shared else value[rows, frames] for name, value in fields.items()})
+
+
+def noisy(batch: int = B, frames: int = T) -> tuple[Tensor, Tensor]:
+    return torch.randn(batch, frames, C, SIZE, SIZE), torch.rand(batch, frames)
+
+
+def test_starts_as_zero() -> None:
+    model = DiTConfig(latent_channels=C, latent_size=(SIZE, SIZE), width=32, heads=2, history=K, action_history=A,
+                      text_width=8).build()  # fmt: skip
+    prediction = model(*noisy(), conditions())
+    assert torch.equal(prediction.latents, torch.zeros_like(prediction.latents))
+
+
+@torch.no_grad()
+def test_no_frame_sees_a_later_one() -> None:
+    model, (x, sigma), given = build(), noisy(), conditions()
+    before = model(x, sigma, given).latents
+    x[:, 3:] += 1
+    given.actions[:, 3:] += 1
+    after = model(x, sigma, given).latents
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert (before[:, 3:] != after[:, 3:]).any(dim=(0, 2, 3, 4)).all()
+
+
+@torch.no_grad()
+def test_bidirectional_frames_see_later_ones() -> None:
+    model, (x, sigma), given = build(), noisy(), conditions()
+    before = model(x, sigma, given, causal=False).latents
+    x[:, -1] += 1
+    assert (before[:, 0] != model(x, sigma, given, causal=False).latents[:, 0]).any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2)])
+def test_cache_equals_no_cache(patch: tuple[int, int, int]) -> None:
+    """Frame by frame through the ring equals one pass over the window, also after the ring has wrapped."""
+    model, (x, sigma), given = build(patch=patch, context=4), noisy(), conditions()
+    cache = model.empty_cache(B)
+    for frame in range(T):
+        one = cut(given, slice(None), slice(frame, frame + 1))
+        step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache, write=True)
+        begin = max(0, frame - 4)  # what a ring of 4 can still hold
+        window = slice(begin, frame + 1)
+        if begin == 0:  # later windows lack what their first frames had seen
+            whole = model(x[:, window], sigma[:, window], cut(given, slice(None), window))
+            torch.testing.assert_close(step.latents[:, 0], whole.latents[:, -1], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(step.reward[:, 0], whole.reward[:, -1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_wrapped_cache_equals_recent_frames() -> None:
+    """With one time layer nothing older than the ring can matter, so the window of its frames must give the same."""
+    model, (x, sigma), given = build(pattern="t", context=3), noisy(), conditions()
+    cache = model.empty_cache(B)
+    for frame in range(T):
+        one = cut(given, slice(None), slice(frame, frame + 1))
+        step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache, write=True)
+    window = slice(T - 4, T)
+    whole = model(x[:, window], sigma[:, window], cut(given, slice(None), window))
+    torch.testing.assert_close(step.latents[:, 0], whole.latents[:, -1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_reading_does_not_change_the_cache() -> None:
+    model, (x, sigma), given = build(), noisy(frames=1), conditions(frames=1)
+    cache = model.empty_cache(B)
+    model(x, sigma, given, cache=cache, write=True)
+    before = cache.keys.clone(), cache.values.clone(), cache.written.clone()
+    model(x, sigma, given, cache=cache)
+    assert all(torch.equal(a, b) for a, b in zip(before, (cache.keys, cache.values, cache.written), strict=True))
+
+
+@torch.no_grad()
+def test_sessions_of_different_age_share_a_batch() -> None:
+    model = build()
+    x, sigma = noisy(frames=T)
+    given = conditions()
+    alone = [model.empty_cache(1), model.empty_cache(1)]
+    for row, frames in ((0, 5), (1, 2)):
+        for frame in range(frames):
+            here = (slice(row, row + 1), slice(frame, frame + 1))
+            model(x[here], sigma[here], cut(given, *here), cache=alone[row], write=True)
+    both = model.empty_cache(2)
+    for row, cache in enumerate(alone):
+        both.keys[:, row], both.values[:, row] = cache.keys[:, 0], cache.values[:, 0]
+        both.written[row] = cache.written[0]
+    last = (slice(None), slice(T - 1, T))
+    together = model(x[last], sigma[last], cut(given, *last), cache=both).latents
+    for row, cache in enumerate(alone):
+        here = (slice(row, row + 1), slice(T - 1, T))
+        single = model(x[here], sigma[here], cut(given, *here), cache=cache).latents
+        torch.testing.assert_close(together[row : row + 1], single, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_every_condition_matters() -> None:
+    model, (x, sigma), given = build(), noisy(), conditions()
+    given.present[:] = 1
+    before = model(x, sigma, given).latents
+    for name in ("history", "history_sigma", "actions", "known", "text"):
+        changed = dataclasses.replace(given, **{name: getattr(given, name) * 0.5 + 0.1})
+        assert (model(x, sigma, changed).latents != before).any(), name
+    absent = dataclasses.replace(given, present=torch.zeros_like(given.present))
+    other = dataclasses.replace(absent, history=torch.randn_like(given.history))
+    assert torch.equal(model(x, sigma, absent).latents, model(x, sigma, other).latents)
+
+
+@torch.no_grad()
+def test_other_sizes_run() -> None:
+    model = build()
+    given = conditions()
+    given.history = torch.randn(B, T, K, C, 6, 10)
+    assert model(torch.randn(B, T, C, 6, 10), torch.rand(B, T), given).latents.shape == (B, T, C, 6, 10)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"width": 30}, {"pattern": "sx"}, {"pattern": ""}, {"patch": (2, 1, 1)}, {"text_layers": (9,)}]
+)
+def test_bad_configs_are_refused(bad: dict) -> None:
+    with pytest.raises(ConfigError):
+        DiTConfig(**bad)

@@ -1,0 +1,118 @@
+"""The command line: `worldsim VERB ...`.
+
+A verb is a function that takes the words after its name. It imports what it needs when it runs, so that one verb
+does not wait for, or break with, the packages of another. Its options are made from the config dataclass of the
+function it calls: what Python can set, the command line can.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from worldsim.errors import ConfigError, WorldsimError, did_you_mean
+
+Config = TypeVar("Config")
+
+
+def parse(config: Callable[..., Config], verb: str, args: Sequence[str], description: str | None = None) -> Config:
+    """Call `config` (a dataclass, or a function) with what `args` say; what has no default needs no --name.
+
+    Raises:
+        SystemExit: wrong words (2), or --help (0).
+    """
+    import tyro
+
+    return tyro.cli(
+        config,
+        prog=f"worldsim {verb}",
+        description=description and inspect.cleandoc(description),
+        args=list(args),
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+
+
+def record(args: Sequence[str]) -> None:
+    """Record a game into a dataset (--list names the built-in games).
+
+    Example: worldsim record car-racing --frames 20000 --out data/car-racing
+    A recording that was stopped goes on when the same command is run again.
+    """
+    if "--list" in args:
+        from worldsim.data.games import recipes
+
+        for recipe in recipes().values():
+            print(f"{recipe.name:24} {recipe.summary}")
+        print(f"{'any Gymnasium id':24} such as CartPole-v1, or package:Name-v0 for one that a package registers")
+        return
+    from worldsim.data.recipe import SPLITS
+    from worldsim.data.record import RecordConfig
+    from worldsim.data.record import record as run
+
+    dataset = run(parse(RecordConfig, "record", args, record.__doc__))
+    counts = ", ".join(f"{len(dataset.episodes(split))} {split}" for split in SPLITS)
+    print(f"{dataset.path}: {counts} episodes")
+
+
+def data_sheet(args: Sequence[str]) -> None:
+    """Draw a contact sheet of a dataset.
+
+    Example: worldsim data sheet data/car-racing --out sheet.png
+    """
+    from worldsim.data.sheet import SheetConfig, dataset_sheet
+
+    config = parse(SheetConfig, "data sheet", args, data_sheet.__doc__)
+    print(dataset_sheet(config.dataset, config.out, config.episodes, config.columns, config.scale))
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "record": record,
+    "data sheet": data_sheet,
+}
+
+
+def usage() -> str:
+    """What `worldsim --help` prints."""
+    lines = [f"  {name:12} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return "\n".join(["usage: worldsim VERB ...", "", *lines, "", "worldsim VERB --help says what a verb takes."])
+
+
+def find_verb(args: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], Sequence[str]]:
+    """The verb that `args` begin with, and the words after it.
+
+    Raises:
+        ConfigError: there is no such verb.
+    """
+    for words in (2, 1):
+        if (name := " ".join(args[:words])) in VERBS:
+            return VERBS[name], args[words:]
+    raise ConfigError(f"unknown verb {args[0]!r}.{did_you_mean(args[0], VERBS)}")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit status: 0, 2 for an error that was explained, 130 for Ctrl-C."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("worldsim-engine"))
+        return 0
+    try:
+        verb, rest = find_verb(args)
+        verb(rest)
+    except WorldsimError as error:
+        print("\n".join([f"worldsim: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("worldsim: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

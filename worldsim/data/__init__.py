@@ -1,0 +1,1 @@
+"""Recorded gameplay: making it, reading it, and turning it into latents."""

@@ -1,0 +1,174 @@
+"""Processes that work through numbered tasks and may be stopped, or die, at any time.
+
+The executors of the standard library are not used: they do not say which task a dead process was at, and they finish
+the tasks under way when the user stops the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from worldsim.errors import DataError
+
+ENVIRONMENT = {
+    "SDL_VIDEODRIVER": "dummy",  # no windows
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """The environment variables of a worker, for as long as it lasts."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class Alone:
+    """The interface of `Crew` in this process, for one worker: nothing has to be importable by another process."""
+
+    free, busy = True, 0
+
+    def __init__(self, work: Callable[[int], int]) -> None:
+        """Do `work(task)` for each task begun."""
+        self.work = work
+
+    def __enter__(self) -> Alone:
+        """Nothing to start."""
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """Nothing to stop."""
+
+    def begin(self, task: int) -> None:
+        """Do `task`."""
+        with _environment():
+            self.result = self.work(task)
+        self.free, self.busy = False, 1
+
+    def wait(self) -> list[int]:
+        """What the task begun last returned."""
+        self.free, self.busy = True, 0
+        return [self.result]
+
+
+class Crew:
+    """Workers, each a process with one thread; at most one task each."""
+
+    def __init__(self, work: Callable[[int], int], workers: int) -> None:
+        """Prepare `workers` processes that do `work(task)`, which they import by name."""
+        self.work, self.workers = work, workers
+        self.processes: dict[Connection, BaseProcess] = {}
+        self.tasks: dict[Connection, int] = {}  # under way
+
+    @property
+    def free(self) -> bool:
+        """Whether a task can begin at once."""
+        return self.busy < self.workers
+
+    @property
+    def busy(self) -> int:
+        """How many tasks are under way."""
+        return len(self.tasks)
+
+    def __enter__(self) -> Crew:
+        """Get ready; a process starts with its first task."""
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """Stop all processes, whatever they are at."""
+        for process in self.processes.values():
+            process.terminate()
+        for connection, process in self.processes.items():
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            process.close()
+            connection.close()
+
+    def begin(self, task: int) -> None:
+        """Give `task` to a free worker."""
+        idle = [connection for connection in self.processes if connection not in self.tasks]
+        connection = idle[0] if idle else self._start()
+        self.tasks[connection] = task
+        connection.send(task)
+
+    def wait(self) -> list[int]:
+        """Wait until a task is done; return what those that are done returned.
+
+        Raises:
+            DataError: a task failed, or its process died.
+        """
+        results = []
+        for connection in wait(list(self.tasks)):
+            if not isinstance(connection, Connection):
+                continue
+            task = self.tasks.pop(connection)
+            try:
+                result = connection.recv()
+            except (EOFError, OSError) as error:
+                process = self.processes[connection]
+                process.join(5)
+                raise DataError(
+                    f"the process that played episode {task} died (exit code {process.exitcode}). Finished episodes "
+                    "are kept; run the same command again to continue, with fewer workers if memory ran out."
+                ) from error
+            if isinstance(result, int):
+                results.append(result)
+            else:
+                message, trace = result
+                error = DataError(f"{message} Finished episodes are kept.")
+                error.add_note(trace)
+                raise error
+        return results
+
+    def _start(self) -> Connection:
+        context = multiprocessing.get_context("spawn")  # fork would copy threads and game libraries in mid-flight
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self.work), daemon=True)
+        with _environment():  # numpy reads it when the process imports it, which is before any code of ours runs
+            process.start()
+        theirs.close()
+        self.processes[ours] = process
+        return ours
+
+
+def _serve(connection: Connection, work: Callable[[int], int]) -> None:
+    """Work in a process of its own until told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then stops us
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        while True:
+            connection.send(_attempt(work, connection.recv()))
+    except (EOFError, OSError):
+        pass  # the parent is gone
+
+
+def _attempt(work: Callable[[int], int], task: int) -> Any:
+    try:
+        return work(task)
+    except Exception as error:
+        return str(error), traceback.format_exc()
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(0)  # an exception, so that games are closed and their folders removed

@@ -1,0 +1,197 @@
+"""Recorded gameplay on disk: a folder with one safetensors file per episode.
+
+    car-racing/
+      dataset.json                    name, format_version, frame size, fps, action space, keys, provenance
+      train/000000.safetensors        one episode: lossless uint8 frames and what happened between them
+      heldout/000009.safetensors      never trained on; the split is fixed when recorded
+      unseen/000048.safetensors       prompts that training never shows (where a game has them)
+
+Time: `frames[0]` is what reset gave, `actions[t]` led from `frames[t]` to `frames[t + 1]`.
+Safetensors, because a clip can be read without the rest of its file, nothing is unpickled and nothing is lossy.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from worldsim.data.recipe import SPLITS
+from worldsim.errors import ConfigError, DataError
+from worldsim.models.action import space_from_json
+
+FORMAT = "worldsim-episodes"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One recorded episode, or a clip of one, of T steps.
+
+    `prompts` are the distinct prompts in force, each `{"text": str, **labels}`; `prompt_index` says which one is at
+    each frame.
+    """
+
+    frames: np.ndarray  # uint8 (T + 1, H, W, 3)
+    actions: Any  # (T, ...) or a dict of arrays: see spaces.stack_actions
+    rewards: np.ndarray  # float32 (T,)
+    terminated: np.ndarray  # bool (T,)
+    truncated: np.ndarray  # bool (T,), by a time limit of the game or of the recorder
+    prompt_index: np.ndarray  # int32 (T + 1,)
+    prompts: list[dict[str, Any]]
+    meta: dict[str, Any] = field(default_factory=dict)  # seed, split, ...
+
+    def __len__(self) -> int:
+        """Number of steps, one less than the number of frames."""
+        return len(self.rewards)
+
+    def texts(self) -> list[str]:
+        """The prompt in force at each frame."""
+        return [self.prompts[i]["text"] for i in self.prompt_index]
+
+
+def write_episode(path: Path, episode: Episode) -> None:
+    """Write `episode` to `path` so that a reader sees all of it or nothing; equal episodes make equal files."""
+    arrays = {name: getattr(episode, name) for name in ("frames", "rewards", "terminated", "truncated", "prompt_index")}
+    arrays |= _action_arrays("actions", episode.actions)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    # One entry: safetensors writes several in an order that changes from run to run.
+    metadata = {"episode": json.dumps({"prompts": episode.prompts, "meta": episode.meta}, sort_keys=True)}
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def read_episode(path: Path, start: int = 0, stop: int | None = None) -> Episode:
+    """Read steps `start` to `stop` (default: all) of an episode, hence `stop - start + 1` frames.
+
+    Raises:
+        DataError: the file is missing, damaged or not one of ours, or has no such steps.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = json.loads((file.metadata() or {})["episode"])
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
+            steps = slices["rewards"].get_shape()[0]
+            stop = steps if stop is None else stop
+            if not 0 <= start <= stop <= steps:
+                raise DataError(f"episode {path} has no steps {start} to {stop}; allowed: within 0 to {steps}.")
+            arrays = {}
+            for name, part in slices.items():
+                per_frame = name in ("frames", "prompt_index")
+                arrays[name] = part[start : stop + per_frame]
+            actions = _actions_from(arrays)
+            return Episode(
+                frames=arrays["frames"],
+                actions=actions,
+                rewards=arrays["rewards"],
+                terminated=arrays["terminated"],
+                truncated=arrays["truncated"],
+                prompt_index=arrays["prompt_index"],
+                prompts=meta["prompts"],
+                meta=meta["meta"],
+            )
+    except DataError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def count_steps(path: Path) -> int:
+    """The length of an episode, without reading its arrays.
+
+    Raises:
+        DataError: the file is missing, damaged or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.get_slice("rewards").get_shape()[0]
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = f"{type(error).__name__}: {error}"
+    return DataError(f"cannot read episode {path} ({reason}). Delete the file and run the recording again.")
+
+
+def _action_arrays(name: str, actions: Any) -> dict[str, np.ndarray]:
+    if isinstance(actions, dict):  # names of parts are joined by dots, so those within them are written otherwise
+        parts = {f"{name}.{key.replace('%', '%25').replace('.', '%2E')}": value for key, value in actions.items()}
+        return {k: v for part, value in parts.items() for k, v in _action_arrays(part, value).items()}
+    return {name: actions}
+
+
+def _actions_from(arrays: dict[str, np.ndarray]) -> Any:
+    if "actions" in arrays:
+        return arrays["actions"]
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if name.startswith("actions."):
+            *parents, leaf = (part.replace("%2E", ".").replace("%25", "%") for part in name.split(".")[1:])
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = array
+    return tree
+
+
+class Dataset:
+    """A folder of episodes.
+
+    Attributes:
+        card: the content of `dataset.json`.
+        action_space: the recorded Gymnasium action space.
+        frame_size: (height, width) of every frame.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the dataset at `path`.
+
+        Raises:
+            DataError: no dataset there, not one of ours, or of another format version.
+        """
+        self.path = Path(path)
+        card_path = self.path / "dataset.json"
+        if not card_path.is_file():
+            raise DataError(f"no dataset at {self.path}: dataset.json is missing. Make one with: worldsim record")
+        try:
+            self.card = json.loads(card_path.read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{card_path} is not JSON ({error}); restore it or record again.") from error
+        if not isinstance(self.card, dict) or self.card.get("format") != FORMAT:
+            raise DataError(f"{card_path} does not describe a worldsim dataset (no format: {FORMAT!r}).")
+        if self.card.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"dataset {self.path} has format_version {self.card.get('format_version')!r}; this worldsim reads "
+                f"{FORMAT_VERSION}. Record it again, or use the worldsim version that wrote it."
+            )
+        try:
+            self.action_space: spaces.Space = space_from_json(self.card["action_space"])
+            height, width = self.card["frame_size"]
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{card_path} is damaged: {error}") from error
+        self.frame_size = (int(height), int(width))
+
+    def episodes(self, split: str = "train") -> list[Path]:
+        """The episode files of a split, in the order of their numbers."""
+        if split not in SPLITS:
+            raise DataError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}.")
+        return sorted((self.path / split).glob("*.safetensors"))
+
+    def read(self, split: str = "train", limit: int | None = None) -> list[Episode]:
+        """All episodes of a split, or the first `limit`.
+
+        Raises:
+            DataError: the split is empty or an episode is damaged.
+        """
+        paths = self.episodes(split)[:limit]
+        if not paths:
+            raise DataError(f"dataset {self.path} has no episodes in split {split!r}; record more of it.")
+        return [read_episode(path) for path in paths]

@@ -1,0 +1,90 @@
+"""A recording as one table of latents, so that a training step is an index away.
+
+Frames of all episodes follow each other; row i holds a frame, the action that led to it and what came with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from worldsim.data.episodes import Dataset, read_episode
+from worldsim.errors import DataError
+from worldsim.models.action import flatten_actions
+from worldsim.models.autoencoder import Autoencoder
+
+
+@dataclass
+class LatentData:
+    """N frames of a recording.
+
+    Attributes:
+        latents: fp16 (N, C, h, w).
+        actions: flattened, the one that led to each frame; zeros for the first of an episode; (N, action_size).
+        known: whether there was one, (N,).
+        rewards: (N,).
+        terminated: (N,).
+        prompt: index into `prompts`, (N,).
+        first: row of the first frame of the same episode, (N,).
+        last: row of the last frame of the same episode, (N,).
+        prompts: the distinct prompts, the empty one first.
+    """
+
+    latents: Tensor
+    actions: Tensor
+    known: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    prompt: Tensor
+    first: Tensor
+    last: Tensor
+    prompts: list[str]
+
+    @staticmethod
+    def encode(dataset: Dataset, split: str, autoencoder: Autoencoder, limit: int | None = None) -> LatentData:
+        """Encode the episodes of a split.
+
+        Raises:
+            DataError: the split is empty.
+        """
+        paths = dataset.episodes(split)[:limit]
+        if not paths:
+            raise DataError(f"dataset {dataset.path} has no episodes in split {split!r}; record more of it.")
+        places: dict[str, int] = {"": 0}
+        columns: dict[str, list[Tensor]] = {name: [] for name in ("latents", "actions", "known", "rewards")}
+        columns |= {name: [] for name in ("terminated", "prompt", "first", "last")}
+        offset = 0
+        for path in tqdm(paths, desc=f"encoding {split}", unit="episode"):
+            episode = read_episode(path)
+            frames = len(episode) + 1
+            parts = torch.from_numpy(episode.frames).split(64)
+            columns["latents"].append(torch.cat([autoencoder.encode(part) for part in parts]).half())
+            actions = torch.from_numpy(flatten_actions(dataset.action_space, episode.actions))
+            columns["actions"].append(torch.cat([torch.zeros_like(actions[:1]), actions]))
+            columns["known"].append((torch.arange(frames) > 0).float())
+            columns["rewards"].append(torch.from_numpy(np.concatenate([[0], episode.rewards]).astype(np.float32)))
+            columns["terminated"].append(torch.from_numpy(np.concatenate([[False], episode.terminated])).float())
+            columns["prompt"].append(torch.tensor([places.setdefault(t, len(places)) for t in episode.texts()]))
+            columns["first"].append(torch.full((frames,), offset))
+            columns["last"].append(torch.full((frames,), offset + frames - 1))
+            offset += frames
+        return LatentData(**{name: torch.cat(parts) for name, parts in columns.items()}, prompts=list(places))
+
+    def sample_starts(self, rows: int, frames: int, generator: torch.Generator, before: int = 0) -> Tensor:
+        """Rows (rows,) from which `frames` frames follow in the same episode and `before` frames precede.
+
+        Raises:
+            DataError: no episode is long enough.
+        """
+        key = (frames, before)
+        if getattr(self, "_starts_key", None) != key:
+            index = torch.arange(len(self.first))
+            fits = torch.nonzero((self.last - index + 1 >= frames) & (index - self.first >= before))[:, 0]
+            if not len(fits):
+                raise DataError(f"no episode has {before + frames} frames in a row; record longer episodes.")
+            self._starts, self._starts_key = fits, key
+        return self._starts[torch.randint(len(self._starts), (rows,), generator=generator)]

@@ -1,0 +1,67 @@
+"""What it takes to record one game: an environment, someone to play it, and words for what is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+SPLITS = ("train", "heldout", "unseen")
+
+
+class Explorer(Protocol):
+    """Plays a game so that a recording covers it: all actions, in all situations."""
+
+    def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
+        """Start a new episode; return the `options` for `env.reset`."""
+        ...
+
+    def act(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> Any:
+        """The next action, an element of `env.action_space`."""
+        ...
+
+
+class RandomExplorer:
+    """Samples the action space, holding each action for a random number of steps."""
+
+    def __init__(self, hold: int = 8) -> None:
+        """Hold each action for 1 to `hold` steps."""
+        self.hold = hold
+
+    def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
+        """Start a new episode with a random stream of its own."""
+        self.rng, self.left = rng, 0
+        return {}
+
+    def act(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> Any:
+        """The held action, or a new sample of the action space when its time is over."""
+        if self.left == 0:
+            env.action_space.seed(int(self.rng.integers(2**31)))
+            self.action, self.left = env.action_space.sample(), int(self.rng.integers(1, self.hold + 1))
+        self.left -= 1
+        return self.action
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to record one game.
+
+    The environment puts `info["prompt"]` (the words in force for the frame just returned) and `info["labels"]`
+    (JSON scalars: the true state behind the words) into every info; both are optional.
+    """
+
+    name: str
+    summary: str
+    env_id: str  # what the provenance says was recorded
+    make_env: Callable[[], gym.Env]  # top-level function: workers import it by name
+    make_explorer: Callable[[], Explorer]
+    fps: float  # frames per second of game time
+    episode_steps: int  # an episode is cut after so many steps
+    frame_size: tuple[int, int] = (64, 64)  # (height, width)
+    keys: Mapping[str, Any] = field(default_factory=dict)  # "left+up" -> action; "" is no key
+    notices: tuple[str, ...] = ()  # licences of what the frames show
+    packages: tuple[str, ...] = ()  # distributions whose versions go into the provenance
+    unseen: bool = False  # has prompts that are held out of training

@@ -1,0 +1,298 @@
+"""Record any Gymnasium environment that shows RGB frames into a dataset of episodes.
+
+Episode k of a dataset is a function of (settings, seed, k) alone, and so is its split; and which episodes a recording
+of so many frames has follows from their lengths. So a recording that was stopped goes on where it was, and the files
+are the same whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from tqdm import tqdm
+
+from worldsim.data.crew import Alone, Crew
+from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, count_steps, write_episode
+from worldsim.data.frames import resize_frame
+from worldsim.data.games import recipes
+from worldsim.data.recipe import RandomExplorer, Recipe
+from worldsim.errors import ConfigError, DataError, did_you_mean
+from worldsim.models.action import space_to_json, stack_actions
+
+EPISODE_STEPS = 1000  # for an environment without a limit of its own
+FRAMES_PER_SECOND = 30.0  # for an environment that does not say
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What to record, how much of it, and where to."""
+
+    game: str
+    """A built-in recipe (see --list) or the id of any Gymnasium environment."""
+    out: Path | None = None
+    """The folder of the dataset (default: data/GAME). A recording that is there already is continued."""
+    frames: int = 20_000
+    """Stop when the dataset has so many frames, over all splits."""
+    workers: int = 2
+    """Processes that play at the same time; 1 plays in this process."""
+    seed: int = 0
+    """Another seed gives other episodes."""
+    policy: Literal["explorer", "random"] = "explorer"
+    """Who plays: the explorer of the recipe, or random actions held for a few steps."""
+    frame_size: tuple[int, int] | None = None
+    """Height and width (default: what the recipe says, or 64 64)."""
+    max_episode_steps: int | None = None
+    """Cut episodes after so many steps (default: what the recipe or the environment says)."""
+    prompt: str = ""
+    """The words for every frame, where the game has none of its own."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        least = {"frames": 1, "workers": 1, "seed": 0, "max_episode_steps": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name} is {value}; it must be at least {low}.")
+        if self.frame_size is not None and (len(self.frame_size) != 2 or min(self.frame_size) < 1):
+            raise ConfigError(f"frame_size is {self.frame_size}; it must be a height and a width of at least 1.")
+        if self.policy not in ("explorer", "random"):
+            raise ConfigError(f"policy is {self.policy!r}; allowed: 'explorer', 'random'.")
+
+
+def record(config: RecordConfig) -> Dataset:
+    """Record until the dataset has `config.frames` frames; continue a recording that was stopped.
+
+    Raises:
+        ConfigError: the action space is of a kind that cannot be recorded.
+        DataError: an unknown game, a folder with something else in it, or a game that crashed. Finished episodes stay.
+    """
+    recipe = recipe_for(config)
+    out = config.out or Path("data") / recipe.name
+    _open(out, _card(recipe, config))
+    most = recipe.episode_steps + 1  # frames in an episode
+    frames = index = 0
+    play = partial(_record, recipe, config, out)
+    with (
+        Alone(play) if config.workers == 1 else Crew(play, config.workers) as crew,
+        tqdm(total=config.frames, unit="frame", desc=f"recording {recipe.name}") as bar,
+    ):
+        while True:
+            # An episode is begun only when it is needed however long those under way turn out to be: so a recording
+            # has the same episodes whatever the number of workers, at the price of some waiting at its very end.
+            while crew.free and frames + crew.busy * most < config.frames:
+                path = episode_path(out, index, recipe.unseen)
+                if path.is_file():
+                    frames += count_steps(path) + 1
+                    bar.initial = bar.n = bar.last_print_n = frames  # the time left counts only what is new
+                else:
+                    crew.begin(index)
+                index += 1
+            if not crew.busy:
+                return Dataset(out)
+            frames += sum(crew.wait())
+            bar.update(frames - bar.n)
+
+
+def recipe_for(config: RecordConfig) -> Recipe:
+    """The built-in recipe that `config` asks for, or one made for the Gymnasium id.
+
+    Raises:
+        DataError: neither a recipe nor an environment that can be made.
+    """
+    # Ids first: the games behind the recipes need packages that another environment does not.
+    if ":" in config.game or config.game in gym.registry:
+        recipe = _foreign(config.game, config.max_episode_steps)
+    elif config.game in (known := recipes()):
+        recipe = known[config.game]
+    else:
+        ids = difflib.get_close_matches(config.game, gym.registry)
+        hint = did_you_mean(config.game, known) + (f" Gymnasium ids like it: {', '.join(ids)}." if ids else "")
+        raise DataError(f"{config.game!r} is neither a recipe nor the id of a Gymnasium environment.{hint}")
+    return dataclasses.replace(
+        recipe,
+        frame_size=config.frame_size or recipe.frame_size,
+        episode_steps=config.max_episode_steps or recipe.episode_steps,
+    )
+
+
+def _foreign(env_id: str, max_episode_steps: int | None) -> Recipe:
+    limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    make_env = partial(gym.make, env_id, render_mode="rgb_array", disable_env_checker=True, **limit)
+    try:
+        env = make_env()
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
+        raise DataError(f"cannot make the environment {env_id!r}: {error}") from error
+    steps = env.spec.max_episode_steps if env.spec else None
+    fps = float(env.metadata.get("render_fps") or FRAMES_PER_SECOND)
+    env.close()
+    return Recipe(
+        name=env_id.split(":")[-1].split("/")[-1],
+        summary=f"the Gymnasium environment {env_id}",
+        env_id=env_id,
+        make_env=make_env,
+        make_explorer=RandomExplorer,
+        fps=fps,
+        episode_steps=steps or EPISODE_STEPS,
+        packages=("gymnasium", "numpy"),
+    )
+
+
+def split_of(index: int, unseen: bool) -> str:
+    """The split of episode `index`: one in ten is held out; with `unseen`, one in 25 shows prompts of its own."""
+    if unseen and index % 25 == 24:
+        return "unseen"
+    return "heldout" if index % 10 == 9 else "train"
+
+
+def episode_path(out: Path, index: int, unseen: bool) -> Path:
+    """Where episode `index` of a dataset lies."""
+    return out / split_of(index, unseen) / f"{index:06d}.safetensors"
+
+
+def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
+    """Play episode `index`; the same arguments give the same episode.
+
+    The environment is made anew: not every game forgets all of its last episode at reset.
+    """
+    split = split_of(index, recipe.unseen)
+    seed = int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0])
+    rng = np.random.default_rng([config.seed, index])  # not `seed`: that would be the environment's own stream
+    explorer = recipe.make_explorer()
+    options = explorer.begin(rng, split)
+    if config.policy == "random":
+        explorer = RandomExplorer()
+        explorer.begin(rng, split)
+    env = recipe.make_env()
+    try:
+        observation, info = env.reset(seed=seed, options=options or None)
+        frames, prompts = [_frame(env, observation, recipe)], [_prompt(info, config)]
+        actions, rewards, terminations, truncations = [], [], [], []
+        while len(actions) < recipe.episode_steps:
+            action = explorer.act(env, observation, info)
+            actions.append(copy.deepcopy(action))  # games and explorers may change what they gave or were given
+            observation, reward, terminated, truncated, info = env.step(copy.deepcopy(action))
+            frames.append(_frame(env, observation, recipe))
+            prompts.append(_prompt(info, config))
+            rewards.append(float(reward))
+            terminations.append(bool(terminated))
+            truncations.append(bool(truncated))
+            if terminated or truncated:
+                break
+        if not terminations[-1]:
+            truncations[-1] = True  # by the recorder's own time limit
+        space = env.action_space
+    finally:
+        env.close()
+    texts = [json.dumps(prompt, sort_keys=True) for prompt in prompts]
+    distinct = list(dict.fromkeys(texts))
+    return Episode(
+        frames=np.stack(frames),
+        actions=stack_actions(space, actions),
+        rewards=np.asarray(rewards, np.float32),
+        terminated=np.asarray(terminations),
+        truncated=np.asarray(truncations),
+        prompt_index=np.asarray([distinct.index(text) for text in texts], np.int32),
+        prompts=[json.loads(text) for text in distinct],
+        meta={"index": index, "seed": seed, "split": split},
+    )
+
+
+def _record(recipe: Recipe, config: RecordConfig, out: Path, index: int) -> int:
+    """Record episode `index` into its file; return its number of frames."""
+    try:
+        episode = record_episode(recipe, config, index)
+    except Exception as error:
+        raise DataError(
+            f"{recipe.env_id} failed in episode {index} of seed {config.seed}: {type(error).__name__}: {error}"
+        ) from error
+    write_episode(episode_path(out, index, recipe.unseen), episode)
+    return len(episode) + 1
+
+
+def _frame(env: gym.Env, observation: Any, recipe: Recipe) -> np.ndarray:
+    array = observation if isinstance(observation, np.ndarray) else np.empty(0)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        array = np.asarray(env.render())
+    return resize_frame(array, recipe.frame_size)
+
+
+def _prompt(info: dict[str, Any], config: RecordConfig) -> dict[str, Any]:
+    return {**info.get("labels", {}), "text": info.get("prompt", config.prompt)}
+
+
+def _card(recipe: Recipe, config: RecordConfig) -> dict[str, Any]:
+    env = recipe.make_env()
+    try:
+        space = space_to_json(env.action_space)
+    finally:
+        env.close()
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": recipe.name,
+        "frame_size": list(recipe.frame_size),
+        "fps": recipe.fps,
+        "action_space": space,
+        "keys": {key: _plain(action) for key, action in recipe.keys.items()},
+        "notices": list(recipe.notices),
+        "recipe": config.game,
+        "provenance": {
+            "env_id": recipe.env_id,
+            "policy": config.policy,
+            "seed": config.seed,
+            "prompt": config.prompt,
+            "episode_steps": recipe.episode_steps,
+            "packages": {name: _version(name) for name in ("worldsim-engine", *recipe.packages)},
+        },
+    }
+
+
+def _plain(action: Any) -> Any:
+    if isinstance(action, dict):
+        return {key: _plain(value) for key, value in action.items()}
+    return np.asarray(action).tolist()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # the same import may come from another distribution
+
+
+def _open(out: Path, card: dict[str, Any]) -> None:
+    """Begin a dataset at `out`, or make sure that the one there was recorded with the same settings."""
+    path = out / "dataset.json"
+    if path.exists():
+        before, now = _settings(Dataset(out).card), _settings(card)
+        names = sorted(name for name in before | now if before.get(name) != now.get(name))
+        if names and any(out.glob("*/*.safetensors")):
+            changes = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
+            raise DataError(
+                f"{out} was recorded with other settings: {changes}. Record with the same ones, or into another folder."
+            )
+        if not names:
+            return
+    elif out.exists() and (not out.is_dir() or any(file.suffix != ".partial" for file in out.iterdir())):
+        raise DataError(f"{out} is there already and is no dataset (it has no dataset.json). Choose another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(json.dumps(card, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def _settings(card: dict[str, Any]) -> dict[str, str]:
+    provenance = card.get("provenance", {})
+    packages = {f"version of {name}": version for name, version in provenance.get("packages", {}).items()}
+    settings = {**card, **provenance, **packages}
+    return {k: json.dumps(v, sort_keys=True) for k, v in settings.items() if k not in ("provenance", "packages")}

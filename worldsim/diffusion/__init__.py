@@ -1,0 +1,1 @@
+"""Noise paths, objectives and samplers, as functions over tensors."""

@@ -1,0 +1,49 @@
+"""Flow matching with x-prediction, as functions over tensors.
+
+The path is a straight line from data to noise, `(1 - sigma) x + sigma e` (Lipman et al. 2022, arXiv:2210.02747;
+Liu et al. 2022, arXiv:2209.03003). The network predicts x; the velocity follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def mix(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Latents at noise level `sigma`, whose shape is a prefix of that of `clean`."""
+    sigma = sigma.reshape(*sigma.shape, *[1] * (clean.ndim - sigma.ndim)).to(clean.dtype)
+    return torch.lerp(clean, noise, sigma)
+
+
+def loss_weight(sigma: Tensor) -> Tensor:
+    """Weight of the squared error of x at each level: that of the velocity error, bounded near zero noise."""
+    return 1 / (sigma.square() + 0.05)
+
+
+def schedule(steps: int) -> list[float]:
+    """The sampler's noise levels: `steps` equal steps from 1 to 0."""
+    return [1 - step / steps for step in range(steps + 1)]
+
+
+def euler(predict: Callable[[Tensor, float], Tensor], noise: Tensor, levels: list[float]) -> Tensor:
+    """Integrate from noise to data by Euler steps.
+
+    Args:
+        predict: the clean latents, from latents and their noise level.
+        noise: where to begin, at level `levels[0]`.
+        levels: falling noise levels, the last one 0.
+    """
+    x = noise
+    for now, after in zip(levels[:-1], levels[1:], strict=True):
+        clean = predict(x, now)
+        x = clean if after == 0 else torch.lerp(clean, x, after / now)
+    return x
+
+
+def training_levels(shape: tuple[int, ...], generator: torch.Generator, share_at_one: float = 0.25) -> Tensor:
+    """Random noise levels: `share_at_one` of them exactly 1 (where sampling begins), the others uniform in 0..1."""
+    levels = torch.rand(shape, generator=generator)
+    return torch.where(torch.rand(shape, generator=generator) < share_at_one, torch.ones(()), levels)

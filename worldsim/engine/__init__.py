@@ -1,0 +1,1 @@
+"""Sessions of a world, stepped in batches."""

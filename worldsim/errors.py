@@ -1,0 +1,87 @@
+"""Every exception that worldsim raises on purpose, as one tree.
+
+WorldsimError
+|- ConfigError          a setting that cannot work (ValueError)
+|- DataError            a dataset or episode that cannot be read (ValueError)
+|- WorldError           a world folder that cannot be loaded (ValueError)
+|  |- WorldNotFound     nothing at that path or id
+|  `- WorldFormatError  a card of another format version
+|- InputError           what a caller passed in (ValueError)
+|  |- ActionError       an action outside the world's action space
+|  |- FrameError        a frame of the wrong size or dtype
+|  `- PromptError       a prompt this world cannot take
+|- SessionError         a call at the wrong time, such as a step before reset (RuntimeError)
+|- TrainingDiverged     the loss is not finite or has exploded (RuntimeError)
+`- MissingDependency    an optional package is not installed (ImportError)
+
+A message says what failed, the value got, the values allowed, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WorldsimError(Exception):
+    """Base of every error raised by worldsim."""
+
+
+class ConfigError(WorldsimError, ValueError):
+    """A setting that cannot work."""
+
+
+class DataError(WorldsimError, ValueError):
+    """A dataset or an episode cannot be read."""
+
+
+class WorldError(WorldsimError, ValueError):
+    """A world folder is damaged or incomplete."""
+
+
+class WorldNotFound(WorldError):
+    """There is no world at that path or id."""
+
+
+class WorldFormatError(WorldError):
+    """A world was saved with another format version."""
+
+
+class InputError(WorldsimError, ValueError):
+    """A caller passed something a world cannot take."""
+
+
+class ActionError(InputError):
+    """An action is outside the world's action space."""
+
+
+class FrameError(InputError):
+    """A frame has the wrong size or dtype."""
+
+
+class PromptError(InputError):
+    """A world cannot take this prompt."""
+
+
+class SessionError(WorldsimError, RuntimeError):
+    """A call came at the wrong time."""
+
+
+class TrainingDiverged(WorldsimError, RuntimeError):
+    """A training loss is not finite or has exploded."""
+
+
+class MissingDependency(WorldsimError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, purpose: str, install: str) -> None:
+        """Say which `package` is missing, for what `purpose`, and the command that installs it."""
+        super().__init__(f"{purpose} needs the package {package!r}, which is not installed; run: {install}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an unknown-name message: the closest match if there is one, and all allowed names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(known) or 'none'}."

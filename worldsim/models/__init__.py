@@ -1,0 +1,1 @@
+"""The parts of a world: autoencoder, dynamics, text, actions, heads."""

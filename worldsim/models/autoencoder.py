@@ -1,0 +1,158 @@
+"""Frames to latents and back, one frame at a time, so that every step can be shown at once.
+
+Any diffusers autoencoder whose `encode` and `decode` work on single images fits (`AutoencoderTiny`, `AutoencoderKL`,
+`AutoencoderDC`); causal video autoencoders get a time axis of one. Legend: B batch, H W pixels, C h w latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldsim.errors import ConfigError
+
+
+class Autoencoder(Protocol):
+    """What the rest of worldsim needs of an autoencoder."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Uint8 frames (B, H, W, 3) to normalised latents (B, C, h, w), about zero mean and unit deviation."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to uint8 frames (B, H, W, 3)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """A small `diffusers.AutoencoderDC` (Chen et al. 2024, arXiv:2410.10733) behind a pixel unshuffle.
+
+    The unshuffle moves `unshuffle` x `unshuffle` pixels into channels first, so that all convolutions run at a low
+    resolution with many channels: on a CPU that learned far more per second than few channels at full resolution.
+    """
+
+    unshuffle: int = 8
+    widths: tuple[int, ...] = (192,)  # channels of each level, from the unshuffled frame down to the latent
+    encoder_blocks: tuple[int, ...] = (2,)
+    decoder_blocks: tuple[int, ...] = (3,)
+    latent_channels: int = 24
+
+    def __post_init__(self) -> None:
+        """Check that the levels fit together."""
+        if not len(self.widths) == len(self.encoder_blocks) == len(self.decoder_blocks):
+            raise ConfigError(
+                f"widths {self.widths}, encoder_blocks {self.encoder_blocks} and decoder_blocks "
+                f"{self.decoder_blocks} must be equally many."
+            )
+        if self.widths[-1] % self.latent_channels:
+            raise ConfigError(f"the last of widths {self.widths} is no multiple of {self.latent_channels} channels.")
+        if self.unshuffle < 1:
+            raise ConfigError(f"unshuffle is {self.unshuffle}; it must be at least 1.")
+
+    def build(self) -> FrameAutoencoder:
+        """A freshly initialised autoencoder."""
+        from diffusers import AutoencoderDC
+
+        none = ((),) * len(self.widths)
+        model = AutoencoderDC(
+            in_channels=3 * self.unshuffle**2,
+            latent_channels=self.latent_channels,
+            encoder_block_out_channels=self.widths,
+            decoder_block_out_channels=self.widths,
+            encoder_layers_per_block=self.encoder_blocks,
+            decoder_layers_per_block=self.decoder_blocks,
+            encoder_qkv_multiscales=none,
+            decoder_qkv_multiscales=none,
+            encoder_out_shortcut=False,
+        )
+        for last in (model.encoder.conv_out, model.decoder.conv_out):  # the linear path alone, to begin with
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        return FrameAutoencoder(model, unshuffle=self.unshuffle, linear=self.unshuffle * 2 ** (len(self.widths) - 1))
+
+
+class FrameAutoencoder(nn.Module):
+    """A diffusers autoencoder with a pixel unshuffle before it and latents normalised per channel.
+
+    Args:
+        model: a diffusers autoencoder.
+        unshuffle: pixels of a block moved into channels; 1 for models that take RGB.
+        linear: side of the pixel blocks of a linear path beside the model, 0 for none. What is linear has a closed form
+            (`start_linear`), and the network learns only the rest, which saves most of the training.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, unshuffle: int = 1, linear: int = 0) -> None:
+        """Wrap `model`; the latent statistics start as zero mean, unit deviation."""
+        super().__init__()
+        self.model, self.unshuffle, self.linear = model, unshuffle, linear
+        channels = int(model.config.get("latent_channels", 4))
+        if linear:
+            self.down = nn.Conv2d(3 * linear**2, channels, 1)
+            self.up = nn.Conv2d(channels, 3 * linear**2, 1)
+        self.register_buffer("mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("std", torch.ones(channels), persistent=False)
+
+    def linear_path(self) -> list[nn.Conv2d]:
+        """The linear maps down and up, or none."""
+        return [self.down, self.up] if self.linear else []
+
+    @torch.no_grad()
+    def start_linear(self, pixels: Tensor) -> None:
+        """Set the linear path to the principal components of the blocks of `pixels` (B, 3, H, W) in -1..1."""
+        blocks = F.pixel_unshuffle(pixels, self.linear).movedim(1, -1).flatten(0, -2).double()  # (N, 3 u u)
+        mean = blocks.mean(dim=0)
+        values, vectors = torch.linalg.eigh((blocks - mean).T @ (blocks - mean) / len(blocks))
+        channels = self.latent_channels
+        scale = values[-channels:].clamp(min=1e-8).sqrt()
+        down = vectors[:, -channels:].T / scale.unsqueeze(1)  # (C, 3 u u): whitened
+        self.down.weight.copy_(down[:, :, None, None])
+        self.down.bias.copy_(-(down @ mean))
+        self.up.weight.copy_((vectors[:, -channels:] * scale)[:, :, None, None])
+        self.up.bias.copy_(mean)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.mean.numel()
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set the per-channel statistics that `encode` and `decode` normalise with, each of shape (C,)."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def encode_raw(self, pixels: Tensor) -> Tensor:
+        """Pixels in -1..1 of shape (B, 3, H, W) to latents (B, C, h, w) as the model makes them."""
+        out = self.model.encode(F.pixel_unshuffle(pixels, self.unshuffle))
+        found = [getattr(out, name) for name in ("latents", "latent") if hasattr(out, name)]
+        latents = found[0] if found else out.latent_dist.mode()
+        return latents + self.down(F.pixel_unshuffle(pixels, self.linear)) if self.linear else latents
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """The inverse of `encode_raw`, not clamped."""
+        pixels = F.pixel_shuffle(self.model.decode(latents).sample, self.unshuffle)
+        return pixels + F.pixel_shuffle(self.up(latents), self.linear) if self.linear else pixels
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Uint8 frames (B, H, W, 3) to normalised latents (B, C, h, w) in float32."""
+        parameter = next(self.model.parameters())
+        pixels = frames.to(parameter.device).permute(0, 3, 1, 2).to(parameter.dtype) / 127.5 - 1  # (B, 3, H, W)
+        raw = self.encode_raw(pixels.contiguous(memory_format=torch.channels_last)).float()
+        return (raw - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to uint8 frames (B, H, W, 3)."""
+        parameter = next(self.model.parameters())
+        raw = latents.float() * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+        raw = raw.to(parameter.dtype).contiguous(memory_format=torch.channels_last)
+        pixels = self.decode_raw(raw).float()  # (B, 3, H, W)
+        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

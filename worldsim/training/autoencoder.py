@@ -1,0 +1,134 @@
+"""Train the autoencoder: frames in, the same frames out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldsim.data.episodes import Dataset
+from worldsim.errors import ConfigError
+from worldsim.models.autoencoder import AutoencoderConfig, FrameAutoencoder
+from worldsim.training.trainer import Trainer, TrainerConfig
+from worldsim.world import describe_autoencoder, load_autoencoder, save_autoencoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTraining:
+    """What `worldsim train autoencoder` does."""
+
+    data: Path  # a recorded dataset
+    out: Path  # the run folder
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=10))
+    batch: int = 24
+    latent_noise: float = 0.05  # of the latents' own deviation: the decoder learns to bear small errors
+    edges: float = 0.5  # weight of the L1 loss on differences between neighbours: keeps edges sharp
+
+
+class AutoencoderTask:
+    """Squared error on pixels plus absolute error on their differences, on random frames of the training split."""
+
+    def __init__(self, config: AutoencoderTraining, dataset: Dataset) -> None:
+        """Read all frames of the training split into memory."""
+        self.config = config
+        self.module = config.model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.frames = torch.from_numpy(np.concatenate([episode.frames for episode in dataset.read("train")]))
+        if self.module.linear:
+            sample = self.frames[:: max(1, len(self.frames) // 4096)]
+            self.module.start_linear(sample.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        self.held = torch.from_numpy(np.concatenate([e.frames[::40] for e in dataset.read("heldout")]))[:64]
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """One batch of random frames."""
+        index = torch.randint(len(self.frames), (self.config.batch,), generator=generator)
+        pixels = self.frames[index].permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W), channels_last
+        latents = self.module.encode_raw(pixels)
+        noise = torch.randn(latents.shape, generator=generator)
+        spread = latents.detach().float().std(dim=(0, 2, 3), keepdim=True)
+        out = self.module.decode_raw(latents + self.config.latent_noise * spread * noise).float()
+        error = out - pixels
+        square = error.square().mean()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        # MSE of a unit-range picture is small: scaled so that the gradient norm is near one.
+        loss = 20 * square + self.config.edges * edges
+        return loss, {"psnr": -10 * float(torch.log10(square.detach() / 4))}
+
+    def sheet(self, module: nn.Module) -> np.ndarray:
+        """Held-out frames above what the autoencoder makes of them."""
+        assert isinstance(module, FrameAutoencoder)
+        frames = self.held[:16]
+        rows = torch.cat([torch.cat(list(frames), 1), torch.cat(list(module.decode(module.encode(frames))), 1)], 0)
+        return rows.numpy()
+
+    def state(self) -> dict[str, Any]:
+        """Nothing but the weights."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+@torch.no_grad()
+def latent_statistics(autoencoder: FrameAutoencoder, frames: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and scale per latent channel over uint8 `frames` (N, H, W, 3).
+
+    The scale is the channel's deviation over the fourth root of what its unit change does to the pixels (squared error),
+    so that a squared error of latents weighs channels halfway between equally and as pixels do. Equal weights would
+    spend the dynamics on texture: half of the channels carry noise-like detail that no one can predict.
+    """
+    autoencoder.set_statistics(torch.zeros_like(autoencoder.mean), torch.ones_like(autoencoder.std))
+    latents = torch.cat([autoencoder.encode(torch.from_numpy(part)) for part in np.array_split(frames, 32)])
+    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    probe = latents[:: max(1, len(latents) // 16)]
+    base = autoencoder.decode(probe).float()
+    noise = 0.3 * torch.randn(probe[:, 0].shape, generator=torch.Generator().manual_seed(0))
+    effect = torch.empty_like(std)
+    for channel in range(len(std)):
+        moved = probe.clone()
+        moved[:, channel] += noise * std[channel]
+        effect[channel] = (autoencoder.decode(moved).float() - base).square().mean()
+    weight = effect.clamp(min=1e-6).sqrt()
+    return mean, std / (weight / weight.mean()).sqrt()
+
+
+def train_autoencoder(config: AutoencoderTraining) -> FrameAutoencoder:
+    """Train, and save the EMA weights with their latent statistics under `out/autoencoder`."""
+    dataset = Dataset(config.data)
+    task = AutoencoderTask(config, dataset)
+    trainer = Trainer(task, config.trainer, config.out)
+    trainer.run()
+    task.module.load_state_dict(trainer.ema)
+    sample = task.frames[:: max(1, len(task.frames) // 2048)].numpy()
+    task.module.set_statistics(*latent_statistics(task.module, sample))
+    save_run(task.module, config.out)
+    return task.module
+
+
+def save_run(autoencoder: FrameAutoencoder, out: Path) -> None:
+    """Write a trained autoencoder where `load_run` finds it."""
+    card = {
+        **describe_autoencoder(autoencoder),
+        "mean": autoencoder.mean.tolist(),
+        "std": autoencoder.std.tolist(),
+    }
+    save_autoencoder(autoencoder, out / "autoencoder", torch.float32)
+    (out / "autoencoder.json").write_text(json.dumps(card))
+
+
+def load_run(out: Path) -> FrameAutoencoder:
+    """The autoencoder that a training run left in `out`.
+
+    Raises:
+        ConfigError: no finished run there.
+    """
+    path = Path(out) / "autoencoder.json"
+    if not path.is_file():
+        raise ConfigError(f"no trained autoencoder in {out}; make one with: worldsim train autoencoder --out {out}")
+    card = json.loads(path.read_text())
+    return load_autoencoder(card, card["mean"], card["std"], Path(out) / "autoencoder")

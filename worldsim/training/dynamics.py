@@ -1,0 +1,243 @@
+"""Train the dynamics: the next latents from the last ones, the action and the prompt.
+
+A batch is some windows of T frames. Every frame of a window has a noise level of its own, so one pass trains the
+prediction of all of them (diffusion forcing, Chen et al. 2024, arXiv:2407.01392). Some frames take the part of the past
+(`given`): they are almost clean, as the cache will hold them, and train the reward and termination heads.
+Once the model can draw a frame, the past of most windows is what the model itself drew (see `rollouts`).
+Legend: B windows, T frames, K history frames, A action history, C h w latent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldsim.data.episodes import Dataset, read_episode
+from worldsim.data.latents import LatentData
+from worldsim.diffusion.flow import loss_weight, mix, training_levels
+from worldsim.engine.simulator import SamplerConfig, Simulator
+from worldsim.models.action import flat_size
+from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.dit import Conditions, DiT, DiTConfig
+from worldsim.models.heads import reward_loss
+from worldsim.models.text import PromptBook
+from worldsim.training.autoencoder import load_run
+from worldsim.training.rollouts import RolloutPool, roll
+from worldsim.training.trainer import Trainer, TrainerConfig
+from worldsim.world import World, WorldCard, describe_autoencoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsTraining:
+    """What `worldsim train dynamics` does."""
+
+    data: Path  # a recorded dataset
+    autoencoder: Path  # a trained autoencoder's run folder
+    out: Path  # the run folder
+    model: DiTConfig = field(default_factory=DiTConfig)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
+    windows: int = 6
+    frames: int = 8  # of a window
+    fresh: float = 0.15  # share of windows that begin from nothing but the prompt
+    given: float = 0.3  # share of frames that take the part of the past
+    history_noise: float = 0.3  # largest noise level mixed into the history
+    prompt_dropout: float = 0.1
+    own: int = 4  # windows whose past is the model's own
+    own_after: int = 1200  # steps before that begins
+    own_pool: int = 16
+    own_reuse: int = 2
+    head_weight: float = 0.1
+    compile: bool = False  # torch.compile the blocks: slow to start, faster afterwards
+
+
+class DynamicsTask:
+    """The loss of the dynamics on a recording's latents."""
+
+    def __init__(self, config: DynamicsTraining, data: LatentData, held: LatentData, book: PromptBook) -> None:
+        """Build the model; `data` trains it, `held` is drawn on the sheets."""
+        self.config, self.data, self.held, self.book = config, data, held, book
+        self.module: DiT = config.model.build()
+        self.text, self.text_mask = book.batch(data.prompts)
+        self.sampler = SamplerConfig(steps=2)
+        self.simulator = Simulator(self.module, book, self.sampler)
+        self.simulator.keep_words = False
+        self.pool = RolloutPool(config.own_pool, config.frames, config.own_reuse, self.sampler)
+        self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
+        if config.compile:
+            for block in self.module.blocks:
+                block.compile()
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """One batch: recorded windows, and the model's own once `own_after` steps are over."""
+        config, model = self.config, self.config.model
+        own = config.own if step >= config.own_after else 0
+        windows, frames, history = config.windows, config.frames, model.history
+        starts = self.data.sample_starts(windows, frames, generator)
+        first = self.data.first[starts]
+        fresh = torch.rand(windows, generator=generator) < config.fresh
+        birth = torch.where(fresh, starts, first)  # the first frame a window knows of
+        index = starts.unsqueeze(1) + torch.arange(-history, frames)  # (B, K + T)
+        seen = self.data.latents[index.clamp(min=0)].float()
+        if own:
+            rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed)
+            starts[:own], seen[:own] = rollouts.starts, rollouts.seen
+            birth[:own] = self.data.first[rollouts.starts]
+        rows = starts.unsqueeze(1) + torch.arange(frames)  # (B, T)
+        target = self.data.latents[rows].float()  # (B, T, C, h, w)
+
+        # The part of each frame: past (almost clean, as seen) or future (noisy, as recorded).
+        given = torch.rand(windows, frames, generator=generator) < config.given
+        sigma = training_levels((windows, frames), generator)
+        sigma = torch.where(given, 0.1 * torch.rand((windows, frames), generator=generator), sigma)
+        noise = torch.randn(target.shape, generator=generator)
+        clean = torch.where(given[..., None, None, None], seen[:, history:], target)
+        noisy = mix(clean, noise, sigma)
+        counted = torch.ones(windows, frames)
+        counted[:own] -= given[:own].float()  # the model's own frames are no targets
+
+        conditions = self._conditions(rows, birth, seen, generator)
+        predicted = self.module(noisy, sigma, conditions)
+        error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
+        denoise = (error * loss_weight(sigma) * counted).sum() / counted.sum()
+        heads = given * self.data.known[rows]
+        reward = (reward_loss(predicted.reward, self.data.rewards[rows]) * heads).sum() / heads.sum().clamp(min=1)
+        ended = nn.functional.binary_cross_entropy_with_logits(
+            predicted.ended.float(), self.data.terminated[rows], weight=heads, reduction="sum"
+        ) / heads.sum().clamp(min=1)
+        loss = denoise + config.head_weight * (reward + ended)
+        at_one = ((sigma == 1) * (~fresh).unsqueeze(1)).float()
+        scalars = {"at_one": (error.detach() * at_one).sum() / at_one.sum().clamp(min=1), "reward": reward.detach()}
+        if own:
+            scalars["at_one_own"] = (error.detach() * at_one)[:own].sum() / at_one[:own].sum().clamp(min=1)
+        return loss, {name: float(value) for name, value in (scalars | {"ended": ended.detach()}).items()}
+
+    def _conditions(self, rows: Tensor, birth: Tensor, seen: Tensor, generator: torch.Generator) -> Conditions:
+        """What is known of frames `rows` (B, T): `seen` (B, K + T, ...) holds the past from frame rows[:, 0] - K on."""
+        model = self.config.model
+        shape = rows.shape
+        past = seen.unfold(1, model.history, 1)[:, : shape[1]].movedim(-1, 2)  # (B, T, K, C, h, w)
+        sigma = self.config.history_noise * torch.rand(shape, generator=generator)
+        history = mix(past, torch.randn(past.shape, generator=generator), sigma)
+        birth = birth[:, None, None]
+        ages = torch.arange(model.history, 0, -1)
+        present = (rows.unsqueeze(-1) - ages >= birth).float()  # (B, T, K)
+        steps = rows.unsqueeze(-1) - torch.arange(model.action_history - 1, -1, -1)  # (B, T, A)
+        known = (steps > birth).float()  # the action of the first frame is not known
+        prompt = self.data.prompt[rows]
+        blank = torch.rand(shape[0], 1, generator=generator) < self.config.prompt_dropout
+        # Only the prompts of this batch: their keys and values are computed at every step.
+        distinct, index = torch.unique(prompt.masked_fill(blank, 0), return_inverse=True)
+        return Conditions(
+            history=history,
+            present=present,
+            history_sigma=sigma,
+            actions=self.data.actions[steps.clamp(min=0)],
+            known=known,
+            text=self.text[distinct],
+            text_mask=self.text_mask[distinct],
+            prompt_index=index,
+        )
+
+    @torch.no_grad()
+    def sheet(self, module: nn.Module) -> np.ndarray | None:
+        """Four held-out stretches, truth above the model's own play under the recorded actions, each 8th of 96 frames."""
+        if self.decode is None:
+            return None
+        assert isinstance(module, DiT)
+        frames, history = 96, module.config.history
+        generator = torch.Generator().manual_seed(0)
+        starts = self.held.sample_starts(4, frames, generator, history)
+        seen = self.held.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            drawn = roll(Simulator(module, self.book, self.sampler), self.held, starts, seen, frames, 0).seen[
+                :, history:
+            ]
+        shown = [0, 1, 3, *range(7, frames, 8)]
+        truth = self.held.latents[(starts.unsqueeze(1) + torch.arange(frames))[:, shown]].float()
+        rows = []
+        for real, own in zip(truth, drawn[:, shown], strict=True):
+            rows += [torch.cat(list(self.decode(real)), dim=1), torch.cat(list(self.decode(own)), dim=1)]
+        return torch.cat(rows).numpy()
+
+    def state(self) -> dict[str, Any]:
+        """The pool of rollouts."""
+        return self.pool.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.pool.load_state(state)
+
+
+def train_dynamics(config: DynamicsTraining) -> World:
+    """Train, and export the world with the EMA weights to `out/world`. Run again, it goes on where it stopped."""
+    task, trainer, dataset, autoencoder = prepare(config)
+    trainer.run()
+    return export(config, task, trainer, dataset, autoencoder)
+
+
+def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, FrameAutoencoder]:
+    """Encode the recording and build (or resume) the run, without a step of training."""
+    torch.set_num_threads(config.trainer.threads)
+    dataset = Dataset(config.data)
+    autoencoder = load_run(config.autoencoder)
+    book = PromptBook(config.model.text_width)
+    data = LatentData.encode(dataset, "train", autoencoder)
+    held = LatentData.encode(dataset, "heldout", autoencoder)
+    channels, *size = data.latents.shape[1:]
+    model = dataclasses.replace(
+        config.model,
+        latent_channels=channels,
+        latent_size=(size[0], size[1]),
+        action_size=flat_size(dataset.action_space),
+    )
+    torch.manual_seed(config.trainer.seed)
+    task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
+    task.decode = autoencoder.decode
+    return task, Trainer(task, config.trainer, config.out), dataset, autoencoder
+
+
+def export(
+    config: DynamicsTraining, task: DynamicsTask, trainer: Trainer, dataset: Dataset, autoencoder: FrameAutoencoder
+) -> World:
+    """The world of a run, with its EMA weights, saved under `out/world`."""
+    dynamics = task.config.model.build()
+    dynamics.load_state_dict(trainer.ema)
+    counts = torch.bincount(task.data.prompt, minlength=len(task.data.prompts))
+    common = [task.data.prompts[i] for i in counts.argsort(descending=True).tolist() if task.data.prompts[i]]
+    digest = hashlib.sha256()
+    for path in dataset.episodes("train"):
+        digest.update(path.read_bytes())
+    card = WorldCard(
+        name=dataset.card["name"],
+        frame_size=dataset.frame_size,
+        fps=dataset.card["fps"],
+        action_space=dataset.card["action_space"],
+        latent_mean=autoencoder.mean.tolist(),
+        latent_std=autoencoder.std.tolist(),
+        autoencoder=describe_autoencoder(autoencoder),
+        keys=dataset.card.get("keys", {}),
+        prompts=common[:24],
+        sampler=dataclasses.asdict(task.sampler),
+        notices=dataset.card.get("notices", []),
+        provenance={
+            "recording": dataset.card["provenance"],
+            "train_episodes_sha256": digest.hexdigest(),
+            "training": json.loads(json.dumps(dataclasses.asdict(task.config), default=str)),
+            "steps": trainer.step,
+        },
+    )
+    starts = []
+    for path in dataset.episodes("heldout")[:8]:
+        clip = read_episode(path, 40, 40 + 2 * config.model.history)
+        starts.append({"frames": clip.frames, "actions": clip.actions, "prompt": clip.texts()[-1]})
+    world = World(card, autoencoder, dynamics, task.book, starts)
+    world.save_pretrained(config.out / "world")
+    return world

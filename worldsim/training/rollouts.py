@@ -1,0 +1,106 @@
+"""The model's own futures, as training material.
+
+A model that only ever saw recorded frames does not know how to go on from its own, slightly wrong ones, and drifts.
+Here it plays short stretches under the recorded actions; training then shows it these frames as the past, with the
+recorded frame as the target (self-forcing in its simplest form; compare Huang et al. 2025, arXiv:2506.08009).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldsim.data.latents import LatentData
+from worldsim.engine.simulator import SamplerConfig, Simulator
+from worldsim.training.trainer import seed_of
+
+
+@dataclass
+class Rollouts:
+    """Windows of the model's own frames.
+
+    Attributes:
+        starts: where in the data each window begins, (R,).
+        seen: the K frames before the window and the model's T frames of it, (R, K + T, C, h, w).
+    """
+
+    starts: Tensor
+    seen: Tensor
+
+
+def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, frames: int, seed: int) -> Rollouts:
+    """Let the model play `frames` frames from `starts` under the recorded actions.
+
+    Args:
+        simulator: of the model in training.
+        data: the recording.
+        starts: index of the first frame to draw, (R,).
+        seen: the K frames before it, recorded or the model's own, (R, K, C, h, w).
+        frames: how many to draw.
+        seed: of the noise.
+    """
+    rows, history = seen.shape[:2]
+    texts = [data.prompts[i] for i in data.prompt[starts].tolist()]
+    state = simulator.begin([seed_of(seed, row) for row in range(rows)], texts, tuple(seen.shape[-2:]))
+    state.history = seen.clone()
+    state.step = torch.full((rows,), history)  # all of the history is there
+    index = starts.unsqueeze(1) - torch.arange(state.actions.shape[1], 0, -1)
+    state.actions, state.known = data.actions[index].clone(), data.known[index].clone()
+    drawn = []
+    for frame in range(frames):
+        now = starts + frame
+        state.prompts = [data.prompts[i] for i in data.prompt[now].tolist()]
+        drawn.append(simulator.step(state, data.actions[now]).latents)
+    return Rollouts(starts, torch.cat([seen, torch.stack(drawn, dim=1)], dim=1))
+
+
+class RolloutPool:
+    """A pool of rollouts that is made anew once every window was used `reuse` times.
+
+    Half of the windows continue the model's own previous window, so that it also meets frames up to two windows deep
+    into its own play; deeper ones have lost the recorded course, and their targets would teach blur.
+    """
+
+    def __init__(self, size: int, frames: int, reuse: int, sampler: SamplerConfig) -> None:
+        """A pool of `size` windows of `frames` frames."""
+        self.size, self.frames, self.reuse, self.sampler = size, frames, reuse, sampler
+        self.pool: Rollouts | None = None
+        self.uses = 0
+
+    def take(self, rows: int, simulator: Simulator, data: LatentData, step: int, seed: int) -> Rollouts:
+        """The next `rows` windows."""
+        if self.pool is None or self.uses + rows > self.size * self.reuse:
+            self._fill(simulator, data, seed_of(seed, step, 1))
+        assert self.pool is not None
+        places = (torch.arange(rows) + self.uses) % self.size
+        self.uses += rows
+        return Rollouts(self.pool.starts[places], self.pool.seen[places])
+
+    def _fill(self, simulator: Simulator, data: LatentData, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        history = simulator.dynamics.config.history
+        starts = data.sample_starts(self.size, 2 * self.frames, generator, history)
+        seen = data.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
+        half = self.size // 2
+        if self.pool is not None:
+            # The first half goes on from where the second half of the last pool ended.
+            starts[:half] = self.pool.starts[-half:] + self.frames
+            seen[:half] = self.pool.seen[-half:, -history:]
+        module, training = simulator.dynamics, simulator.dynamics.training
+        module.eval()
+        self.pool = roll(simulator, data, starts, seen, self.frames, seed)
+        module.train(training)
+        self.uses = 0
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        pool = None if self.pool is None else {"starts": self.pool.starts, "seen": self.pool.seen}
+        return {"pool": pool, "uses": self.uses}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.uses = state["uses"]
+        self.pool = None if state["pool"] is None else Rollouts(**state["pool"])

@@ -1,0 +1,254 @@
+"""A world: a trained simulator with all that is needed to step it, in memory and on disk.
+
+car-racing/
+world.json               the card
+autoencoder/             config.json + safetensors, as diffusers writes them; linear.safetensors if it has that path
+dynamics/                config.json + safetensors
+prompts.safetensors      prompts and their states, so that these need no text encoder
+starts.npz               a few recorded clips to begin from
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from worldsim.errors import ConfigError, WorldError, WorldFormatError, WorldNotFound
+from worldsim.models.action import space_from_json
+from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.dit import DiT, DiTConfig
+from worldsim.models.text import DEFAULT_ENCODER, PromptBook
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldCard:
+    """What a world says of itself; `world.json`."""
+
+    name: str
+    frame_size: tuple[int, int]  # (height, width)
+    fps: float
+    action_space: dict[str, Any]  # see models.action
+    latent_mean: list[float]
+    latent_std: list[float]
+    autoencoder: dict[str, Any]  # class name and wrapper settings
+    keys: dict[str, Any] = field(default_factory=dict)  # "left+up" -> action; "" is no key
+    prompts: list[str] = field(default_factory=list)  # examples; the first is the default
+    text_encoder: str | None = DEFAULT_ENCODER
+    sampler: dict[str, Any] = field(default_factory=dict)
+    episode_steps: int | None = None  # after so many steps the environment truncates
+    notices: list[str] = field(default_factory=list)  # licences of what the frames show
+    provenance: dict[str, Any] = field(default_factory=dict)  # recording, training
+    quality: dict[str, Any] = field(default_factory=dict)  # measured by `worldsim eval`
+    format_version: int = FORMAT_VERSION
+
+
+class World:
+    """Parts and card of a world.
+
+    Attributes:
+        card: what the world says of itself.
+        autoencoder: frames to latents and back.
+        dynamics: the model that predicts latents.
+        book: prompts and their states.
+        starts: recorded clips to begin from, each {"frames": uint8 (T, H, W, 3), "actions": (T - 1, ...), "prompt": str}.
+        action_space: the Gymnasium action space.
+    """
+
+    def __init__(
+        self,
+        card: WorldCard,
+        autoencoder: FrameAutoencoder,
+        dynamics: DiT,
+        book: PromptBook,
+        starts: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Put the parts together."""
+        self.card, self.autoencoder, self.dynamics, self.book = card, autoencoder.eval(), dynamics.eval(), book
+        self.starts = starts or []
+        self.action_space: spaces.Space = space_from_json(card.action_space)
+        self.path: Path | None = None
+
+    def to(self, dtype: torch.dtype) -> World:
+        """The same world with the weights in `dtype`."""
+        self.autoencoder.model.to(dtype)
+        for path in self.autoencoder.linear_path():
+            path.to(dtype)
+        self.dynamics.to(dtype)
+        return self
+
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Write the world to a folder, weights in `dtype`."""
+        path = Path(path)
+        (path / "dynamics").mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.to(dtype).contiguous() for name, tensor in self.dynamics.state_dict().items()}
+        save_file(weights, path / "dynamics" / "model.safetensors")
+        config = json.dumps(dataclasses.asdict(self.dynamics.config), indent=2)
+        (path / "dynamics" / "config.json").write_text(config + "\n")
+        save_autoencoder(self.autoencoder, path / "autoencoder", dtype)
+        self.book.save(path / "prompts.safetensors", list(self.book.states))
+        arrays = {
+            f"{i}.{name}": np.asarray(value) for i, start in enumerate(self.starts) for name, value in start.items()
+        }
+        np.savez_compressed(path / "starts.npz", **arrays)  # type: ignore[arg-type]
+        write_card(self.card, path)
+
+    @staticmethod
+    def from_pretrained(name: str | Path, dtype: torch.dtype | None = None) -> World:
+        """Load a world from a folder, or from a hub id where one can be reached.
+
+        Args:
+            name: folder or hub id ("user/name").
+            dtype: of the weights; None keeps bfloat16 where the machine computes in it, float32 elsewhere.
+
+        Raises:
+            WorldNotFound: nothing there.
+            WorldFormatError: a card of another format version.
+            WorldError: a damaged or incomplete folder.
+        """
+        path = find_world(name)
+        card = read_card(path)
+        try:
+            autoencoder = load_autoencoder(card.autoencoder, card.latent_mean, card.latent_std, path / "autoencoder")
+            config = json.loads((path / "dynamics" / "config.json").read_text())
+            dynamics = DiTConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}).build()
+            weights = load_file(path / "dynamics" / "model.safetensors")
+            dynamics.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
+            starts = _read_starts(path / "starts.npz")
+            book = PromptBook(dynamics.config.text_width, card.text_encoder)
+            book.load(path / "prompts.safetensors")
+            world = World(card, autoencoder, dynamics, book, starts)
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, WorldError):
+                raise
+            raise WorldError(f"world {path} is damaged or incomplete ({error}); fetch or export it again.") from error
+        world.path = path
+        return world.to(dtype or default_dtype())
+
+    def fingerprint(self) -> str:
+        """A hash of the weights: what a replay or a snapshot belongs to."""
+        digest = hashlib.sha256()
+        for module in (self.autoencoder, self.dynamics):
+            for name, tensor in module.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.float().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def default_dtype() -> torch.dtype:
+    """Bfloat16 where the CPU multiplies it in hardware (about twice as fast), float32 elsewhere."""
+    return torch.bfloat16 if torch.backends.mkldnn.is_available() and _has_bf16() else torch.float32
+
+
+def _has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+
+
+def find_world(name: str | Path) -> Path:
+    """The folder of a world: a path that has a `world.json`, or a snapshot of a hub id.
+
+    Raises:
+        WorldNotFound: neither.
+    """
+    path = Path(name)
+    if (path / "world.json").is_file():
+        return path
+    text = str(name)
+    hint = "Allowed: a folder with a world.json, or a hub id such as user/name. Make one with: worldsim train"
+    if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise WorldNotFound(f"there is no world at {text!r} (no world.json there). {hint}")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(text))
+    except Exception as error:  # the hub client raises many kinds: offline, unknown, forbidden
+        raise WorldNotFound(f"no world at {text!r}: no such folder, and the hub said {error!s:.200}. {hint}") from error
+
+
+def write_card(card: WorldCard, path: Path) -> None:
+    """Write `world.json`."""
+    (path / "world.json").write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+
+
+def read_card(path: Path) -> WorldCard:
+    """Read `world.json`.
+
+    Raises:
+        WorldFormatError: another format version.
+        WorldError: not a card.
+    """
+    try:
+        data = json.loads((path / "world.json").read_text())
+        version = data.get("format_version")
+    except (OSError, AttributeError, ValueError) as error:
+        raise WorldError(f"{path / 'world.json'} cannot be read ({error}); fetch or export the world again.") from error
+    if version != FORMAT_VERSION:
+        raise WorldFormatError(
+            f"world {path} has format_version {version!r}; this worldsim reads {FORMAT_VERSION}. "
+            "Export it again with this version, or use the worldsim version that wrote it."
+        )
+    try:
+        return WorldCard(**{**data, "frame_size": tuple(data["frame_size"])})
+    except (KeyError, TypeError) as error:
+        raise WorldError(f"{path / 'world.json'} is incomplete: {error}.") from error
+
+
+def save_autoencoder(autoencoder: FrameAutoencoder, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write an autoencoder's folder: diffusers layout, plus the linear path beside the model."""
+    state = {name: tensor.to(dtype).contiguous() for name, tensor in autoencoder.model.state_dict().items()}
+    autoencoder.model.save_pretrained(path, state_dict=state)
+    parts = {
+        f"{name}.{key}": tensor.to(dtype).contiguous()
+        for name, module in zip(("down", "up"), autoencoder.linear_path(), strict=False)
+        for key, tensor in module.state_dict().items()
+    }
+    if parts:
+        save_file(parts, path / "linear.safetensors")
+
+
+def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float], path: Path) -> FrameAutoencoder:
+    """Read an autoencoder's folder with the diffusers class that `about` (see `describe_autoencoder`) names."""
+    import diffusers
+
+    name = about["class"]
+    if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
+        raise WorldError(f"the card names the autoencoder class {name!r}; allowed: diffusers' Autoencoder classes.")
+    model = getattr(diffusers, name).from_pretrained(path, torch_dtype=torch.float32)
+    autoencoder = FrameAutoencoder(model, about["unshuffle"], about["linear"])
+    if autoencoder.linear:
+        parts = load_file(path / "linear.safetensors")
+        for part, module in zip(("down", "up"), autoencoder.linear_path(), strict=True):
+            module.load_state_dict({key: parts[f"{part}.{key}"].float() for key in ("weight", "bias")})
+    autoencoder.set_statistics(torch.tensor(mean), torch.tensor(std))
+    return autoencoder
+
+
+def describe_autoencoder(autoencoder: FrameAutoencoder) -> dict[str, Any]:
+    """What the card says of the autoencoder."""
+    return {
+        "class": type(autoencoder.model).__name__,
+        "unshuffle": autoencoder.unshuffle,
+        "linear": autoencoder.linear,
+    }
+
+
+def _read_starts(path: Path) -> list[dict[str, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            count = len({name.split(".")[0] for name in file.files})
+            names = ("frames", "actions", "prompt")
+            clips = [{name: file[f"{i}.{name}"] for name in names} for i in range(count)]
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return [{**clip, "prompt": str(clip["prompt"])} for clip in clips]
