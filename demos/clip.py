@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from worldsim.demos.keymap import KeyMap
-from worldsim.demos.screen import Panel, Screen, View
+from worldsim.demos.screen import Screen
 from worldsim.demos.session import Session
+from worldsim.demos.view import view_of
 from worldsim.errors import ConfigError, MissingDependency
 
 HOLD = (4, 16)  # shortest and longest time that the seeded driver holds keys, in steps
@@ -45,12 +46,19 @@ class Recorder:
         self._writer: Generator[None, bytes | None, None] = imageio_ffmpeg.write_frames(
             str(path),
             (size[1], size[0]),
-            fps=fps,
+            fps=fps,  # pyright: ignore[reportArgumentType]  -- says int, writes two decimals
             codec="libx264",
             quality=8,
             macro_block_size=2,
             ffmpeg_log_level="error",
-            output_params=["-preset", "veryfast", "-threads", "1", "-movflags", "+faststart"],  # the world needs the CPU
+            output_params=[
+                "-preset",
+                "veryfast",
+                "-threads",
+                "1",
+                "-movflags",
+                "+faststart",
+            ],  # the world needs the CPU
         )
         self._writer.send(None)
 
@@ -108,7 +116,7 @@ def read_script(script: str, keymap: KeyMap) -> list[Turn]:
 def drive(keymap: KeyMap, rng: np.random.Generator) -> Iterator[Turn]:
     """Keys of a driver who likes to go ahead: holds a combination for a few steps, then another."""
     combos = [tuple(sorted(combo)) for combo in keymap.entries]
-    likes = np.array([0.3 if not combo else (3.0 if "up" in combo else 0.5 if "down" in combo else 1.0) for combo in combos])
+    likes = np.array([3.0 if "up" in combo else 0.4 if "down" in combo or not combo else 1.0 for combo in combos])
     while True:
         combo = combos[rng.choice(len(combos), p=likes / likes.sum())]
         for _ in range(int(rng.integers(*HOLD, endpoint=True))):
@@ -128,8 +136,7 @@ def write_clip(
     """
     height, width = screen.pixels().shape[:2]
     recorder = Recorder(path, (height, width), fps)
-    spent = 0.0
-    slowest = 0.0
+    spent = slowest = 0.0
     try:
         for _ in range(steps):
             held, prompt = next(turns)
@@ -141,39 +148,11 @@ def write_clip(
             session.step(held)
             took = time.perf_counter() - began
             spent, slowest = spent + took, max(slowest, took)
-            screen.draw(view_of(session, held, fps=None, footer=title))
+            screen.draw(view_of(session, held, footer=title))
             recorder.add(screen.pixels())
     finally:
         made = recorder.close()
     return (
         f"{made}; the world made {steps / max(spent, 1e-9):.1f} steps a second "
         f"({1000 * spent / steps:.1f} ms a step, the slowest {1000 * slowest:.1f} ms)"
-    )
-
-
-def view_of(session: Session, held: Iterator[str] | tuple[str, ...] | list[str], *, fps: float | None, footer: str) -> View:
-    """A session as it is drawn; `fps` is what is reached, None where nobody waits for frames."""
-    first = session.first
-    two = len(session.sides) > 1
-    panels = [
-        Panel(
-            picture=side.picture,
-            caption=side.name + ("  (over)" if side.over else ""),
-            detail=f"reward {side.total:.1f}   {side.step_ms:.1f} ms" if two else "",
-            faded=side.over,
-        )
-        for side in session.sides
-    ]
-    status = [f"{session.step_ms:.1f} ms a step", f"frame {session.steps}"]
-    status += [] if two else [f"reward {first.total:.1f}"]
-    status = status if fps is None else [f"{fps:.1f} fps", *status]
-    lit = [key for key in first.keymap.choose(held)]
-    takes = any(side.takes_prompt for side in session.sides)
-    return View(
-        panels=panels,
-        status=status,
-        keys=first.keymap.names,
-        held=lit,
-        prompt=(session.prompt or first.prompt) if takes or first.prompt else None,
-        footer=footer,
     )

@@ -23,7 +23,7 @@ ALIASES = {"w": "up", "a": "left", "s": "down", "d": "right"}
 PAIRS = (("left", "right"), ("down", "up"), ("1", "2"), ("3", "4"), ("5", "6"), ("7", "8"), ("9", "0"))
 """Keys that push a number down and up, for spaces that come without keys."""
 
-SINGLES = ("up", "down", "left", "right", *"1234567890")
+SINGLES: tuple[str, ...] = ("up", "down", "left", "right", *"1234567890")
 """Keys that only switch something on, for spaces that come without keys."""
 
 MOST_ENTRIES = 729  # combinations that are spelled out: six numbers with three choices each
@@ -164,7 +164,7 @@ def _choices(space: spaces.Space) -> list[list[float]]:
 
 
 def _take(free: list[str], count: int) -> list[str]:
-    """Take `count` keys, or as many as there are, out of the `free` ones: for two choices a pair that belongs together."""
+    """Take `count` keys, or as many as there are, out of the `free` ones; two choices get a pair."""
     pairs = [pair for pair in PAIRS if set(pair) <= set(free)] if count == 2 else []
     keys = list(pairs[0]) if pairs else free[:count]
     free[:] = [key for key in free if key not in keys]

@@ -5,56 +5,22 @@ Everything is drawn on a canvas of a fixed size that needs no display: a window 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import pygame
 
-PAPER, WELL, EDGE = (19, 20, 25), (30, 32, 39), (58, 62, 74)
+from worldsim.demos.view import Overlay, Panel, View
+
+PAPER, WELL, EDGE, CHOSEN = (19, 20, 25), (30, 32, 39), (58, 62, 74), (48, 76, 112)
 INK, FAINT = (228, 231, 238), (138, 145, 160)
-LIT, GOOD, BAD = (104, 178, 255), (120, 205, 150), (255, 170, 90)
-RED = (238, 84, 84)
+LIT, WARM, RED = (104, 178, 255), (255, 170, 90), (238, 84, 84)
 
 MARGIN, GAP = 16, 16
 CAPTION, STATUS, PROMPT, FOOTER = 24, 38, 34, 30  # heights of the rows
 LEAST = (576, 320)  # width of the canvas and height of its pictures, so that the help fits
 ROOM_ALONE, ROOM_BESIDE, MOST = 512, 448, 720  # pixels that a picture is scaled up to, and that a large one may have
 MOST_KEYCAPS = 6  # keys shown at all times; of more, only those held
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """A picture, uint8 (H, W, 3), with words above it; a faded one is over."""
-
-    picture: np.ndarray
-    caption: str
-    detail: str = ""
-    faded: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """What is drawn, and recorded: all but what `Overlay` lays over it."""
-
-    panels: Sequence[Panel]
-    status: Sequence[str]
-    keys: Sequence[str]
-    held: Iterable[str]
-    prompt: str | None  # None: no prompt is taken
-    cursor: int | None = None  # where the next letter goes, while the line is open
-    selected: bool = False
-    footer: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overlay:
-    """What is laid over a view."""
-
-    message: str = ""
-    bad: bool = False
-    badges: Sequence[tuple[str, tuple[int, int, int]]] = ()
-    help: Sequence[tuple[str, str]] = ()
 
 
 class Screen:
@@ -101,12 +67,12 @@ class Screen:
         """Lay words over what was drawn."""
         area = self.places[0].unionall(self.places[1:])
         x = area.left + 8
-        for text, color in overlay.badges:
-            x += self._pill(text, color, x, area.top + 8) + 6
+        for text, color in ((overlay.recording, RED), (overlay.paused, WARM)):
+            x += self._pill(text, color, x, area.top + 8) + 6 if text else 0
         if overlay.help:
             self._draw_help(overlay.help)
         elif overlay.message:
-            self._draw_message(overlay.message, BAD if overlay.bad else LIT, area)
+            self._draw_message(overlay.message, WARM if overlay.bad else LIT, area)
 
     def pixels(self) -> np.ndarray:
         """A copy of the canvas, uint8 (H, W, 3)."""
@@ -155,7 +121,7 @@ class Screen:
         shift = max(0, at - field.width + 4)  # the cursor stays in sight
         self.canvas.set_clip(field)
         if typing and view.selected and text:
-            pygame.draw.rect(self.canvas, (48, 76, 112), (field.left - shift, field.top + 1, self.font.size(text)[0], 22))
+            pygame.draw.rect(self.canvas, CHOSEN, (field.left - shift, field.top + 1, self.font.size(text)[0], 22))
         self._text(text, (field.left - shift, field.centery), INK, room=None if typing else field.width)
         if typing:
             x = field.left - shift + at
@@ -231,3 +197,29 @@ def _enlarged(size: tuple[int, int], scale: int, room: int) -> tuple[int, int]:
     times = scale or max(1, room // max(size))
     shrink = 1.0 if scale else min(1.0, MOST / max(size))
     return round(size[0] * times * shrink), round(size[1] * times * shrink)
+
+
+def open_window(title: str) -> pygame.Surface:
+    """A window that says that `title` is loading. Raises pygame.error if there is no screen."""
+    pygame.display.init()
+    pygame.font.init()
+    display = pygame.display.set_mode((608, 640), pygame.RESIZABLE)
+    pygame.display.set_caption(f"worldsim: {title}")
+    display.fill(PAPER)
+    text = pygame.font.Font(None, 26).render(f"loading {title} ...", True, FAINT)
+    display.blit(text, text.get_rect(center=display.get_rect().center))
+    pygame.display.flip()
+    pygame.event.pump()
+    return display
+
+
+def show(canvas: pygame.Surface) -> None:
+    """Bring `canvas` into the window, as large as fits."""
+    display = pygame.display.get_surface()
+    scale = min(display.get_width() / canvas.get_width(), display.get_height() / canvas.get_height())
+    if scale != 1:
+        size = (max(1, int(canvas.get_width() * scale)), max(1, int(canvas.get_height() * scale)))
+        canvas = pygame.transform.smoothscale(canvas, size)
+    display.fill(PAPER)
+    display.blit(canvas, canvas.get_rect(center=display.get_rect().center))
+    pygame.display.flip()

@@ -130,7 +130,7 @@ class Session:
         self.first = self.sides[0]
         self.fps = self.first.fps
         if prompt is not None:
-            self._check_prompts()
+            self.check_prompts()
         self._seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
         self._frame_size = frame_size
         self.resets = 0
@@ -202,7 +202,7 @@ class Session:
             PromptError: no side takes one, or this one.
             MissingDependency: reading new words needs a package that is not installed.
         """
-        self._check_prompts()
+        self.check_prompts()
         failed: list[Exception] = []
         for side in self.sides:
             if side.takes_prompt:
@@ -214,8 +214,14 @@ class Session:
         if failed:
             raise failed[0]
 
-    def _check_prompts(self) -> None:
-        if not any(side.takes_prompt for side in self.sides):
+    @property
+    def takes_prompt(self) -> bool:
+        """Whether any side does."""
+        return any(side.takes_prompt for side in self.sides)
+
+    def check_prompts(self) -> None:
+        """Raise PromptError if no side takes a prompt."""
+        if not self.takes_prompt:
             names = " and ".join(side.name for side in self.sides)
             raise PromptError(f"{names} cannot be told anything: no prompt is taken. Worlds made by worldsim do.")
 

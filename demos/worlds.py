@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 
@@ -47,7 +48,7 @@ def make_env(name: str) -> gym.Env:
     raise _unknown(name)
 
 
-def _make(env_id: str, name: str, **kwargs: str) -> gym.Env:
+def _make(env_id: str, name: str, **kwargs: Any) -> gym.Env:
     try:
         env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True, **kwargs)
     except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:

@@ -20,6 +20,11 @@ WORLDS = Path(__file__).resolve().parent / "worlds"
 SHIPPED = ("car-racing", "doom")
 
 
+def world_path(name: str | Path) -> str | Path:
+    """The folder of a shipped world; any other name as it is."""
+    return WORLDS / name if name in SHIPPED else name
+
+
 class WorldEnv(gym.Env[np.ndarray, Any]):
     """A world that was learned from recordings and is drawn by a model, frame by frame.
 
@@ -74,7 +79,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
             raise ConfigError(f"render_mode is {render_mode!r}; allowed: None, 'rgb_array', 'human'.")
         if threads is not None:
             torch.set_num_threads(threads)
-        self.world = World.from_pretrained(WORLDS / world if world in SHIPPED else world)
+        self.world = World.from_pretrained(world_path(world))
         card = self.world.card
         changes = {"steps": steps, "history_sigma": history_sigma, "guidance": guidance}
         sampler = SamplerConfig(**{**card.sampler, **{k: v for k, v in changes.items() if v is not None}})

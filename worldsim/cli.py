@@ -17,8 +17,12 @@ from worldsim.errors import ConfigError, WorldsimError, did_you_mean
 Config = TypeVar("Config")
 
 
-def parse(config: Callable[..., Config], verb: str, args: Sequence[str], description: str | None = None) -> Config:
+def parse(
+    config: Callable[..., Config], verb: str, args: Sequence[str], description: str | None = None, flat: bool = False
+) -> Config:
     """Call `config` (a dataclass, or a function) with what `args` say; what has no default needs no --name.
+
+    `flat` drops the names of nested configs: --minutes, not --trainer.minutes.
 
     Raises:
         SystemExit: wrong words (2), or --help (0).
@@ -30,7 +34,7 @@ def parse(config: Callable[..., Config], verb: str, args: Sequence[str], descrip
         prog=f"worldsim {verb}",
         description=description and inspect.cleandoc(description),
         args=list(args),
-        config=(tyro.conf.PositionalRequiredArgs,),
+        config=(tyro.conf.PositionalRequiredArgs, *((tyro.conf.OmitArgPrefixes,) if flat else ())),
     )
 
 
@@ -67,9 +71,82 @@ def data_sheet(args: Sequence[str]) -> None:
     print(dataset_sheet(config.dataset, config.out, config.episodes, config.columns, config.scale))
 
 
+def train_autoencoder(args: Sequence[str]) -> None:
+    """Train an autoencoder on a dataset, the first half of a world.
+
+    Example: worldsim train autoencoder data/car-racing --minutes 10
+    A run that was stopped goes on when the same command is run again.
+    """
+    from worldsim.training.autoencoder import AutoencoderTraining
+    from worldsim.training.autoencoder import train_autoencoder as run
+
+    config = parse(AutoencoderTraining, "train autoencoder", args, train_autoencoder.__doc__, flat=True)
+    run(config)
+    print(f"the autoencoder is in {config.folder()}")
+
+
+def train_dynamics(args: Sequence[str]) -> None:
+    """Train the dynamics on a dataset and its autoencoder, and export the world.
+
+    Example: worldsim train dynamics data/car-racing --minutes 60
+    A run that was stopped goes on when the same command is run again.
+    """
+    from worldsim.training.dynamics import DynamicsTraining
+    from worldsim.training.dynamics import train_dynamics as run
+
+    config = parse(DynamicsTraining, "train dynamics", args, train_dynamics.__doc__, flat=True)
+    run(config)
+    print(f"the world is in {config.folder() / 'world'}; play it with: worldsim play {config.folder() / 'world'}")
+
+
+def info(args: Sequence[str]) -> None:
+    """Say what a world is: size, actions, prompts, quality, licences.
+
+    Example: worldsim info car-racing
+    """
+    import json
+
+    from worldsim.envs.world_env import world_path
+    from worldsim.world import find_world, read_card
+
+    name = args[0] if args and not args[0].startswith("-") else "car-racing"
+    if set(args) & {"-h", "--help"}:
+        print(inspect.cleandoc(info.__doc__ or ""))
+        return
+    path = find_world(world_path(name))
+    card = read_card(path)
+    if "--json" in args:
+        print((path / "world.json").read_text())
+        return
+    megabytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+    print(f"{card.name}: {card.frame_size[0]} x {card.frame_size[1]} at {card.fps:.3g} frames/s, {megabytes:.1f} MB")
+    print(f"actions: {json.dumps(card.action_space)}")
+    print(f"prompts: {'; '.join(card.prompts[:8]) or 'none'}")
+    for title, lines in (("quality", card.quality), ("sampler", card.sampler)):
+        print(f"{title}: {json.dumps(lines)}")
+    for notice in card.notices:
+        print(f"notice: {notice.splitlines()[0]}")
+
+
+def play(args: Sequence[str]) -> None:
+    """Play a world, or any Gymnasium game, in a window.
+
+    Example: worldsim play doom --beside real-doom
+    Arrows or WASD play, Tab opens the prompt line, H shows the other keys. Without a screen this writes a clip.
+    """
+    from worldsim.demos.player import PlayConfig
+    from worldsim.demos.player import play as run
+
+    run(parse(PlayConfig, "play", args, play.__doc__))
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "record": record,
     "data sheet": data_sheet,
+    "play": play,
+    "train autoencoder": train_autoencoder,
+    "train dynamics": train_dynamics,
+    "info": info,
 }
 
 

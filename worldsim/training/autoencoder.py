@@ -22,13 +22,21 @@ from worldsim.world import describe_autoencoder, load_autoencoder, save_autoenco
 class AutoencoderTraining:
     """What `worldsim train autoencoder` does."""
 
-    data: Path  # a recorded dataset
-    out: Path  # the run folder
+    data: Path
+    """A recorded dataset."""
+    out: Path | None = None
+    """The run folder (default: runs/DATASET-autoencoder); a run that was stopped there goes on."""
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=10))
     batch: int = 24
-    latent_noise: float = 0.05  # of the latents' own deviation: the decoder learns to bear small errors
-    edges: float = 0.5  # weight of the L1 loss on differences between neighbours: keeps edges sharp
+    latent_noise: float = 0.05
+    """Noise on the latents, of their own deviation: the decoder learns to bear small errors."""
+    edges: float = 0.5
+    """Weight of the absolute error of differences between neighbours, which keeps edges sharp."""
+
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.out or Path("runs") / f"{self.data.name}-autoencoder"
 
 
 class AutoencoderTask:
@@ -98,15 +106,15 @@ def latent_statistics(autoencoder: FrameAutoencoder, frames: np.ndarray) -> tupl
 
 
 def train_autoencoder(config: AutoencoderTraining) -> FrameAutoencoder:
-    """Train, and save the EMA weights with their latent statistics under `out/autoencoder`."""
+    """Train, and save the EMA weights with their latent statistics in the run folder."""
     dataset = Dataset(config.data)
     task = AutoencoderTask(config, dataset)
-    trainer = Trainer(task, config.trainer, config.out)
+    trainer = Trainer(task, config.trainer, config.folder())
     trainer.run()
     task.module.load_state_dict(trainer.ema)
     sample = task.frames[:: max(1, len(task.frames) // 2048)].numpy()
     task.module.set_statistics(*latent_statistics(task.module, sample))
-    save_run(task.module, config.out)
+    save_run(task.module, config.folder())
     return task.module
 
 
@@ -129,6 +137,8 @@ def load_run(out: Path) -> FrameAutoencoder:
     """
     path = Path(out) / "autoencoder.json"
     if not path.is_file():
-        raise ConfigError(f"no trained autoencoder in {out}; make one with: worldsim train autoencoder --out {out}")
+        raise ConfigError(
+            f"no trained autoencoder in {out}; make one with: worldsim train autoencoder DATA --out {out}"
+        )
     card = json.loads(path.read_text())
     return load_autoencoder(card, card["mean"], card["std"], Path(out) / "autoencoder")

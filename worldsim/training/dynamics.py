@@ -39,23 +39,39 @@ from worldsim.world import World, WorldCard, describe_autoencoder
 class DynamicsTraining:
     """What `worldsim train dynamics` does."""
 
-    data: Path  # a recorded dataset
-    autoencoder: Path  # a trained autoencoder's run folder
-    out: Path  # the run folder
+    data: Path
+    """A recorded dataset."""
+    autoencoder: Path | None = None
+    """The run folder of a trained autoencoder (default: runs/DATASET-autoencoder)."""
+    out: Path | None = None
+    """The run folder (default: runs/DATASET); a run that was stopped there goes on."""
     model: DiTConfig = field(default_factory=DiTConfig)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
     windows: int = 6
-    frames: int = 8  # of a window
-    fresh: float = 0.15  # share of windows that begin from nothing but the prompt
-    given: float = 0.3  # share of frames that take the part of the past
-    history_noise: float = 0.3  # largest noise level mixed into the history
+    frames: int = 8
+    """Frames of a window."""
+    fresh: float = 0.15
+    """Share of windows that begin from nothing but the prompt."""
+    given: float = 0.3
+    """Share of frames that take the part of the past."""
+    history_noise: float = 0.3
+    """Largest noise level mixed into the history."""
     prompt_dropout: float = 0.1
-    own: int = 4  # windows whose past is the model's own
-    own_after: int = 1200  # steps before that begins
+    own: int = 4
+    """Windows of a batch whose past is the model's own."""
+    own_after: int = 700
+    """Steps before that begins."""
     own_pool: int = 16
     own_reuse: int = 2
     head_weight: float = 0.1
-    compile: bool = False  # torch.compile the blocks: slow to start, faster afterwards
+
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.out or Path("runs") / self.data.name
+
+    def autoencoder_folder(self) -> Path:
+        """The run folder of the autoencoder."""
+        return self.autoencoder or Path("runs") / f"{self.data.name}-autoencoder"
 
 
 class DynamicsTask:
@@ -71,9 +87,6 @@ class DynamicsTask:
         self.simulator.keep_words = False
         self.pool = RolloutPool(config.own_pool, config.frames, config.own_reuse, self.sampler)
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
-        if config.compile:
-            for block in self.module.blocks:
-                block.compile()
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch: recorded windows, and the model's own once `own_after` steps are over."""
@@ -187,7 +200,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     """Encode the recording and build (or resume) the run, without a step of training."""
     torch.set_num_threads(config.trainer.threads)
     dataset = Dataset(config.data)
-    autoencoder = load_run(config.autoencoder)
+    autoencoder = load_run(config.autoencoder_folder())
     book = PromptBook(config.model.text_width)
     data = LatentData.encode(dataset, "train", autoencoder)
     held = LatentData.encode(dataset, "heldout", autoencoder)
@@ -201,7 +214,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     torch.manual_seed(config.trainer.seed)
     task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
     task.decode = autoencoder.decode
-    return task, Trainer(task, config.trainer, config.out), dataset, autoencoder
+    return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
 
 
 def export(
@@ -239,5 +252,5 @@ def export(
         clip = read_episode(path, 40, 40 + 2 * config.model.history)
         starts.append({"frames": clip.frames, "actions": clip.actions, "prompt": clip.texts()[-1]})
     world = World(card, autoencoder, dynamics, task.book, starts)
-    world.save_pretrained(config.out / "world")
+    world.save_pretrained(config.folder() / "world")
     return world

@@ -27,22 +27,32 @@ from worldsim.errors import ConfigError, TrainingDiverged
 class TrainerConfig:
     """How long to train, how fast, and how often to look and to save."""
 
-    minutes: float | None = None  # time budget of this call, in minutes of wall time
-    steps: int | None = None  # total number of steps, over all calls
+    minutes: float | None = None
+    """Time budget of this call, in minutes of wall time."""
+    steps: int | None = None
+    """Total number of steps, over all calls."""
     checkpoint_minutes: float = 4.0
     log_every: int = 20
-    sheet_minutes: float = 10.0  # how often a picture is drawn
+    sheet_minutes: float = 10.0
+    """How often a picture is drawn."""
     seed: int = 0
     threads: int = 1
-    bf16: bool = True  # autocast: twice as fast where the CPU or GPU has bf16, and harmless elsewhere
-    learning_rate: float = 1e-3  # of AdamW, for embeddings, norms, biases, convolutions
-    muon_learning_rate: float = 0.02  # of Muon, for the matrices of the transformer
+    bf16: bool = True
+    """Autocast to bfloat16: twice as fast where the machine computes in it."""
+    learning_rate: float = 1e-3
+    """Of AdamW, for embeddings, norms, biases, convolutions."""
+    muon_learning_rate: float = 0.02
+    """Of Muon, for the matrices of the transformer."""
     weight_decay: float = 0.01
-    warmup: int = 100  # steps of linear warm-up
-    cooldown: int = 0  # last steps of linear decay to zero; needs `steps`
-    clip: float = 1.0  # gradient norm
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    cooldown: int = 0
+    """Last steps of linear decay to zero; needs `steps`."""
+    clip: float = 1.0
+    """Largest gradient norm."""
     ema: float = 0.999
-    diverged: float = 20.0  # stop when the smoothed loss is so many times its best
+    diverged: float = 20.0
+    """Stop when the smoothed loss is so many times its best."""
 
     def __post_init__(self) -> None:
         """Check that the run ends and that the numbers make sense."""
