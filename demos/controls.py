@@ -23,8 +23,8 @@ COMMANDS = (
 )
 """(keys, method of Player, what it does). A key that the game uses itself is the game's; each has another."""
 
-FOOTER = "Tab prompt    R reset    P pause    N step    C picture    V video    E episode    H help    Esc quit"
-TYPING = "Enter apply    Esc cancel    Up, Down examples"
+FOOTER = "Tab prompt   R reset   P pause   C picture   V video   E episode   H help   Esc quit"
+TYPING = "Enter apply   Esc cancel   Up, Down examples"
 
 
 class Held:

@@ -11,15 +11,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from worldsim.demos.screen import Screen
 from worldsim.demos.session import Session, Side, View
 from worldsim.demos.worlds import make_env, short_name
 from worldsim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from worldsim.demos.screen import Screen  # brings pygame, which `play` keeps from greeting
 
 CLIP_STEPS = 250  # of a clip, when nothing is said
 
@@ -28,7 +30,7 @@ CLIP_STEPS = 250  # of a clip, when nothing is said
 class PlayConfig:
     """What to play, and how."""
 
-    world: Annotated[str, Positional] = "car-racing"
+    world: Annotated[str, Positional, arg(metavar="WORLD")] = "car-racing"
     """A shipped world (car-racing, doom), a game it was recorded from (real-car-racing, real-doom), a world folder, a
     hub id, or any Gymnasium id."""
     beside: str | None = None
@@ -114,6 +116,9 @@ def open_window_or_say_why(title: str) -> str | None:
         open_window(title)
     except pygame.error as error:
         return str(error)
+    if not os.environ.get("SDL_VIDEODRIVER") and (driver := pygame.display.get_driver()) in ("offscreen", "dummy"):
+        pygame.display.quit()
+        return f"only the driver {driver!r} works"
     return None
 
 
@@ -132,6 +137,8 @@ def make_session(config: PlayConfig) -> Session:
 
 
 def _screen(config: PlayConfig, session: Session) -> Screen:
+    from worldsim.demos.screen import Screen
+
     return Screen([side.picture.shape[:2] for side in session.sides], scale=config.scale, smooth=config.smooth)
 
 

@@ -5,6 +5,7 @@ Everything is drawn on a canvas of a fixed size that needs no display: a window 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,12 @@ MARGIN, GAP = 16, 16
 CAPTION, STATUS, PROMPT, FOOTER = 24, 38, 34, 30  # heights of the rows
 LEAST = (576, 320)  # width of the canvas and height of its pictures, so that the help fits
 ROOM_ALONE, ROOM_BESIDE, MOST = 512, 448, 720  # pixels that a picture is scaled up to, and that a large one may have
+ARROWS = {  # corners of a triangle about the middle of a keycap
+    "left": ((3, -5), (3, 5), (-4, 0)),
+    "right": ((-3, -5), (-3, 5), (4, 0)),
+    "up": ((-5, 3), (5, 3), (0, -4)),
+    "down": ((-5, -3), (5, -3), (0, 4)),
+}
 MOST_KEYCAPS = 6  # keys shown at all times; of more, only those held
 
 
@@ -57,9 +64,12 @@ class Screen:
         for panel, place in zip(view.panels, self.places, strict=True):
             self._draw_panel(panel, place)
         top = MARGIN + CAPTION + self.tall
-        x = self._draw_keys(view.keys, list(view.held), top + STATUS // 2)
+        end = self._draw_keys(view.keys, list(view.held), top + STATUS // 2)
+        x = MARGIN
         for i, text in enumerate(view.status):
-            self._text(text, (MARGIN + i * 98, top + STATUS // 2), INK if i == 0 else FAINT, room=x - MARGIN - i * 98)
+            self._text(text, (x, top + STATUS // 2), INK if i == 0 else FAINT, room=end - x)
+            digits = re.sub(r"-?[\d.]+", "0000.0", text)  # as wide whatever the number, so that nothing jumps
+            x += max(self.font.size(text)[0], self.font.size(digits)[0]) + GAP
         self._draw_prompt(view, pygame.Rect(MARGIN, top + STATUS, self.width - 2 * MARGIN, PROMPT))
         self._text(view.footer, (MARGIN, top + STATUS + PROMPT + FOOTER // 2 + 2), FAINT, self.small)
 
@@ -98,13 +108,17 @@ class Screen:
         names = names if len(names) <= MOST_KEYCAPS else [name for name in names if name in held]
         x = self.width - MARGIN
         for name in reversed(names[:MOST_KEYCAPS]):
-            width = self.small.size(name)[0] + 14
-            x -= width
-            cap = pygame.Rect(x, middle - 11, width, 22)
+            width = 24 if name in ARROWS else self.small.size(name)[0] + 14
+            cap = pygame.Rect(x - width, middle - 11, width, 22)
+            ink = PAPER if name in held else FAINT
             pygame.draw.rect(self.canvas, LIT if name in held else WELL, cap, border_radius=5)
             pygame.draw.rect(self.canvas, LIT if name in held else EDGE, cap, 1, border_radius=5)
-            self._text(name, (x + 7, middle), PAPER if name in held else FAINT, self.small)
-            x -= 5
+            if name in ARROWS:
+                points = [(cap.centerx + dx, cap.centery + dy) for dx, dy in ARROWS[name]]
+                pygame.draw.polygon(self.canvas, ink, points)
+            else:
+                self._text(name, (cap.left + 7, middle), ink, self.small)
+            x = cap.left - 5
         return x
 
     def _draw_prompt(self, view: View, box: pygame.Rect) -> None:

@@ -73,6 +73,7 @@ class Side:
             return
         began = time.perf_counter()
         observation, reward, self.terminated, self.truncated, info = self.env.step(action)
+        self.truncated = self.truncated and not self.generated  # worlds go on past the time limit of agents
         self.reward = float(reward)
         self.total += self.reward
         self._look(observation, info)

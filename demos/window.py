@@ -64,6 +64,8 @@ class Player:
         due = time.perf_counter()
         try:
             while self.running and not 0 < steps <= self.total_steps:
+                if steps and self.session.over:
+                    self.reset()  # nobody may be there to do it
                 if self.paused or self.session.over:
                     changed, due = self.poll(IDLE), time.perf_counter()
                     self._stepped_at.clear()
@@ -175,6 +177,7 @@ class Player:
         return self.held.hold((event.instance_id, "button", event.button), name)
 
     def _do(self, command: str) -> None:
+        self.helping = self.helping and command in ("help", "quit")
         self._try(getattr(self, command))
 
     def _try(self, action: Callable[[], Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ SHIPPED = {
 }
 """Short names for what comes with worldsim: the worlds, and the games they were recorded from."""
 
+UNTIMED: dict[str, dict[str, Any]] = {"worldsim/RealCarRacing-v0": {"max_steps": None}}
+"""Arguments that take away a time limit of the environment's own: people stop when they like."""
+
 
 def make_env(name: str) -> gym.Env:
-    """The environment called `name`, made with render_mode "rgb_array".
+    """The environment called `name`, made with render_mode "rgb_array" and, where that can be, no time limit.
 
     Args:
         name: a name of `SHIPPED`, a folder with a world.json, a hub id ("user/name"), or a Gymnasium id such as
@@ -31,26 +35,26 @@ def make_env(name: str) -> gym.Env:
         WorldError: it is there, but cannot be made.
         ConfigError: it has no render mode "rgb_array".
     """
-    if (Path(name).expanduser() / "world.json").is_file():
-        return _make("worldsim/World-v0", name, world=str(Path(name).expanduser()))
-    if Path(name).is_dir() and name not in SHIPPED:
-        raise WorldNotFound(f"the folder {name!r} holds no world: it has no world.json. Make one with: worldsim train")
-    env_id = SHIPPED.get(name, name)
+    env_id, folder = SHIPPED.get(name, name), Path(name).expanduser()
     if env_id in gym.registry or ":" in env_id:
         return _make(env_id, name)
     import worldsim.envs  # noqa: F401 -- registers the ids; late, as it brings the models and torch
 
     if env_id in gym.registry or name in SHIPPED:
         return _make(env_id, name)
-    namespaces = {spec.namespace for spec in gym.registry.values()}
-    if name.count("/") == 1 and name.split("/")[0] not in namespaces and not name.startswith((".", "/", "~")):
+    if (folder / "world.json").is_file():
+        return _make("worldsim/World-v0", name, world=str(folder))
+    if folder.is_dir():
+        raise WorldNotFound(f"the folder {name!r} holds no world: it has no world.json. Make one with: worldsim train")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not re.search(r"-v\d+$", name):
         return _make("worldsim/World-v0", name, world=name)
     raise _unknown(name)
 
 
 def _make(env_id: str, name: str, **kwargs: Any) -> gym.Env:
     try:
-        env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True, **kwargs)
+        kwargs |= UNTIMED.get(env_id, {})
+        env = gym.make(env_id, render_mode="rgb_array", max_episode_steps=-1, disable_env_checker=True, **kwargs)
     except (gym.error.UnregisteredEnv, ModuleNotFoundError) as error:
         raise _unknown(name) from error
     except (gym.error.Error, TypeError) as error:
@@ -65,7 +69,8 @@ def _unknown(name: str) -> WorldNotFound:
     ids = difflib.get_close_matches(name, gym.registry)
     like = f" Gymnasium ids like it: {', '.join(ids)}." if ids else ""
     return WorldNotFound(
-        f"{name!r} is no shipped world, no world folder and no Gymnasium id.{did_you_mean(name, SHIPPED)}{like}"
+        f"{name!r} is no shipped world, no world folder and no known Gymnasium id.{did_you_mean(name, SHIPPED)}{like} "
+        "A game that another package registers is package:Name-v0."
     )
 
 

@@ -84,7 +84,9 @@ def test_public_names() -> None:
 
 
 def test_import_is_cheap() -> None:
-    code = "import sys, worldsim, worldsim.cli; sys.exit(any(m in sys.modules for m in ('torch', 'pygame', 'diffusers')))"
+    code = (
+        "import sys, worldsim, worldsim.cli; sys.exit(any(m in sys.modules for m in ('torch', 'pygame', 'diffusers')))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -132,12 +132,50 @@ def play(args: Sequence[str]) -> None:
     """Play a world, or any Gymnasium game, in a window.
 
     Example: worldsim play doom --beside real-doom
+
     Arrows or WASD play, Tab opens the prompt line, H shows the other keys. Without a screen this writes a clip.
     """
     from worldsim.demos.player import PlayConfig
     from worldsim.demos.player import play as run
 
     run(parse(PlayConfig, "play", args, play.__doc__))
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Measure how good a world is on recorded episodes that it was not trained on.
+
+    Example: worldsim eval doom --data data/doom --out runs/eval-doom
+    Writes report.json and contact sheets to --out.
+    """
+    import dataclasses
+    import json
+    from pathlib import Path
+
+    from worldsim.envs.world_env import world_path
+    from worldsim.evaluation.report import EvalConfig, table
+    from worldsim.evaluation.report import evaluate as run
+
+    config = parse(EvalConfig, "eval", args, evaluate.__doc__)
+    report = run(dataclasses.replace(config, world=Path(world_path(str(config.world)))))
+    print(json.dumps(report, indent=2) if config.json else table(report))
+
+
+def bench(args: Sequence[str]) -> None:
+    """Time a world on this machine.
+
+    Example: worldsim bench doom --steps 1000
+    """
+    import dataclasses
+    import json
+    from pathlib import Path
+
+    from worldsim.envs.world_env import world_path
+    from worldsim.evaluation.bench import BenchConfig, table
+    from worldsim.evaluation.bench import bench as run
+
+    config = parse(BenchConfig, "bench", args, bench.__doc__)
+    report = run(dataclasses.replace(config, world=Path(world_path(str(config.world)))))
+    print(json.dumps(report, indent=2) if config.json else table(report))
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -147,6 +185,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train autoencoder": train_autoencoder,
     "train dynamics": train_dynamics,
     "info": info,
+    "eval": evaluate,
+    "bench": bench,
 }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from worldsim.errors import ConfigError, WorldError, WorldFormatError, WorldNotFound
+from worldsim.errors import WorldError, WorldFormatError, WorldNotFound
 from worldsim.models.action import space_from_json
 from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.dit import DiT, DiTConfig
@@ -62,7 +63,7 @@ class World:
         autoencoder: frames to latents and back.
         dynamics: the model that predicts latents.
         book: prompts and their states.
-        starts: recorded clips to begin from, each {"frames": uint8 (T, H, W, 3), "actions": (T - 1, ...), "prompt": str}.
+        starts: recorded clips to begin from, {"frames": uint8 (T, H, W, 3), "actions": (T - 1, ...), "prompt": str}.
         action_space: the Gymnasium action space.
     """
 
@@ -224,7 +225,7 @@ def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float],
     name = about["class"]
     if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
         raise WorldError(f"the card names the autoencoder class {name!r}; allowed: diffusers' Autoencoder classes.")
-    model = getattr(diffusers, name).from_pretrained(path, torch_dtype=torch.float32)
+    model = getattr(diffusers, name).from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     autoencoder = FrameAutoencoder(model, about["unshuffle"], about["linear"])
     if autoencoder.linear:
         parts = load_file(path / "linear.safetensors")
@@ -245,10 +246,11 @@ def describe_autoencoder(autoencoder: FrameAutoencoder) -> dict[str, Any]:
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves the file open when it is no archive.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             count = len({name.split(".")[0] for name in file.files})
             names = ("frames", "actions", "prompt")
             clips = [{name: file[f"{i}.{name}"] for name in names} for i in range(count)]
-    except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise WorldError(f"{path} cannot be read ({error}); fetch or export the world again.") from error
     return [{**clip, "prompt": str(clip["prompt"])} for clip in clips]

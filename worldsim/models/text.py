@@ -46,7 +46,9 @@ class TransformersEncoder:
     def __init__(self, name: str = DEFAULT_ENCODER) -> None:
         """Load the tokenizer and the encoder."""
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # a bar for each of 100 small tensors of one file
         path = _packaged_minilm() if name == DEFAULT_ENCODER else name
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModel.from_pretrained(path).eval()

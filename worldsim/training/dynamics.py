@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldsim.data.episodes import Dataset, read_episode
+from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
 from worldsim.diffusion.flow import loss_weight, mix, training_levels
 from worldsim.engine.simulator import SamplerConfig, Simulator
@@ -33,6 +33,9 @@ from worldsim.training.autoencoder import load_run
 from worldsim.training.rollouts import RolloutPool, roll
 from worldsim.training.trainer import Trainer, TrainerConfig
 from worldsim.world import World, WorldCard, describe_autoencoder
+
+SHEET_FRAMES = 96
+SHIPPED_STARTS = 8  # clips that a world carries to begin from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,22 +164,21 @@ class DynamicsTask:
 
     @torch.no_grad()
     def sheet(self, module: nn.Module) -> np.ndarray | None:
-        """Four held-out stretches, truth above the model's own play under the recorded actions, each 8th of 96 frames."""
+        """Four held-out stretches, the truth above the model's own play under the recorded actions, every 8th frame."""
         if self.decode is None:
             return None
         assert isinstance(module, DiT)
-        frames, history = 96, module.config.history
+        history = module.config.history
+        frames = min(SHEET_FRAMES, int((self.held.last - self.held.first).max()) + 1 - history)
         generator = torch.Generator().manual_seed(0)
         starts = self.held.sample_starts(4, frames, generator, history)
         seen = self.held.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            drawn = roll(Simulator(module, self.book, self.sampler), self.held, starts, seen, frames, 0).seen[
-                :, history:
-            ]
-        shown = [0, 1, 3, *range(7, frames, 8)]
+            drawn = roll(Simulator(module, self.book, self.sampler), self.held, starts, seen, frames, 0).seen
+        shown = sorted({0, 1, 3, *range(7, frames, 8)} & set(range(frames)))
         truth = self.held.latents[(starts.unsqueeze(1) + torch.arange(frames))[:, shown]].float()
         rows = []
-        for real, own in zip(truth, drawn[:, shown], strict=True):
+        for real, own in zip(truth, drawn[:, history:][:, shown], strict=True):
             rows += [torch.cat(list(self.decode(real)), dim=1), torch.cat(list(self.decode(own)), dim=1)]
         return torch.cat(rows).numpy()
 
@@ -248,8 +250,10 @@ def export(
         },
     )
     starts = []
-    for path in dataset.episodes("heldout")[:8]:
-        clip = read_episode(path, 40, 40 + 2 * config.model.history)
+    for path in dataset.episodes("heldout")[:SHIPPED_STARTS]:
+        steps = count_steps(path)
+        begin = min(40, max(0, steps - 2 * config.model.history))  # past the first moments, which look alike
+        clip = read_episode(path, begin, min(steps, begin + 2 * config.model.history))
         starts.append({"frames": clip.frames, "actions": clip.actions, "prompt": clip.texts()[-1]})
     world = World(card, autoencoder, dynamics, task.book, starts)
     world.save_pretrained(config.folder() / "world")

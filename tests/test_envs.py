@@ -1,0 +1,147 @@
+"""The environments' manners."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import worldsim.envs
+from worldsim.errors import ActionError, ConfigError, FrameError, InputError, PromptError, SessionError, WorldNotFound
+
+GENERATED = ["worldsim/CarRacing-v0", "worldsim/Doom-v0"]
+SHIPPED = {"worldsim/CarRacing-v0": "car-racing", "worldsim/Doom-v0": "doom"}
+
+
+def make(name: str, world_path: Path, **settings: Any) -> gym.Env:
+    if name in SHIPPED:
+        if not (worldsim.envs.world_env.WORLDS / SHIPPED[name] / "world.json").exists():
+            pytest.skip(f"{SHIPPED[name]} is not in this checkout")
+        return gym.make(name, **settings)
+    return gym.make(name, world=str(world_path), **settings)
+
+
+@pytest.fixture
+def env(world_path: Path) -> gym.Env:
+    return gym.make("worldsim/World-v0", world=str(world_path), render_mode="rgb_array")
+
+
+@pytest.mark.parametrize("name", ["worldsim/World-v0", *GENERATED])
+def test_gymnasium_check(name: str, world_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(make(name, world_path).unwrapped, skip_render_check=False)
+
+
+@pytest.mark.parametrize("name", ["worldsim/World-v0", *GENERATED])
+def test_stable_baselines_check(name: str, world_path: Path) -> None:
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checker.check_env(make(name, world_path).unwrapped)
+
+
+@pytest.mark.parametrize("name", ["worldsim/World-v0", *GENERATED])
+def test_same_seed_same_frames(name: str, world_path: Path) -> None:
+    first, second = make(name, world_path), make(name, world_path)
+    frames = []
+    for env in (first, second):
+        env.action_space.seed(3)
+        observation, info = env.reset(seed=11)
+        trace = [(observation, 0.0, info)]
+        for _ in range(5):
+            observation, reward, _, _, info = env.step(env.action_space.sample())
+            trace.append((observation, float(reward), info))
+        trace.append((env.reset()[0], 0.0, {}))  # an unseeded reset after a seeded one is reproducible too
+        frames.append(trace)
+    for (a, ra, ia), (b, rb, ib) in zip(*frames, strict=True):
+        assert np.array_equal(a, b) and ra == rb and ia == ib
+
+
+def test_observations_are_the_callers_own(env: gym.Env) -> None:
+    observation, _ = env.reset(seed=1)
+    before = env.render()
+    observation[:] = 0
+    assert np.array_equal(np.asarray(env.render()), np.asarray(before))
+
+
+def test_pickles(env: gym.Env) -> None:
+    assert pickle.loads(pickle.dumps(env.spec)).make() is not None  # noqa: S301 -- our own bytes
+
+
+def test_step_before_reset(env: gym.Env) -> None:
+    with pytest.raises(SessionError, match="reset"):
+        env.unwrapped.step(0)
+    with pytest.raises(SessionError):
+        env.unwrapped.set_prompt("a cart")  # type: ignore[attr-defined]
+
+
+def test_bad_actions_change_nothing(env: gym.Env) -> None:
+    bare = env.unwrapped
+    bare.reset(seed=1)
+    for bad in (2, -1, 0.5, "left", None):
+        with pytest.raises(ActionError, match="allowed"):
+            bare.step(bad)
+    after = bare.step(1)[0]
+    bare.reset(seed=1)
+    assert np.array_equal(after, bare.step(1)[0])
+
+
+def test_bad_resets(env: gym.Env) -> None:
+    size = env.observation_space.shape or ()
+    frames = np.zeros((3, *size), np.uint8)
+    for options, error in (
+        ({"promt": "x"}, InputError),
+        ({"start": "clip"}, InputError),
+        ({"start": {"frames": frames.astype(float), "actions": [0, 1]}}, FrameError),
+        ({"start": {"frames": frames[:, :8], "actions": [0, 1]}}, FrameError),
+        ({"start": {"frames": frames, "actions": [0]}}, ActionError),
+        ({"prompt": 3}, PromptError),
+    ):
+        with pytest.raises(error):
+            env.reset(options=options)
+
+
+def test_unknown_world_and_render_mode(world_path: Path) -> None:
+    with pytest.raises(WorldNotFound):
+        gym.make("worldsim/World-v0", world=str(world_path / "nothing"))
+    with pytest.raises(ConfigError, match="rgb_array"):
+        gym.make("worldsim/World-v0", world=str(world_path), disable_env_checker=True, render_mode="ascii").unwrapped
+
+
+@pytest.mark.parametrize("length", [1, 2, 30])
+def test_continues_a_clip(env: gym.Env, length: int) -> None:
+    """The first observation is the clip's last frame; any length will do, and only the recent part matters."""
+    rng = np.random.default_rng(5)
+    frames = rng.integers(0, 255, (length, *(env.observation_space.shape or ())), dtype=np.uint8)
+    actions = rng.integers(0, 2, length - 1)
+    observation, _ = env.reset(seed=1, options={"start": {"frames": frames, "actions": actions}})
+    assert np.array_equal(observation, frames[-1])
+    env.step(0)
+
+
+def test_text_to_world(env: gym.Env) -> None:
+    first, info = env.reset(seed=1, options={"prompt": "a cart"})
+    assert info["prompt"] == "a cart"
+    other, _ = env.reset(seed=2, options={"prompt": "a cart"})
+    assert not np.array_equal(first, other)
+    env.unwrapped.set_prompt("")  # type: ignore[attr-defined]
+    assert env.step(0)[4]["prompt"] == ""
+
+
+def test_human_mode_opens_and_closes(world_path: Path) -> None:
+    env = gym.make("worldsim/World-v0", world=str(world_path), render_mode="human")
+    env.reset(seed=1)
+    env.step(0)
+    env.close()
+    env.close()
+
+
+def test_make_by_module_path() -> None:
+    assert gym.spec("worldsim.envs:worldsim/World-v0").entry_point is not None

@@ -1,0 +1,159 @@
+"""`worldsim eval` and `worldsim bench` on a tiny world."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from worldsim import cli
+from worldsim.data.games.palettes import Palette, plain_prompt
+from worldsim.errors import ConfigError, DataError
+from worldsim.evaluation import bench as bench_module
+from worldsim.evaluation.bench import BenchConfig, bench, gemm_peak
+from worldsim.evaluation.report import EvalConfig, Evaluation, evaluate, table
+from worldsim.evaluation.rollout import Runner, chained, context_of, cut, longest, recorded
+from worldsim.models.action import flatten_actions
+from worldsim.world import read_card
+
+SMALL = {"horizons": (1, 4, 500), "starts": 3, "free": 12, "free_starts": 2, "batch": 2, "split": "train"}
+
+
+@pytest.fixture
+def episodes(dataset):
+    return dataset.read("train")
+
+
+def stretches_of(episodes, dataset, world, count=5, frames=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return cut(episodes, dataset.action_space, count, context_of(world), frames, rng)
+
+
+def test_stretches_are_aligned_and_distinct(episodes, dataset, world):
+    cuts = stretches_of(episodes, dataset, world, count=7)
+    assert len(cuts) == 7 and cuts.length == 4 and cuts.context == context_of(world) == 6
+    assert cuts.truth.shape[:2] == cuts.before.shape[:2] == cuts.taken.shape[:2] == (7, 4)
+    assert torch.equal(cuts.before[:, 1:], cuts.truth[:, :-1])
+    for row, source in enumerate(cuts.sources):
+        episode = episodes[source]
+        flat = flatten_actions(dataset.action_space, episode.actions)
+        windows = range(len(episode) + 2 - 10)
+        at = [t for t in windows if np.array_equal(episode.frames[t : t + 10], cuts.frames[row].numpy())]
+        assert any(np.array_equal(flat[t : t + 9], cuts.actions[row].numpy()) for t in at)
+        assert cuts.prompts[row] == ["a cart"] * 10
+    assert len(set(cuts.sources[:5])) == 5  # evenly from all episodes
+    assert longest(episodes, 6) == max(len(e) for e in episodes) - 5
+    with pytest.raises(DataError, match="no episode has 6 \\+ 5000 frames"):
+        stretches_of(episodes, dataset, world, frames=5000)
+
+
+def test_foreign_actions_are_from_elsewhere(episodes, dataset, world):
+    cuts = stretches_of(episodes, dataset, world)
+    order = [int((cuts.taken == taken).flatten(1).all(dim=1).nonzero()[0]) for taken in cuts.foreign_actions()]
+    assert all(cuts.sources[a] != cuts.sources[b] or len(set(cuts.sources)) == 1 for a, b in enumerate(order))
+
+
+def test_the_first_free_frame_is_the_first_forced_one(episodes, dataset, world):
+    cuts, runner = stretches_of(episodes, dataset, world), Runner(world, batch=2)
+    (forced,) = runner.forced(cuts, cuts.taken)
+    free = runner.free(cuts, recorded(cuts))
+    assert torch.equal(free[:, 0], forced[:, 0])
+    both = runner.forced(cuts, cuts.foreign_actions(), cuts.taken)
+    assert torch.equal(both[1], forced)  # trying other actions first leaves no trace
+    assert torch.equal(free, runner.free(cuts, recorded(cuts)))
+    assert free.dtype == torch.uint8 and free.shape == cuts.truth.shape
+
+
+def test_chained_actions_go_on_with_other_episodes(episodes, dataset, world):
+    cuts = stretches_of(episodes, dataset, world, count=2)
+    act = chained(cuts, episodes, dataset.action_space, 30)
+    played = torch.stack([act([0, 1], n, torch.empty(0))[0] for n in range(30)], dim=1)
+    assert torch.equal(played[:, :4], cuts.taken)
+    following = flatten_actions(dataset.action_space, episodes[(cuts.sources[0] + 1) % len(episodes)].actions)
+    assert np.array_equal(played[0, 4:10].numpy(), following[:6])
+    assert act([0], 29, torch.empty(0))[1] == ["a cart"]
+
+
+def test_evaluate(world_path, dataset, tmp_path):
+    config = EvalConfig(world=world_path, data=dataset.path, out=tmp_path, **SMALL)
+    report = evaluate(config)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    fit = next(name for name in report if name.startswith("frame_") and name not in ("frame_1", "frame_4"))
+    assert 4 < int(fit.removeprefix("frame_")) < 500  # what the episodes have room for
+    for stage in ("next_frame", "frame_1", "frame_4", fit):
+        assert 3 < report[stage]["psnr"] < 60 and -1 <= report[stage]["ssim"] <= 1
+        assert {"copy_psnr", "permuted_psnr", "moving_psnr", "copy_moving_psnr", "sharpness"} <= set(report[stage])
+    assert report["next_frame"]["copy_psnr"] > report[fit]["copy_psnr"]
+    assert 0 <= report[fit]["in_band"] <= 1 and report[fit]["truth_in_band"] > 0.8
+    assert report["free_run"]["frames"] == 12 and "palette" not in report and "steering" not in report
+    sheets = {file.name for file in tmp_path.glob("*.png")}
+    assert sheets == {"next.png", "frame_1.png", "frame_4.png", f"{fit}.png", "free.png"}
+    text = table(report)
+    assert text.splitlines()[0].startswith("CartPole-v1 on ") and "frame 4" in text and "free run" in text
+    assert evaluate(config) == report
+
+
+def test_command_line_and_card(world_path, dataset, tmp_path, capsys):
+    words = f"eval {world_path} --data {dataset.path} --out {tmp_path} --split train --starts 2 --horizons 1".split()
+    before = read_card(world_path)
+    assert cli.main([*words, "--free", "0", "--json", "--save-to-card"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    card = read_card(world_path)
+    assert card.quality == report and card.quality["frame_1"]["frames"] == 2
+    assert dataclasses.replace(card, quality={}) == dataclasses.replace(before, quality={})
+    assert cli.main(["bench", str(world_path), "--steps", "20"]) == 0
+    assert "GEMM peak" in capsys.readouterr().out
+
+
+def test_errors(world_path, dataset, tmp_path, world):
+    with pytest.raises(ConfigError, match="starts is 0; it must be at least 1"):
+        EvalConfig(world=world_path, starts=0)
+    with pytest.raises(ConfigError, match="horizons"):
+        EvalConfig(world=world_path, horizons=(0,))
+    with pytest.raises(ConfigError, match="steps is 3; it must be at least 20"):
+        BenchConfig(world=world_path, steps=3)
+    world.card = dataclasses.replace(world.card, frame_size=(64, 64))
+    with pytest.raises(DataError, match="not the same game"):
+        Evaluation(EvalConfig(world=world_path, data=dataset.path, out=tmp_path), world)
+
+
+def test_bench(world_path, monkeypatch):
+    monkeypatch.setattr(bench_module, "GEMM_SECONDS", 0.02)
+    report = bench(BenchConfig(world=world_path, steps=40, sessions=2))
+    step = report["step_ms"]
+    assert 0 < step["median"] <= step["p95"] and step["mean"] > 0
+    assert sum(step[name] for name in ("denoise", "clean pass", "decode", "noise", "python")) == pytest.approx(
+        step["median"]
+    )
+    assert step["denoise"] > step["clean pass"] > 0  # two passes against one
+    assert report["gflop_per_step"]["transformer"] > 0 and 0 < report["share_of_peak"]["transformer"] < 1
+    assert report["memory_mb"]["peak"] >= report["memory_mb"]["end"] > 50
+    assert report["size"]["folder_mb"] > 0.01 and math.isfinite(report["flatness"])
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_gemm_peak_is_plausible(monkeypatch):
+    monkeypatch.setattr(bench_module, "GEMM_SECONDS", 0.02)
+    assert 0.5 < gemm_peak(torch.float32) < 1e5
+
+
+def test_palettes(world, episodes, dataset, tmp_path):
+    # The recording claims to show a road: the stages for palettes run, and a world that never saw one obeys none.
+    palette = Palette("grey", "grass")
+    label = {"text": plain_prompt(palette), "road": palette.road, "ground": palette.ground}
+    evaluation = Evaluation(EvalConfig(world=world.path, data=dataset.path, out=tmp_path, fresh=4, **SMALL), world)
+    evaluation.episodes = [dataclasses.replace(episode, prompts=[label]) for episode in episodes]
+
+    class Encoder:
+        width = world.book.width
+
+        def encode(self, text):
+            return torch.randn(3, self.width)
+
+    world.book._encoder = Encoder()
+    report = evaluation.palette()
+    assert report["known"]["starts"] == report["unseen"]["starts"] == 4
+    assert report["known"]["palette"] == report["unseen"]["palette"] == report["switched"] == 0
+    assert (tmp_path / "fresh_known.png").is_file() and (tmp_path / "fresh_unseen.png").is_file()

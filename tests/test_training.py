@@ -1,0 +1,132 @@
+"""Training: exact resume, the EMA, guards, and the model's own rollouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_autoencoder, tiny_dynamics
+from torch import Tensor, nn
+
+from worldsim.data.episodes import Dataset
+from worldsim.errors import ConfigError, DataError, TrainingDiverged
+from worldsim.training.autoencoder import load_run, train_autoencoder
+from worldsim.training.dynamics import prepare, train_dynamics
+from worldsim.training.trainer import Trainer, TrainerConfig
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    state = torch.load(path / "checkpoint.pt", weights_only=True)
+    return {**state["module"], **{f"ema.{k}": v for k, v in state["ema"].items()}}
+
+
+def test_resume_is_exact(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """6 steps at once equal 4 steps, a stop, and 2 more: bit for bit, also through the pool of own rollouts."""
+    train_dynamics(tiny_dynamics(dataset, autoencoder_run, tmp_path / "whole", steps=6, own_after=2))
+    train_dynamics(tiny_dynamics(dataset, autoencoder_run, tmp_path / "parts", steps=4, own_after=2))
+    train_dynamics(tiny_dynamics(dataset, autoencoder_run, tmp_path / "parts", steps=6, own_after=2))
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_another_model_in_the_folder_is_refused(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, steps=1)
+    train_dynamics(config)
+    with pytest.raises(ConfigError, match="another model"):
+        train_dynamics(dataclasses.replace(config, model=dataclasses.replace(config.model, width=64)))
+
+
+def test_missing_autoencoder_says_how_to_make_one(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="worldsim train autoencoder"):
+        train_dynamics(tiny_dynamics(dataset, tmp_path / "none", tmp_path / "out"))
+
+
+def test_missing_dataset_is_a_data_error(dataset: Dataset, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny_autoencoder(dataset, tmp_path), data=tmp_path / "nothing")
+    with pytest.raises(DataError, match="no dataset"):
+        train_autoencoder(config)
+
+
+def test_autoencoder_starts_at_the_principal_components(dataset: Dataset, tmp_path: Path) -> None:
+    """Before a single step the reconstruction is that of the PCA, so it beats the mean by far; training keeps it."""
+    train_autoencoder(tiny_autoencoder(dataset, tmp_path, steps=1))
+    frames = torch.from_numpy(dataset.read("heldout")[0].frames[:8])
+    out = load_run(tmp_path).decode(load_run(tmp_path).encode(frames)).float()
+    error = (out - frames).square().mean()
+    assert error < 0.3 * (frames - frames.float().mean(dim=0)).square().mean() or error < 30
+
+
+def test_overfits_one_window(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """The loss can go down: forty steps on a small recording halve it."""
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, steps=40, own_after=1000)
+    task, trainer, *_ = prepare(config)
+    losses = [trainer.train_step()["loss"] for _ in range(40)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5]), losses
+
+
+def test_own_rollouts_are_the_models_own(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    task, *_ = prepare(tiny_dynamics(dataset, autoencoder_run, tmp_path, own_after=0))
+    taken = task.pool.take(2, task.simulator, task.data, 0, 0)
+    history = task.config.model.history
+    index = taken.starts.unsqueeze(1) + torch.arange(-history, task.config.frames)
+    recorded = task.data.latents[index].float()
+    assert torch.equal(taken.seen[:, :history], recorded[:, :history])
+    assert (taken.seen[:, history:] != recorded[:, history:]).any(dim=(2, 3, 4)).all()
+
+
+class _Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+
+class _Faulty:
+    """A task whose loss turns bad at step 6."""
+
+    def __init__(self, value: float) -> None:
+        self.module, self.value = _Line(), value
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return self.module.weight.square().sum() * (1 if step < 6 else self.value), {}
+
+    def sheet(self, module: nn.Module) -> None:
+        return None
+
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        pass
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e6])
+def test_a_bad_loss_stops_and_keeps_the_last_checkpoint(value: float, tmp_path: Path) -> None:
+    config = TrainerConfig(steps=20, warmup=1, checkpoint_minutes=0)
+    with pytest.raises(TrainingDiverged, match="last checkpoint"):
+        Trainer(_Faulty(value), config, tmp_path).run()
+    assert torch.isfinite(weights(tmp_path)["weight"]).all()
+    assert Trainer(_Faulty(1), config, tmp_path).step == 6
+
+
+def test_interrupt_saves(tmp_path: Path) -> None:
+    task = _Faulty(1)
+    trainer = Trainer(task, TrainerConfig(steps=20), tmp_path)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return _Faulty.loss(task, step, generator)
+
+    task.loss = loss  # type: ignore[method-assign]
+    trainer.run()
+    assert Trainer(_Faulty(1), TrainerConfig(steps=20), tmp_path).step == 3
+
+
+@pytest.mark.parametrize("bad", [{}, {"minutes": 1, "cooldown": 5}, {"steps": 1, "ema": 1.0}])
+def test_bad_trainer_configs_are_refused(bad: dict) -> None:
+    with pytest.raises(ConfigError):
+        TrainerConfig(**bad)

@@ -1,0 +1,248 @@
+"""How fast a world is on this machine, and where the time goes.
+
+A step here is what an environment does: an action in, a uint8 frame out. The machine's own speed is measured in the
+same run, as timings mean little without it.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from worldsim.engine.noise import HISTORY, SAMPLE, keyed_noise
+from worldsim.engine.simulator import SamplerConfig, Simulator, State, Words
+from worldsim.errors import ConfigError
+from worldsim.models.action import flatten_actions, stack_actions
+from worldsim.models.cache import FrameCache
+from worldsim.models.dit import Conditions, Prediction
+from worldsim.world import World
+
+GEMMS = ((1024, 1024, 1024), (256, 1024, 1024), (256, 256, 1024))  # the fastest of these is called the peak
+GEMM_SECONDS = 0.4  # for each
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What to time."""
+
+    world: Path
+    """A world's folder or hub id, or the name of a shipped world."""
+    steps: int = 1000
+    """Frames to draw."""
+    sessions: int = 1
+    """Sessions that are stepped together."""
+    threads: int = 1
+    """CPU threads."""
+    denoise: int | None = None
+    """Denoising steps of a frame (default: what the world says)."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, low in {"steps": 20, "sessions": 1, "threads": 1}.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+
+
+class TimedSimulator(Simulator):
+    """A simulator that notes how long its passes take, in seconds."""
+
+    spent: defaultdict[str, float] = defaultdict(float)
+
+    def _forward(
+        self, x: Tensor, sigma: float, given: Conditions, words: Words, cache: FrameCache, write: bool = False
+    ) -> Prediction:
+        begin = time.perf_counter()
+        predicted = super()._forward(x, sigma, given, words, cache, write)
+        self.spent["clean pass" if write else "denoise"] += time.perf_counter() - begin
+        return predicted
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Time a world; nothing else should run meanwhile.
+
+    Returns:
+        step_ms: median, p95 and mean of a step of all sessions, and by stage (medians): denoise, clean pass, decode,
+            noise (its draws, timed by themselves), python (the rest).
+        flatness: median of steps 90-100 % of the run over that of 5-15 %; 1 is flat.
+        memory_mb: of the process before the world was loaded, at the end, and at its peak; session_kb of one session.
+        size: parameters of the parts, megabytes of the folder.
+        gemm_gflops: the machine's peak in fp32 and bf16; share_of_peak: of the transformer and the decoder, in the
+            weights' dtype.
+
+    Raises:
+        WorldError: the world cannot be loaded.
+    """
+    torch.set_num_threads(config.threads)
+    before = _memory()["VmRSS"]
+    world = World.from_pretrained(config.world)
+    settings = world.card.sampler | ({} if config.denoise is None else {"steps": config.denoise})
+    simulator = TimedSimulator(world.dynamics, world.book, SamplerConfig(**settings))
+    simulator.spent = defaultdict(float)
+    prompt = world.card.prompts[0] if world.card.prompts else ""
+    state = simulator.begin(list(range(config.sessions)), [prompt] * config.sessions)
+    world.autoencoder.decode(simulator.step(state, None).latents)
+    world.action_space.seed(0)
+    stages: defaultdict[str, list[float]] = defaultdict(list)
+    for _ in range(config.steps):
+        sampled = [world.action_space.sample() for _ in range(config.sessions)]
+        simulator.spent.clear()
+        begin = time.perf_counter()
+        actions = flatten_actions(world.action_space, stack_actions(world.action_space, sampled))
+        latents = simulator.step(state, torch.from_numpy(actions)).latents
+        drawn = time.perf_counter()
+        world.autoencoder.decode(latents).numpy()
+        end = time.perf_counter()
+        stages["step"].append(end - begin)
+        stages["decode"].append(end - drawn)
+        for name, seconds in simulator.spent.items():
+            stages[name].append(seconds)
+    after = _memory()
+    medians = {name: 1000 * statistics.median(times) for name, times in stages.items()}
+    steps, passes = stages["step"], medians["denoise"] + medians["clean pass"]
+    noise = 1000 * _seconds(lambda: _noise(simulator, state))
+    peaks = {"fp32": gemm_peak(torch.float32), "bf16": gemm_peak(torch.bfloat16)}
+    flops = _flops(simulator, world, state)
+    half = world.dynamics.embed.weight.dtype == torch.bfloat16
+    peak = peaks["bf16" if half else "fp32"]
+    assert world.path is not None
+    return {
+        "world": world.card.name,
+        "machine": {"cpu": _cpu(), "threads": config.threads, "torch": torch.__version__},
+        "steps": config.steps,
+        "sessions": config.sessions,
+        "dtype": "bf16" if half else "fp32",
+        "denoising_steps": simulator.sampler.steps,
+        "step_ms": {
+            "median": medians["step"],
+            "p95": 1000 * sorted(steps)[int(0.95 * (len(steps) - 1))],
+            "mean": 1000 * statistics.fmean(steps),
+            "denoise": medians["denoise"],
+            "clean pass": medians["clean pass"],
+            "decode": medians["decode"],
+            "noise": noise,
+            "python": medians["step"] - passes - medians["decode"] - noise,
+        },
+        "frames_per_second": config.sessions * 1000 / medians["step"],
+        "flatness": _window(steps, 0.9, 1.0) / _window(steps, 0.05, 0.15),
+        "memory_mb": {"before": before, "end": after["VmRSS"], "peak": after["VmHWM"]},
+        "session_kb": _bytes(state) / config.sessions / 1000,
+        "size": {
+            "dynamics_parameters": sum(p.numel() for p in world.dynamics.parameters()),
+            "autoencoder_parameters": sum(p.numel() for p in world.autoencoder.parameters()),
+            "folder_mb": sum(file.stat().st_size for file in world.path.rglob("*") if file.is_file()) / 1e6,
+        },
+        "gemm_gflops": peaks,
+        "gflop_per_step": {name: count / 1e9 for name, count in flops.items()},
+        "share_of_peak": {
+            "transformer": flops["transformer"] / (passes * 1e6) / peak,
+            "decoder": flops["decoder"] / (medians["decode"] * 1e6) / peak,
+        },
+    }
+
+
+def gemm_peak(dtype: torch.dtype) -> float:
+    """The most GFLOP/s that a matrix product reaches here, with torch as it is set now."""
+    best = 0.0
+    for m, k, n in GEMMS:
+        a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+        best = max(best, 2 * m * k * n / _seconds(lambda a=a, b=b: a @ b, GEMM_SECONDS) / 1e9)
+    return best
+
+
+def _seconds(call: Callable[[], Any], budget: float = 0.2) -> float:
+    """The median time of a call, repeated for `budget` seconds after a first one that does not count."""
+    call()
+    times, end = [], time.perf_counter() + budget
+    while not times or time.perf_counter() < end:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _noise(simulator: Simulator, state: State) -> None:
+    keyed_noise(state.seeds, state.step, SAMPLE, tuple(state.history.shape[2:]))
+    keyed_noise(state.seeds, state.step, HISTORY, tuple(state.history.shape[1:]))
+
+
+def _flops(simulator: Simulator, world: World, state: State) -> dict[str, int]:
+    """Floating-point operations of a step's passes and of its decode."""
+    custom = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    counts = {}
+    with FlopCounterMode(display=False, custom_mapping=custom) as counter:
+        latents = simulator.step(state, state.actions[:, -1]).latents
+        counts["transformer"] = counter.get_total_flops()
+        world.autoencoder.decode(latents)
+        counts["decoder"] = counter.get_total_flops() - counts["transformer"]
+    return counts
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    """Of attention over shapes (B, H, N, E): scores and sums."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[2] * (width + value[3])
+
+
+def _window(times: list[float], begin: float, end: float) -> float:
+    return statistics.median(times[int(begin * len(times)) : int(end * len(times))])
+
+
+def _bytes(state: State) -> int:
+    tensors = (state.history, state.actions, state.known, state.cache.keys, state.cache.values)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _memory() -> dict[str, float]:
+    """Resident memory of this process and its peak, in megabytes."""
+    try:
+        lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+        return {line[0].rstrip(":"): int(line[1]) * 1024 / 1e6 for line in lines if line[0] in ("VmRSS:", "VmHWM:")}
+    except OSError:  # not Linux: the peak is all that can be had
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        return {"VmRSS": peak, "VmHWM": peak}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "unknown"
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    step, memory, size, gemm = (report[name] for name in ("step_ms", "memory_mb", "size", "gemm_gflops"))
+    parts = ("denoise", "clean pass", "decode", "noise", "python")
+    share = report["share_of_peak"]
+    return "\n".join(
+        [
+            f"{report['world']}: {report['steps']} steps of {report['sessions']} session(s), {report['dtype']}, "
+            f"{report['denoising_steps']} denoising steps, {report['machine']['threads']} thread(s) of "
+            f"{report['machine']['cpu']}",
+            "",
+            f"step       median {step['median']:.2f} ms, p95 {step['p95']:.2f} ms, "
+            f"{report['frames_per_second']:.1f} frames/s",
+            "by stage   " + ", ".join(f"{name} {step[name]:.2f}" for name in parts) + " ms",
+            f"flatness   the last tenth costs {100 * (report['flatness'] - 1):+.1f} % against steps 5-15 %",
+            f"memory     {memory['end']:.0f} MB at the end, {memory['peak']:.0f} MB at the peak, "
+            f"{report['session_kb']:.0f} kB a session",
+            f"size       {size['dynamics_parameters'] / 1e6:.2f}M dynamics + "
+            f"{size['autoencoder_parameters'] / 1e6:.2f}M autoencoder parameters, {size['folder_mb']:.1f} MB on disk",
+            f"GEMM peak  fp32 {gemm['fp32']:.0f}, bf16 {gemm['bf16']:.0f} GFLOP/s; of it the transformer reaches "
+            f"{100 * share['transformer']:.0f} %, the decoder {100 * share['decoder']:.0f} %",
+        ]
+    )

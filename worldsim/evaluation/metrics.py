@@ -1,0 +1,96 @@
+"""How far frames are from other frames, and what a frame is like by itself.
+
+Errors are pooled: a mean of per-frame PSNR would be ruled by the frames in which nothing happens.
+All frames are uint8 tensors (N, H, W, 3).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+WINDOW, DEVIATION = 11, 1.5  # of SSIM's Gaussian, in pixels
+ENTROPY_BINS = 64
+MOVING = 2.0  # mean absolute difference in grey levels of 255; less is hard to see
+
+
+def grey(frames: Tensor) -> Tensor:
+    """Luminance 0..255 of frames (..., H, W, 3), float32 (..., H, W)."""
+    return frames.float() @ torch.tensor(LUMA)
+
+
+def psnr(frames: Tensor, truth: Tensor) -> float:
+    """PSNR in dB of the mean squared error over all frames and pixels; infinite for equal frames, nan for none."""
+    if not len(frames):
+        return math.nan
+    total = sum(float((a.float() - b.float()).square().sum(dtype=torch.float64)) for a, b in _parts(frames, truth))
+    return 10 * math.log10(255**2 * frames.numel() / total) if total else math.inf
+
+
+def ssim(frames: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity of the luminances, -1..1, (N,) (Wang et al. 2004, doi:10.1109/TIP.2003.819861).
+
+    The usual Gaussian window of 11 pixels is cut to the frame's size where that is smaller.
+    """
+    side = min(WINDOW, *frames.shape[1:3])
+    window = torch.exp(-((torch.arange(side) - (side - 1) / 2) ** 2) / (2 * DEVIATION**2))
+    window = window / window.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    scores = []
+    for a, b in _parts(frames, truth):
+        x, y = grey(a).unsqueeze(1), grey(b).unsqueeze(1)  # (n, 1, H, W)
+        mx, my = blur(x), blur(y)
+        vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+        score = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+        scores.append(score.mean(dim=(1, 2, 3)))
+    return torch.cat(scores) if scores else torch.empty(0)
+
+
+def sharpness(frames: Tensor) -> Tensor:
+    """Mean absolute luminance step between neighbouring pixels, in grey levels, (N,)."""
+    parts = [grey(part) for part in frames.split(256)]
+    steps = [(p.diff(dim=1).abs().mean(dim=(1, 2)) + p.diff(dim=2).abs().mean(dim=(1, 2))) / 2 for p in parts]
+    return torch.cat(steps)
+
+
+def brightness(frames: Tensor) -> Tensor:
+    """Mean luminance, 0..255, (N,)."""
+    return torch.cat([grey(part).mean(dim=(1, 2)) for part in frames.split(256)])
+
+
+def entropy(frames: Tensor) -> Tensor:
+    """Entropy in bits of the luminances' histogram, (N,): 0 for one colour, at most 6."""
+    bins = torch.cat([grey(part).mul(ENTROPY_BINS / 256).long().flatten(1) for part in frames.split(256)])
+    counts = torch.zeros(len(frames), ENTROPY_BINS).scatter_add_(1, bins, torch.ones(bins.shape))
+    shares = counts / counts.sum(dim=1, keepdim=True)
+    return -torch.xlogy(shares, shares).sum(dim=1) / math.log(2)
+
+
+def moving(frames: Tensor, before: Tensor) -> Tensor:
+    """Which frames clearly differ from those `before`, bool (N,)."""
+    parts = [(a.float() - b.float()).abs().mean(dim=(1, 2, 3)) > MOVING for a, b in _parts(frames, before)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.bool)
+
+
+def band(values: Tensor, share: float = 0.98) -> tuple[float, float]:
+    """The range in which the middle `share` of `values` lies."""
+    low, high = torch.quantile(values.double(), torch.tensor([(1 - share) / 2, (1 + share) / 2]).double()).tolist()
+    return low, high
+
+
+def inside(values: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Which values lie within `limits`, bool (N,)."""
+    return (values >= limits[0]) & (values <= limits[1])
+
+
+def _parts(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Both in pieces, so that the float copies stay small."""
+    return list(zip(a.split(256), b.split(256), strict=True)) if len(a) else []

@@ -1,0 +1,339 @@
+"""How good a world is, on recorded episodes that it was not trained on.
+
+Every number stands beside its baselines: the last frame shown again (`copy`), and the same world under the actions of
+another episode (`permuted`), which must be worse or the actions do not matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldsim.data.episodes import Dataset
+from worldsim.data.sheet import contact_sheet
+from worldsim.engine.simulator import SamplerConfig
+from worldsim.errors import ConfigError, DataError, MissingDependency
+from worldsim.evaluation import metrics
+from worldsim.evaluation.prompts import (
+    Starts,
+    fresh_starts,
+    has_palettes,
+    obedience,
+    palettes_at,
+    switch,
+    truth_obedience,
+)
+from worldsim.evaluation.racing import Driver, driven, look
+from worldsim.evaluation.rollout import Runner, Stretches, chained, context_of, cut, longest, recorded
+from worldsim.evaluation.steering import direction, steer_of
+from worldsim.world import World, write_card
+
+FORCED = 16  # next frames measured in each stretch
+SHOWN = 6  # stretches on a sheet
+COLUMNS = 12  # frames of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What to measure, on what."""
+
+    world: Path
+    """A world's folder or hub id, or the name of a shipped world."""
+    data: Path | None = None
+    """The folder of a dataset of the same game (default: data/NAME)."""
+    split: str = "heldout"
+    """Which of its episodes: heldout, unseen or train."""
+    episodes: int = 64
+    """At most so many of them."""
+    horizons: tuple[int, ...] = (1, 16, 64, 256)
+    """Frames of free running after which to measure; those longer than the episodes are cut to fit."""
+    starts: int = 48
+    """Places in the recording to begin from, for each horizon."""
+    free: int = 1000
+    """Frames of the long free run (0: none)."""
+    free_starts: int = 8
+    fresh: int = 64
+    """Fresh starts from prompts of training, and as many from unseen ones, where the world has palettes (0: none)."""
+    steps: int | None = None
+    """Denoising steps of a frame (default: what the world says; so too the next two)."""
+    history_sigma: float | None = None
+    guidance: float | None = None
+    batch: int = 16
+    """Sessions that are stepped together."""
+    seed: int = 0
+    threads: int | None = None
+    """CPU threads (default: all)."""
+    out: Path | None = None
+    """Folder for report.json and the contact sheets (default: runs/eval-NAME)."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    save_to_card: bool = False
+    """Write the results into the world's world.json."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        least = {"episodes": 1, "starts": 1, "free": 0, "free_starts": 1, "fresh": 0, "batch": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+        if min(self.horizons, default=1) < 1:
+            raise ConfigError(f"horizons are {self.horizons}; all must be at least 1.")
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Measure a world; write the report and the sheets to `config.out`.
+
+    Returns:
+        Numbers by stage: "next_frame", "frame_N" for each horizon, "steering", "free_run", "palette", "autoencoder".
+        Shares are 0..1; sharpness and brightness are the drawn frames' over the truth's; None is what was not measured.
+
+    Raises:
+        WorldError: the world cannot be loaded.
+        DataError: no such dataset, another game, or episodes that are too short.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    world = World.from_pretrained(config.world)
+    evaluation = Evaluation(config, world)
+    report = _plain(evaluation.run())
+    (evaluation.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    if config.save_to_card:
+        assert world.path is not None
+        write_card(dataclasses.replace(world.card, quality=report), world.path)
+    return report
+
+
+class Evaluation:
+    """One world on one recording."""
+
+    def __init__(self, config: EvalConfig, world: World) -> None:
+        """Read the episodes and prepare the output folder."""
+        self.config, self.world = config, world
+        dataset = Dataset(config.data or Path("data") / world.card.name)
+        if dataset.frame_size != tuple(world.card.frame_size) or dataset.action_space != world.action_space:
+            raise DataError(
+                f"dataset {dataset.path} has frames {dataset.frame_size} and actions {dataset.action_space}; the world "
+                f"{world.card.name!r} has {tuple(world.card.frame_size)} and {world.action_space}: not the same game."
+            )
+        self.dataset = dataset
+        self.episodes = dataset.read(config.split, config.episodes)
+        changes = {name: getattr(config, name) for name in ("steps", "history_sigma", "guidance")}
+        sampler = SamplerConfig(**{**world.card.sampler, **{k: v for k, v in changes.items() if v is not None}})
+        self.sampler = sampler
+        self.runner = Runner(world, sampler, config.batch, config.seed)
+        self.context = context_of(world)
+        self.out = config.out or Path("runs") / f"eval-{world.card.name}"
+        self.out.mkdir(parents=True, exist_ok=True)
+        frames = torch.from_numpy(np.concatenate([episode.frames[::3] for episode in self.episodes]))
+        self.truth = {"sharpness": metrics.sharpness(frames), "brightness": metrics.brightness(frames)}
+        self.limits = metrics.band(self.truth["sharpness"]), metrics.band(metrics.entropy(frames))
+
+    def run(self) -> dict[str, Any]:
+        """All stages."""
+        config = self.config
+        report: dict[str, Any] = {
+            "world": self.world.card.name,
+            "weights": self.world.fingerprint(),
+            "data": self.dataset.card["name"],
+            "split": config.split,
+            "episodes": len(self.episodes),
+            "sampler": dataclasses.asdict(self.sampler),
+            "seed": config.seed,
+        }
+        report |= self.next_frame()
+        for horizon in sorted({self.fitting(horizon) for horizon in config.horizons}):
+            report |= self.horizon(horizon)
+        if config.free:
+            report["free_run"] = self.free_run()
+        if config.fresh and has_palettes(self.episodes):
+            report["palette"] = self.palette()
+        return report
+
+    def fitting(self, frames: int) -> int:
+        """`frames`, or what the longest episode has room for with some choice of where to begin."""
+        room = longest(self.episodes, self.context)
+        return max(1, min(frames, room - min(8, room // 8)))
+
+    def cut(self, count: int, frames: int, stage: int) -> Stretches:
+        """Stretches for a stage; each stage has its own random places."""
+        rng = np.random.default_rng([self.config.seed, stage])
+        return cut(self.episodes, self.world.action_space, count, self.context, self.fitting(frames), rng)
+
+    def next_frame(self) -> dict[str, Any]:
+        """Next frames from true ones; what the autoencoder alone costs; steering."""
+        stretches = self.cut(self.config.starts, FORCED, 0)
+        drawn, other = self.runner.forced(stretches, stretches.taken, stretches.foreign_actions())
+        truth, before = stretches.truth, stretches.before
+        self.sheet("next", stretches, {"drawn": drawn}, list(range(min(COLUMNS, truth.shape[1]))))
+        encode, decode = self.world.autoencoder.encode, self.world.autoencoder.decode
+        flat = truth.flatten(0, 1)
+        seen = torch.cat([decode(encode(part)) for part in flat.split(64)])
+        report = {"next_frame": compare(drawn, truth, before, other)}
+        report["autoencoder"] = {"psnr": metrics.psnr(seen, flat), "ssim": float(metrics.ssim(seen, flat).mean())}
+        steer = steer_of(stretches.taken, self.world.card.keys, self.world.action_space)
+        if steer is not None:
+            free = self.cut(max(1, self.config.starts // 2), 2 * FORCED, 1)
+            wheel = steer_of(free.taken, self.world.card.keys, self.world.action_space)
+            assert wheel is not None
+            run = self.runner.free(free, recorded(free), title="steering")
+            report["steering"] = direction(steer, before, truth, drawn, (wheel, run)) or {}
+        return report
+
+    def horizon(self, frames: int) -> dict[str, Any]:
+        """Free running for `frames` under the true actions, measured over the last sixteenth of them."""
+        stretches = self.cut(self.config.starts, frames, 10 + frames)
+        drawn = self.runner.free(stretches, recorded(stretches), title=f"{frames} frames")
+        foreign = recorded(stretches, stretches.foreign_actions())
+        other = self.runner.free(stretches, foreign, title=f"{frames} frames, permuted actions")
+        last = slice(frames - max(1, frames // 16), frames)
+        still = stretches.before[:, :1].expand_as(stretches.truth)
+        report = compare(drawn[:, last], stretches.truth[:, last], still[:, last], other[:, last])
+        report["in_band"] = self.in_band(drawn.flatten(0, 1))
+        report["truth_in_band"] = self.in_band(stretches.truth.flatten(0, 1))
+        shown = np.unique(np.geomspace(1, frames, COLUMNS).round().astype(int) - 1).tolist()
+        self.sheet(f"frame_{frames}", stretches, {"drawn": drawn, "permuted": other}, shown)
+        return {f"frame_{frames}": report}
+
+    def in_band(self, frames: Tensor) -> float:
+        """Share of frames as sharp and as varied as the middle 98 % of the true ones."""
+        sharp, varied = self.limits
+        fits = metrics.inside(metrics.sharpness(frames), sharp) & metrics.inside(metrics.entropy(frames), varied)
+        return float(fits.float().mean())
+
+    def free_run(self) -> dict[str, Any]:
+        """A long run: by a driver that sees only the frames where there are roads, else under recorded actions."""
+        config, frames = self.config, self.config.free
+        stretches = self.cut(config.free_starts, 64, 2)
+        last = slice(frames - max(1, frames // 10), frames)
+        if not has_palettes(self.episodes):
+            act = chained(stretches, self.episodes, self.world.action_space, frames)
+            drawn = self.runner.free(stretches, act, frames, title="long free run")
+            sharp, bright = self.truth["sharpness"].mean(), self.truth["brightness"].mean()
+            report = self._drift(drawn[:, last], float(sharp), float(bright))
+        else:
+            prompts = [texts[self.context - 1] for texts in stretches.prompts]
+            episodes = [self.episodes[source] for source in stretches.sources]
+            palettes = [
+                palettes_at(episode, slice(episode.texts().index(text), None))[0]
+                for episode, text in zip(episodes, prompts, strict=True)
+            ]
+            drawn = self.runner.free(stretches, driven(Driver(palettes), prompts), frames, title="long drive")
+            same = [
+                torch.from_numpy(e.frames[[text == prompt for text in e.texts()]])
+                for e, prompt in zip(episodes, prompts, strict=True)
+            ]
+            sharp, bright = (
+                float(np.mean([f(x).mean() for x in same])) for f in (metrics.sharpness, metrics.brightness)
+            )
+            report = self._drift(drawn[:, last], sharp, bright)
+            end = drawn[:, last].flatten(0, 1)
+            scene = look(end, [palette for palette in palettes for _ in range(last.stop - last.start)])
+            report |= {
+                name: float(getattr(scene, name).float().mean()) for name in ("road", "ground", "car", "palette")
+            }
+        shown = np.linspace(0, frames - 1, COLUMNS).round().astype(int)
+        captions = [f"frame {n + 1}" for n in shown] * len(drawn)
+        contact_sheet(list(drawn[:, shown].flatten(0, 1).numpy()), COLUMNS, 1, captions).save(self.out / "free.png")
+        return {"frames": frames, "sessions": len(drawn), **report}
+
+    def _drift(self, end: Tensor, sharp: float, bright: float) -> dict[str, float]:
+        flat = end.flatten(0, 1)
+        return {
+            "sharpness": float(metrics.sharpness(flat).mean()) / sharp,
+            "brightness": float(metrics.brightness(flat).mean()) / bright,
+            "in_band": self.in_band(flat),
+        }
+
+    def palette(self) -> dict[str, Any]:
+        """Fresh starts from prompts, and prompts that change on the way."""
+        rng = np.random.default_rng([self.config.seed, 3])
+        report: dict[str, Any] = {"truth": truth_obedience(self.episodes)}
+        try:
+            for name, unseen in (("known", False), ("unseen", True)):
+                starts = fresh_starts(self.runner, self.config.fresh, unseen, rng)
+                report[name] = obedience(starts)
+                self._fresh_sheet(name, starts)
+            report["switched"] = switch(self.runner, self.cut(self.config.starts, 16, 4), rng)
+        except MissingDependency as error:
+            report["skipped"] = str(error)
+        return report
+
+    def _fresh_sheet(self, name: str, starts: Starts) -> None:
+        shown = slice(0, 4 * COLUMNS)
+        frames = [half for pair in zip(starts.first[shown], starts.later[shown], strict=True) for half in pair]
+        captions = [text for prompt in starts.prompts[shown] for text in (prompt, "later")]
+        sheet = contact_sheet([frame.numpy() for frame in frames], COLUMNS, 2, captions)
+        sheet.save(self.out / f"fresh_{name}.png")
+
+    def sheet(self, name: str, stretches: Stretches, drawn: dict[str, Tensor], shown: list[int]) -> None:
+        """A picture: for some stretches the truth above what was drawn."""
+        rows, captions = [], []
+        for i in range(min(SHOWN, len(stretches))):
+            numbers = ", ".join(str(n + 1) for n in shown)
+            for title, frames in {"truth": stretches.truth, **drawn}.items():
+                rows += list(frames[i, shown].numpy())
+                captions.append(f"{title}, frames {numbers}: {stretches.prompts[i][stretches.context]}")
+        contact_sheet(rows, len(shown), 1, captions).save(self.out / f"{name}.png")
+
+
+def compare(drawn: Tensor, truth: Tensor, copy: Tensor, permuted: Tensor) -> dict[str, float]:
+    """Drawn frames and two baselines against the truth, all uint8 (S, n, H, W, 3).
+
+    `moving_` figures are over the frames that clearly differ from what `copy` shows.
+    """
+    drawn, truth, copy, permuted = (frames.flatten(0, 1) for frames in (drawn, truth, copy, permuted))
+    moves = metrics.moving(truth, copy)
+    report = {"frames": len(truth), "moving": float(moves.float().mean())}
+    for name, frames in (("", drawn), ("copy_", copy), ("permuted_", permuted)):
+        report[f"{name}psnr"] = metrics.psnr(frames, truth)
+        report[f"{name}ssim"] = float(metrics.ssim(frames, truth).mean())
+        report[f"{name}moving_psnr"] = metrics.psnr(frames[moves], truth[moves])
+    for name, measure in (("sharpness", metrics.sharpness), ("brightness", metrics.brightness)):
+        report[name] = float(measure(drawn).mean() / measure(truth).mean())
+    return report
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither infinities nor a need for 17 digits."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    head = ("", "PSNR", "copy", "permuted", "moving", "copy", "SSIM", "copy", "sharp", "bright", "in band", "frames")
+    keys = ("psnr", "copy_psnr", "permuted_psnr", "moving_psnr", "copy_moving_psnr", "ssim", "copy_ssim")
+    keys = (*keys, "sharpness", "brightness", "in_band", "frames")
+    lines = [f"{report['world']} on {report['episodes']} {report['split']} episodes of {report['data']}", ""]
+    lines.append("".join(f"{name:>{11 if i == 0 else 9}}" for i, name in enumerate(head)))
+    for stage in (name for name in report if name == "next_frame" or name.startswith("frame_")):
+        cells = [_cell(report[stage].get(key)) for key in keys]
+        lines.append(f"{stage.replace('_', ' '):>11}" + "".join(f"{cell:>9}" for cell in cells))
+    lines.append("")
+    for stage in ("autoencoder", "steering", "free_run"):
+        if report.get(stage):
+            lines.append(f"{stage.replace('_', ' ')}: {_list(report[stage])}")
+    for name, value in report.get("palette", {}).items():
+        lines.append(f"palette, {name}: {_list(value) if isinstance(value, dict) else _cell(value)}")
+    return "\n".join(lines)
+
+
+def _list(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in values.items())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

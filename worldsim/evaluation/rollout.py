@@ -1,0 +1,241 @@
+"""Let a world play on from recorded frames: frame by frame under the truth, or freely.
+
+Legend: S stretches, C context frames, N frames to draw, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from tqdm import tqdm
+
+from worldsim.data.episodes import Episode
+from worldsim.engine.simulator import SamplerConfig, Simulator, State
+from worldsim.errors import DataError
+from worldsim.models.action import flatten_actions
+from worldsim.world import World
+
+Act = Callable[[list[int], int, Tensor], tuple[Tensor, list[str]]]
+"""Who plays: (rows, n, their last frames) -> their flattened actions and prompts for the n-th free frame."""
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Recorded stretches of equal length: some context, then what a world has to draw.
+
+    Attributes:
+        frames: uint8 (S, C + N, H, W, 3).
+        actions: flattened, actions[:, t] led to frames[:, t + 1], (S, C + N - 1, action_size).
+        prompts: the prompt in force at each frame, S lists of C + N.
+        sources: the episode each stretch is from, as an index.
+        context: C.
+    """
+
+    frames: Tensor
+    actions: Tensor
+    prompts: list[list[str]]
+    sources: list[int]
+    context: int
+
+    def __len__(self) -> int:
+        """How many stretches."""
+        return len(self.frames)
+
+    @property
+    def length(self) -> int:
+        """N, the frames to draw."""
+        return self.frames.shape[1] - self.context
+
+    @property
+    def truth(self) -> Tensor:
+        """The frames to draw, (S, N, H, W, 3)."""
+        return self.frames[:, self.context :]
+
+    @property
+    def before(self) -> Tensor:
+        """The frame before each frame to draw, (S, N, H, W, 3)."""
+        return self.frames[:, self.context - 1 : -1]
+
+    @property
+    def taken(self) -> Tensor:
+        """The action that leads to each frame to draw, (S, N, action_size)."""
+        return self.actions[:, self.context - 1 :]
+
+    def foreign_actions(self) -> Tensor:
+        """Like `taken`, but from the next stretch of another episode where there is one."""
+        rows, order = len(self), []
+        for row in range(rows):
+            others = [(row + step) % rows for step in range(1, rows)]
+            order.append(next((i for i in others if self.sources[i] != self.sources[row]), others[0] if others else 0))
+        return self.taken[order]
+
+
+def context_of(world: World) -> int:
+    """The number of frames after which older ones have no effect on what a world draws."""
+    config = world.dynamics.config
+    return config.context + config.history
+
+
+def longest(episodes: list[Episode], context: int) -> int:
+    """The most frames that a stretch of these episodes can have after its context."""
+    return max(len(episode) + 1 for episode in episodes) - context
+
+
+def cut(
+    episodes: list[Episode], space: spaces.Space, count: int, context: int, frames: int, rng: np.random.Generator
+) -> Stretches:
+    """Up to `count` distinct stretches at random places, evenly from all episodes that are long enough.
+
+    Raises:
+        DataError: no episode is long enough.
+    """
+    room = [len(episode) + 2 - context - frames for episode in episodes]  # how many places there are
+    offsets = [rng.permutation(places) if places > 0 else np.empty(0, int) for places in room]
+    turns = ((i, int(o[k])) for k in range(max(0, *room)) for i, o in enumerate(offsets) if k < len(o))
+    chosen = [place for _, place in zip(range(count), turns, strict=False)]
+    if not chosen:
+        raise DataError(f"no episode has {context} + {frames} frames; record longer ones or ask for fewer frames.")
+    total = context + frames
+    flat = {i: flatten_actions(space, episodes[i].actions) for i, _ in chosen}
+    texts = {i: episodes[i].texts() for i, _ in chosen}
+    return Stretches(
+        frames=torch.from_numpy(np.stack([episodes[i].frames[t : t + total] for i, t in chosen])),
+        actions=torch.from_numpy(np.stack([flat[i][t : t + total - 1] for i, t in chosen])),
+        prompts=[texts[i][t : t + total] for i, t in chosen],
+        sources=[i for i, _ in chosen],
+        context=context,
+    )
+
+
+def scripted(actions: Tensor, prompts: list[list[str]]) -> Act:
+    """Play given actions (S, frames, action_size) under given prompts, a list of `frames` for each session."""
+
+    def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
+        return actions[rows, n], [prompts[row][n] for row in rows]
+
+    return act
+
+
+def recorded(stretches: Stretches, actions: Tensor | None = None) -> Act:
+    """Play `actions` (default: the recorded ones), (S, N, action_size), under the recorded prompts."""
+    prompts = [texts[stretches.context :] for texts in stretches.prompts]
+    return scripted(stretches.taken if actions is None else actions, prompts)
+
+
+def chained(stretches: Stretches, episodes: list[Episode], space: spaces.Space, frames: int) -> Act:
+    """Play `frames` recorded actions under their prompts: those of each stretch, then those of other episodes."""
+    flat = [torch.from_numpy(flatten_actions(space, episode.actions)) for episode in episodes]
+    actions, prompts = [], []
+    for row, source in enumerate(stretches.sources):
+        parts, texts, turn = [stretches.taken[row]], stretches.prompts[row][stretches.context :], source
+        while sum(len(part) for part in parts) < frames:
+            turn = (turn + 1) % len(episodes)
+            parts.append(flat[turn])
+            texts = texts + episodes[turn].texts()[1:]
+        actions.append(torch.cat(parts)[:frames])
+        prompts.append(texts[:frames])
+    return scripted(torch.stack(actions), prompts)
+
+
+class Runner:
+    """Draws stretches of a world, `batch` of them at a time.
+
+    Args:
+        world: what to run.
+        sampler: how frames are drawn; None is what the world's card says.
+        batch: sessions that are stepped together.
+        seed: of the noise; stretch i of a call has the session seed `seed + i`.
+    """
+
+    def __init__(self, world: World, sampler: SamplerConfig | None = None, batch: int = 16, seed: int = 0) -> None:
+        """Keep the parts; nothing is computed yet."""
+        self.world, self.batch, self.seed = world, batch, seed
+        self.simulator = Simulator.of(world, sampler)
+
+    def free(self, stretches: Stretches, act: Act, frames: int | None = None, title: str = "free running") -> Tensor:
+        """`frames` (default N) frames after each context, each from the model's own, uint8 (S, frames, H, W, 3)."""
+        frames = stretches.length if frames is None else frames
+        drawn = torch.empty(len(stretches), frames, *stretches.frames.shape[2:], dtype=torch.uint8)
+        with tqdm(total=frames * self._batches(stretches), desc=title, unit="step", leave=False) as bar:
+            for rows in self._rows(stretches):
+                state, last = self.warm_up(stretches, rows), stretches.frames[rows, stretches.context - 1]
+                for n in range(frames):
+                    action, state.prompts = act(rows, n, last)
+                    last = self.world.autoencoder.decode(self.simulator.step(state, action).latents)
+                    drawn[rows, n] = last
+                    bar.update()
+        return drawn
+
+    def forced(self, stretches: Stretches, *actions: Tensor, title: str = "next frames") -> list[Tensor]:
+        """Every next frame from the true frames before it, once for each of `actions` (S, N, action_size).
+
+        Returns:
+            uint8 (S, N, H, W, 3) for each of `actions`.
+        """
+        drawn = [torch.empty_like(stretches.truth) for _ in actions]
+        with tqdm(total=stretches.length * self._batches(stretches), desc=title, unit="step", leave=False) as bar:
+            for rows in self._rows(stretches):
+                state = self.warm_up(stretches, rows)
+                for n in range(stretches.length):
+                    state.prompts = [stretches.prompts[row][stretches.context + n] for row in rows]
+                    for out, taken in zip(drawn, actions, strict=True):
+                        outcome = self.simulator.step(_fork(state), taken[rows, n])
+                        out[rows, n] = self.world.autoencoder.decode(outcome.latents)
+                    truth = self.world.autoencoder.encode(stretches.truth[rows, n])
+                    self.simulator.observe(state, truth, stretches.taken[rows, n])
+                    bar.update()
+        return drawn
+
+    def fresh(self, prompts: list[str], frames: int = 1, title: str = "fresh starts") -> Tensor:
+        """Frames that begin from a prompt alone and go on without a key, uint8 (len(prompts), frames, H, W, 3)."""
+        drawn, idle = [], self._idle()
+        for rows in _chunks(tqdm(range(len(prompts)), desc=title, unit="start", leave=False), self.batch):
+            state = self.simulator.begin([self.seed + row for row in rows], [prompts[row] for row in rows])
+            latents = [self.simulator.step(state, None).latents]
+            latents += [self.simulator.step(state, idle.expand(len(rows), -1)).latents for _ in range(frames - 1)]
+            drawn.append(torch.stack([self.world.autoencoder.decode(x) for x in latents], dim=1))
+        return torch.cat(drawn)
+
+    def warm_up(self, stretches: Stretches, rows: list[int]) -> State:
+        """Sessions that have seen the context of some stretches."""
+        texts = [stretches.prompts[row] for row in rows]
+        state = self.simulator.begin([self.seed + row for row in rows], [text[0] for text in texts])
+        for t in range(stretches.context):
+            state.prompts = [text[t] for text in texts]
+            latents = self.world.autoencoder.encode(stretches.frames[rows, t])
+            self.simulator.observe(state, latents, stretches.actions[rows, t - 1] if t else None)
+        return state
+
+    def _idle(self) -> Tensor:
+        """The flattened action of no key, (1, action_size); zeros if the world does not name it."""
+        size = self.world.dynamics.config.action_size
+        if "" not in self.world.card.keys:
+            return torch.zeros(1, size)
+        return torch.from_numpy(flatten_actions(self.world.action_space, np.asarray([self.world.card.keys[""]])))
+
+    def _rows(self, stretches: Stretches) -> Iterator[list[int]]:
+        return _chunks(range(len(stretches)), self.batch)
+
+    def _batches(self, stretches: Stretches) -> int:
+        return -(-len(stretches) // self.batch)
+
+
+def _chunks(items: Iterable[int], size: int) -> Iterator[list[int]]:
+    chunk: list[int] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _fork(state: State) -> State:
+    """A session's twin: the cache is the only part that a step changes in place."""
+    return replace(state, cache=state.cache.select(torch.arange(len(state.seeds))))

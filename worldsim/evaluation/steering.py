@@ -1,0 +1,182 @@
+"""Does the picture move the way it should when someone steers?
+
+The turn between two frames is found by trying: the first frame is moved by each of some amounts, and the one that makes
+it most like the second wins. What moves how is a matter of the camera: through eyes, a turn shifts the picture
+sideways; from above, it rotates the picture about whoever is steered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldsim.evaluation.metrics import grey
+from worldsim.models.action import flatten_actions
+
+SIDE = 64  # frames are compared at this size
+CLEAR = 0.85  # a turn is clear if it leaves less than this share of the error that not turning leaves
+HELD = 3  # steps after which a car is sure to follow its wheel
+ENOUGH = 20  # clear turns without which nothing is said
+FIRM = 0.3  # a steer is firm beyond this share of the strongest key
+
+
+@dataclass(frozen=True)
+class Camera:
+    """How turning moves the picture.
+
+    Attributes:
+        name: for the report.
+        turns: amounts of turn that are tried, (K,); those up to 1 in size do not count as a turn.
+        warps: where each pixel came from, for each amount and for some other motions beside it (forward, say), as
+            affine maps of places in -1..1, (K, M, 2, 3).
+        rows: share of the picture, from above, that moves at all.
+    """
+
+    name: str
+    turns: Tensor
+    warps: Tensor
+    rows: float = 1.0
+
+
+def pan() -> Camera:
+    """Through eyes: turning moves the picture sideways; walking enlarges it. Amounts are pixels of 64."""
+    turns = torch.arange(-14.0, 15.0)
+    warps = [
+        [torch.tensor([[zoom, 0, -float(x) * 2 / SIDE], [0, zoom, 0]]) for zoom in (1.0, 0.94)] for x in turns.tolist()
+    ]
+    return Camera("pan", turns, torch.stack([torch.stack(row) for row in warps]))
+
+
+def orbit() -> Camera:
+    """CarRacing's: turning rotates the picture about the car, driving moves it down. Amounts are 1.5 degrees each."""
+    turns = torch.arange(-8.0, 9.0)
+    car = torch.tensor([0.0, 0.53])
+    wide = 1.25  # a pixel shows 1000/64 units across and 800/64 along
+    warps = []
+    for turn in turns.tolist():
+        cos, sin = math.cos(math.radians(1.5 * turn)), math.sin(math.radians(1.5 * turn))
+        rotation = torch.tensor([[cos, -sin / wide], [sin * wide, cos]])
+        for down in (0, 2, 4, 6, 8):
+            offset = car - rotation @ car - torch.tensor([0.0, down * 2 / SIDE])
+            warps.append(torch.cat([rotation, offset.unsqueeze(1)], dim=1))
+    return Camera("orbit", turns, torch.stack(warps).unflatten(0, (len(turns), -1)), rows=0.875)
+
+
+def turns(before: Tensor, after: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+    """The turn between frames (N, H, W, 3) and later ones.
+
+    Returns:
+        amounts, positive where the picture moves (or its upper part rotates) to the right, (N,); and which of them are
+        clearly turns, bool (N,).
+    """
+    errors = [_errors(a, b, camera) for a, b in zip(before.split(128), after.split(128), strict=True)]
+    left = torch.cat(errors)  # (N, K)
+    still = left[:, camera.turns.abs() <= 1].amin(dim=1)
+    amounts = camera.turns[left.argmin(dim=1)]
+    return amounts, (amounts.abs() > 1) & (left.amin(dim=1) < CLEAR * still)
+
+
+def _errors(before: Tensor, after: Tensor, camera: Camera) -> Tensor:
+    """What each amount leaves of the difference, (N, K)."""
+    first, second = (_small(frames) for frames in (before, after))  # (N, 1, SIDE, SIDE)
+    shown = torch.arange(SIDE) < camera.rows * SIDE
+    errors = torch.empty(len(first), *camera.warps.shape[:2])
+    for k, m in np.ndindex(*camera.warps.shape[:2]):
+        places = F.affine_grid(camera.warps[k, m].unsqueeze(0), [1, 1, SIDE, SIDE], align_corners=False)
+        moved = F.grid_sample(first, places.expand(len(first), -1, -1, -1), align_corners=False, padding_mode="border")
+        known = ((places.abs() < 1).all(dim=-1)[0] & shown.unsqueeze(1)).float()  # (SIDE, SIDE)
+        errors[:, k, m] = ((moved - second).abs()[:, 0] * known).sum(dim=(1, 2)) / known.sum()
+    return errors.amin(dim=2)
+
+
+def _small(frames: Tensor) -> Tensor:
+    small = grey(frames).unsqueeze(1)
+    return small if small.shape[2:] == (SIDE, SIDE) else F.interpolate(small, (SIDE, SIDE), mode="area")
+
+
+def steer_of(actions: Tensor, keys: dict[str, Any], space: spaces.Space) -> Tensor | None:
+    """Where flattened actions (..., action_size) steer: -1 left, 1 right, 0 neither or not firmly; (...).
+
+    What "left" and "right" do is read from the keys; None for a world that has no such keys.
+    """
+    sides = [[action for key, action in keys.items() if side in key.split("+")] for side in ("left", "right")]
+    if not all(sides) or isinstance(space, spaces.Dict):
+        return None
+    left, right = (torch.from_numpy(flatten_actions(space, np.asarray(side))) for side in sides)  # (keys, action_size)
+    axis = right.mean(dim=0) - left.mean(dim=0)
+    steer = actions @ axis
+    return steer.sign() * (steer.abs() > FIRM * max(float((left @ axis).abs().max()), 1e-6))
+
+
+def held(steer: Tensor) -> Tensor:
+    """Where steers (S, N) have been on the same side for HELD steps, bool (S, N)."""
+    same = steer != 0
+    for age in range(1, HELD):
+        same[:, age:] &= steer[:, age:] == steer[:, :-age]
+    same[:, : HELD - 1] = False
+    return same
+
+
+def direction(
+    steer: Tensor, before: Tensor, truth: Tensor, drawn: Tensor, free: tuple[Tensor, Tensor] | None = None
+) -> dict[str, Any] | None:
+    """How often a steer moves the picture the right way.
+
+    The camera is the one under which the true frames agree best with the steering.
+
+    Args:
+        steer: see `steer_of`, (S, N).
+        before: the true frame before each, uint8 (S, N, H, W, 3).
+        truth: the true frame.
+        drawn: what the world drew for it, from the true frames before it.
+        free: the steers (S, N) and frames (S, N, H, W, 3) of a free run.
+
+    Returns:
+        None where the true frames show no clear turns, else:
+        right: of the frames in which the truth clearly turns, the share in which the drawn frame turns the same way.
+        frames: how many those are.
+        truth_right: of the truth's clear turns under a steer held for HELD steps, the share that goes with the steer:
+            what is possible.
+        free_right: the same of the free run, in its own frames.
+        truth_turning, free_turning: shares of the frames under a held steer that clearly turn.
+    """
+    firm = held(steer).flatten()
+    flat_before, flat_truth = before.flatten(0, 1), truth.flatten(0, 1)
+    best = None
+    for camera in (pan(), orbit()):
+        amounts, clear = turns(flat_before, flat_truth, camera)
+        agree = (amounts.sign() * steer.flatten())[clear & firm]
+        if len(agree) >= ENOUGH:
+            score = float(agree.mean())  # -1 or 1: always the same way; 0: no relation
+            if best is None or abs(score) > abs(best[0]):
+                best = (score, camera, amounts, clear)
+    if best is None:
+        return None
+    score, camera, amounts, clear = best
+    way = 1.0 if score > 0 else -1.0  # of the picture when steering right
+    own, _ = turns(flat_before[clear], drawn.flatten(0, 1)[clear], camera)
+    report = {
+        "camera": camera.name,
+        "frames": int(clear.sum()),
+        "right": float((own.sign() == amounts[clear].sign()).float().mean()),
+        "truth_right": (1 + abs(score)) / 2,
+        "truth_turning": float(clear[firm].float().mean()),
+    }
+    if free is not None:
+        wheel, frames = free
+        pairs = held(wheel)[:, 1:]
+        amounts, clear = turns(frames[:, :-1][pairs], frames[:, 1:][pairs], camera)
+        right = amounts.sign() == way * wheel[:, 1:][pairs]
+        report |= {
+            "free_right": float(right[clear].float().mean()),
+            "free_turning": float(clear.float().mean()),
+            "free_frames": int(clear.sum()),
+        }
+    return report
