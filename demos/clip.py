@@ -71,8 +71,11 @@ class Recorder:
         self.frames += 1
 
     def close(self) -> str:
-        """Finish the file; return what it is in words."""
+        """Finish the file; return what it is in words. One without frames would be no video and is removed."""
         self._writer.close()
+        if not self.frames:
+            self.path.unlink()
+            return f"nothing: {self.path} has no frames"
         height, width = self.size
         return (
             f"{self.path}: {self.frames} frames of {width}x{height} at {self.fps:g} fps, "

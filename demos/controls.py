@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from worldsim.demos.keymap import ALIASES, KeyMap
+from worldsim.demos.keymap import ARROWS, KeyMap
 
 PUSHED = 0.5  # how far a stick or trigger must go to count
 AXES = {0: ("left", "right"), 1: ("up", "down"), 4: ("", "down"), 5: ("", "up")}  # left stick, then triggers
@@ -13,7 +13,7 @@ PAD_COMMANDS = {6: "reset", 7: "pause"}  # back and start, as most pads number t
 COMMANDS = (
     (("tab", "return"), "type_prompt", "type a prompt"),
     (("r", "f2"), "reset", "new episode"),
-    (("p", "space", "pause"), "pause", "pause, go on"),
+    (("p", "space", "f4"), "pause", "pause, go on"),
     (("n", "f3"), "single_step", "one step while paused"),
     (("c", "f12"), "screenshot", "screenshot (png)"),
     (("v", "f9"), "record", "start, stop video (mp4)"),
@@ -82,8 +82,7 @@ def hat_keys(value: tuple[int, int]) -> tuple[str, str]:
 
 def button_key(button: int, keymap: KeyMap) -> str:
     """The key that a button of a gamepad stands for, or "": the game's keys besides arrows, then up and down."""
-    arrows = ALIASES.values()
-    names = [name for name in keymap.names if name not in arrows and not name.isdigit()][:4]
+    names = [name for name in keymap.names if name not in ARROWS and not name.isdigit()][:4]
     buttons = names + ["up", "down"][len(names) :]
     return buttons[button] if button < len(buttons) else ""
 

@@ -72,7 +72,7 @@ class History:
             meta=meta,
         )
 
-    def save(self, folder: Path, *, name: str, fps: float, keymap: KeyMap, meta: dict[str, Any]) -> Path:
+    def save(self, folder: Path, *, name: str, env_id: str, fps: float, keymap: KeyMap, meta: dict[str, Any]) -> Path:
         """Write the episode into the dataset at `folder`, which is begun if there is none; return the file.
 
         Raises:
@@ -83,7 +83,7 @@ class History:
         episode = self.episode({**meta, "split": "train"})
         if not (folder / "dataset.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            card = self._card(name, fps, keymap)
+            card = self._card(name, env_id, fps, keymap)
             (folder / "dataset.json").write_text(json.dumps(card, indent=2) + "\n")
         dataset = Dataset(folder)
         if dataset.frame_size != self.frame_size or dataset.action_space != self.space:
@@ -96,7 +96,7 @@ class History:
         write_episode(path, episode)
         return path
 
-    def _card(self, name: str, fps: float, keymap: KeyMap) -> dict[str, Any]:
+    def _card(self, name: str, env_id: str, fps: float, keymap: KeyMap) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -106,6 +106,6 @@ class History:
             "action_space": space_to_json(self.space),
             "keys": keymap.named(),
             "notices": [],
-            "recipe": name,
-            "provenance": {"env_id": name, "policy": "player"},
+            "recipe": env_id,
+            "provenance": {"env_id": env_id, "policy": "player"},
         }

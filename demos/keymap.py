@@ -17,6 +17,8 @@ from gymnasium import spaces
 
 from worldsim.errors import ConfigError
 
+ARROWS = ("left", "up", "right", "down")
+
 ALIASES = {"w": "up", "a": "left", "s": "down", "d": "right"}
 """Letters that mean an arrow, in games that have no other use for these letters."""
 
@@ -43,18 +45,19 @@ class KeyMap:
 
     Attributes:
         entries: set of key names -> action, an element of the space. The empty set is there.
-        names: every key that does something, in order of appearance.
+        names: every key that does something: arrows, then others in order of appearance.
     """
 
     def __init__(self, entries: Mapping[frozenset[str], Any]) -> None:
         """Keep `entries`, which must have the empty set."""
         used = {name for combo in entries for name in combo}
-        if used.isdisjoint(ALIASES.values()):  # steered by letters: arrows shall do too
+        if used.isdisjoint(ARROWS):  # steered by letters: arrows shall do too
             entries = {frozenset(ALIASES.get(name, name) for name in combo): act for combo, act in entries.items()}
             used = set()
         self._aliases = {letter: arrow for letter, arrow in ALIASES.items() if letter not in used}
         self.entries = dict(entries)
-        self.names = tuple(dict.fromkeys(name for combo in entries for name in sorted(combo)))
+        names = dict.fromkeys(name for combo in entries for name in sorted(combo))
+        self.names = (*(name for name in ARROWS if name in names), *(name for name in names if name not in ARROWS))
 
     def knows(self, key: str) -> bool:
         """Whether `key`, or the arrow it stands for, does something."""

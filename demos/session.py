@@ -228,9 +228,10 @@ class Session:
 
     def save(self, folder: Path) -> Path:
         """Save what was played since the last reset into the dataset at `folder`; see `History.save`."""
-        meta = {"seed": self.seed}
         side = self.first
-        return self.history.save(folder, name=side.name, fps=side.fps, keymap=side.keymap, meta=meta)
+        env_id = side.env.spec.id if side.env.spec else type(side.env.unwrapped).__name__
+        keys, meta = side.keymap, {"seed": self.seed}
+        return self.history.save(folder, name=folder.name, env_id=env_id, fps=side.fps, keymap=keys, meta=meta)
 
     def close(self) -> None:
         """Close the environments."""

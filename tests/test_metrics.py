@@ -61,7 +61,7 @@ def test_sharpness_brightness_entropy():
     assert metrics.entropy(flat).item() == 0
     assert metrics.entropy(stripes).item() == pytest.approx(1)
     ramp = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
-    assert metrics.entropy(ramp).item() == pytest.approx(6)
+    assert metrics.entropy(ramp).item() == pytest.approx(6, abs=0.02)
 
 
 def test_moving_and_band():

@@ -16,6 +16,7 @@ from worldsim.errors import ConfigError, DataError, TrainingDiverged
 from worldsim.training.autoencoder import load_run, train_autoencoder
 from worldsim.training.dynamics import prepare, train_dynamics
 from worldsim.training.trainer import Trainer, TrainerConfig
+from worldsim.world import World
 
 
 def weights(path: Path) -> dict[str, Tensor]:
@@ -38,6 +39,17 @@ def test_another_model_in_the_folder_is_refused(dataset: Dataset, autoencoder_ru
     train_dynamics(config)
     with pytest.raises(ConfigError, match="another model"):
         train_dynamics(dataclasses.replace(config, model=dataclasses.replace(config.model, width=64)))
+
+
+def test_goes_on_from_a_world(dataset: Dataset, world_path: Path, tmp_path: Path) -> None:
+    """A run that starts from a world has its weights before the first step, and its autoencoder."""
+    config = tiny_dynamics(dataset, tmp_path / "none", tmp_path / "out", start=world_path)
+    task, trainer, _, autoencoder = prepare(config)
+    world = World.from_pretrained(world_path, dtype=torch.float32)
+    for name, tensor in world.dynamics.state_dict().items():
+        assert torch.equal(tensor, task.module.state_dict()[name])
+        assert torch.equal(tensor, trainer.ema[name])
+    assert torch.equal(autoencoder.std, world.autoencoder.std)
 
 
 def test_missing_autoencoder_says_how_to_make_one(dataset: Dataset, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def orbit() -> Camera:
     warps = []
     for turn in turns.tolist():
         cos, sin = math.cos(math.radians(1.5 * turn)), math.sin(math.radians(1.5 * turn))
-        rotation = torch.tensor([[cos, -sin / wide], [sin * wide, cos]])
+        rotation = torch.tensor([[cos, sin / wide], [-sin * wide, cos]])  # back to where each pixel came from
         for down in (0, 2, 4, 6, 8):
             offset = car - rotation @ car - torch.tensor([0.0, down * 2 / SIDE])
             warps.append(torch.cat([rotation, offset.unsqueeze(1)], dim=1))

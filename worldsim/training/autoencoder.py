@@ -87,8 +87,8 @@ def latent_statistics(autoencoder: FrameAutoencoder, frames: np.ndarray) -> tupl
     """Mean and scale per latent channel over uint8 `frames` (N, H, W, 3).
 
     The scale is the channel's deviation over the fourth root of what its unit change does to the pixels (as squared
-    error), so that a squared error of latents weighs channels halfway between equally and as pixels do. Equal weights would
-    spend the dynamics on texture: half of the channels carry noise-like detail that no one can predict.
+    error), so that a squared error of latents weighs channels halfway between equally and as pixels do. Equal weights
+    would spend the dynamics on texture: half of the channels carry noise-like detail that no one can predict.
     """
     autoencoder.set_statistics(torch.zeros_like(autoencoder.mean), torch.ones_like(autoencoder.std))
     latents = torch.cat([autoencoder.encode(torch.from_numpy(part)) for part in np.array_split(frames, 32)])

@@ -24,6 +24,7 @@ from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
 from worldsim.diffusion.flow import loss_weight, mix, training_levels
 from worldsim.engine.simulator import SamplerConfig, Simulator
+from worldsim.errors import ConfigError
 from worldsim.models.action import flat_size
 from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.dit import Conditions, DiT, DiTConfig
@@ -48,6 +49,8 @@ class DynamicsTraining:
     """The run folder of a trained autoencoder (default: runs/DATASET-autoencoder)."""
     out: Path | None = None
     """The run folder (default: runs/DATASET); a run that was stopped there goes on."""
+    start: Path | None = None
+    """A world to go on from: its autoencoder, its model and its weights."""
     model: DiTConfig = field(default_factory=DiTConfig)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
     windows: int = 6
@@ -202,19 +205,30 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     """Encode the recording and build (or resume) the run, without a step of training."""
     torch.set_num_threads(config.trainer.threads)
     dataset = Dataset(config.data)
-    autoencoder = load_run(config.autoencoder_folder())
+    world = None if config.start is None else World.from_pretrained(config.start, dtype=torch.float32)
+    autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
     book = PromptBook(config.model.text_width)
     data = LatentData.encode(dataset, "train", autoencoder)
     held = LatentData.encode(dataset, "heldout", autoencoder)
-    channels, *size = data.latents.shape[1:]
-    model = dataclasses.replace(
-        config.model,
-        latent_channels=channels,
-        latent_size=(size[0], size[1]),
-        action_size=flat_size(dataset.action_space),
-    )
+    if world is None:
+        channels, height, width = data.latents.shape[1:]
+        model = dataclasses.replace(
+            config.model,
+            latent_channels=channels,
+            latent_size=(height, width),
+            action_size=flat_size(dataset.action_space),
+        )
+    else:
+        model = world.dynamics.config
+        if world.action_space != dataset.action_space:
+            raise ConfigError(
+                f"the world {config.start} has the action space {world.action_space}, the dataset {config.data} has "
+                f"{dataset.action_space}; go on with a recording of the same game."
+            )
     torch.manual_seed(config.trainer.seed)
     task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
+    if world is not None:
+        task.module.load_state_dict(world.dynamics.state_dict())
     task.decode = autoencoder.decode
     return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
 
