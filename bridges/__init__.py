@@ -1,0 +1,1 @@
+"""The wire between a hosted world and those who step it; empty so far."""

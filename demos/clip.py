@@ -67,7 +67,8 @@ class Recorder:
         try:
             self._writer.send(np.ascontiguousarray(frame).tobytes())
         except (OSError, StopIteration) as error:
-            raise ConfigError(f"the video {self.path} cannot be written: {error}. Is the disk full?") from error
+            reason = (str(error).splitlines() or ["ffmpeg has stopped"])[0]
+            raise ConfigError(f"the video {self.path} cannot be written: {reason}. Is the disk full?") from error
         self.frames += 1
 
     def close(self) -> str:

@@ -164,9 +164,9 @@ class Session:
         try:
             world.reset(self.seed, options)
         except (PromptError, MissingDependency):
-            if self.prompt is not None:
+            if self.prompt is not None or "prompt" not in options:
                 raise
-            options.pop("prompt", None)  # the game's words need not be the world's
+            del options["prompt"]  # the game's words need not be the world's
             world.reset(self.seed, options)
 
     def step(self, held: Sequence[str]) -> None:

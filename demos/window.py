@@ -10,17 +10,8 @@ from typing import Any
 
 import pygame
 
-from worldsim.demos.controls import (
-    COMMANDS,
-    FOOTER,
-    PAD_COMMANDS,
-    TYPING,
-    Held,
-    axis_key,
-    button_key,
-    hat_keys,
-    help_rows,
-)
+from worldsim.demos import controls
+from worldsim.demos.controls import Held
 from worldsim.demos.line import PromptLine
 from worldsim.demos.saving import Saver
 from worldsim.demos.screen import Screen, show
@@ -29,6 +20,7 @@ from worldsim.demos.view import Overlay, view_of
 from worldsim.errors import SessionError, WorldsimError
 
 SHORT, LONG = 4.0, 9.0  # seconds that a message stays, and one that is a warning
+OVER = "The episode is over. R begins a new one."
 IDLE = 0.25  # seconds between looks at the keyboard when nothing moves
 
 
@@ -53,7 +45,7 @@ class Player:
         self._message, self._bad, self._until = "", False, 0.0
         self._stepped_at: deque[float] = deque(maxlen=30)
         self._pads: dict[int, Any] = {}
-        self._commands = {key: method for keys, method, _ in COMMANDS for key in keys}
+        self._commands = {key: method for keys, method, _ in controls.COMMANDS for key in keys}
         pygame.joystick.init()
         pygame.key.stop_text_input()  # only while typing: input methods would catch the letters that play
         pygame.display.set_mode(screen.canvas.get_size(), pygame.RESIZABLE)
@@ -101,8 +93,6 @@ class Player:
             self._draw()
             self._try(self.saver.add_frame)
         self.held.stepped()
-        if self.session.over:
-            self._say("The episode is over. R begins a new one.")
 
     @property
     def reached_fps(self) -> float:
@@ -123,10 +113,10 @@ class Player:
             self.line.type(event.text)
         elif kind == pygame.WINDOWFOCUSLOST:
             self.held.release()  # the release of a key would go elsewhere
-        elif kind == pygame.JOYAXISMOTION and event.axis in (0, 1, 4, 5):
-            return self.held.hold((event.instance_id, "axis", event.axis), axis_key(event.axis, event.value))
+        elif kind == pygame.JOYAXISMOTION and event.axis in controls.AXES:
+            return self.held.hold((event.instance_id, "axis", event.axis), controls.axis_key(event.axis, event.value))
         elif kind == pygame.JOYHATMOTION:
-            across, along = hat_keys(event.value)
+            across, along = controls.hat_keys(event.value)
             moved = self.held.hold((event.instance_id, "across"), across)
             return self.held.hold((event.instance_id, "along"), along) or moved
         elif kind in (pygame.JOYBUTTONDOWN, pygame.JOYBUTTONUP):
@@ -149,9 +139,7 @@ class Player:
             return self._key_in_line(name)
         if name != "escape" and self.session.first.keymap.knows(name):
             return self.held.hold(code, name)
-        if name in self._commands:
-            self._do(self._commands[name])
-        return name in self._commands
+        return name in self._commands and self._do(self._commands[name])
 
     def _key_in_line(self, name: str) -> bool:
         if name not in ("return", "escape"):
@@ -169,16 +157,15 @@ class Player:
 
     def _button(self, event: pygame.event.Event) -> bool:
         down = event.type == pygame.JOYBUTTONDOWN
-        if event.button in PAD_COMMANDS:
-            if down:
-                self._do(PAD_COMMANDS[event.button])
-            return down
-        name = button_key(event.button, self.session.first.keymap) if down else ""
+        if event.button in controls.PAD_COMMANDS:
+            return down and self._do(controls.PAD_COMMANDS[event.button])
+        name = controls.button_key(event.button, self.session.first.keymap) if down else ""
         return self.held.hold((event.instance_id, "button", event.button), name)
 
-    def _do(self, command: str) -> None:
+    def _do(self, command: str) -> bool:
         self.helping = self.helping and command in ("help", "quit")
         self._try(getattr(self, command))
+        return True
 
     def _try(self, action: Callable[[], Any]) -> None:
         """Do `action`; what goes wrong is shown, and play goes on."""
@@ -239,7 +226,7 @@ class Player:
         self.running, self.helping = self.helping, False
 
     def _draw(self) -> None:
-        footer = TYPING if self.line.open else FOOTER
+        footer = controls.TYPING if self.line.open else controls.FOOTER
         names = self.held.names()
         self.screen.draw(view_of(self.session, names, footer=footer, fps=self.reached_fps, line=self.line))
 
@@ -251,11 +238,11 @@ class Player:
         recorded = self.saver.recorded
         self.screen.overlay(
             Overlay(
-                message=self._message,
+                message=self._message or (OVER if self.session.over else ""),
                 bad=self._bad,
                 recording="" if recorded is None else f"REC {recorded:.0f} s",
                 paused="PAUSED" if self.paused else "",
-                help=help_rows(self.session.first.keymap) if self.helping else (),
+                help=controls.help_rows(self.session.first.keymap) if self.helping else (),
             )
         )
         show(self.screen.canvas)

@@ -85,7 +85,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         sampler = SamplerConfig(**{**card.sampler, **{k: v for k, v in changes.items() if v is not None}})
         self.simulator = Simulator.of(self.world, sampler)
         self.render_mode = render_mode
-        self.metadata = {**self.metadata, "render_fps": round(card.fps)}
+        self.metadata = {**self.metadata, "render_fps": card.fps}
         self.action_space = self.world.action_space
         self.observation_space = spaces.Box(0, 255, (*card.frame_size, 3), np.uint8)
         self.prompts: list[str] = list(card.prompts)

@@ -33,10 +33,10 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A real recording: 400 frames of CartPole at 32 x 32."""
+    """A real recording: 400 frames of CartPole at 40 x 40."""
     out = tmp_path_factory.mktemp("data") / "cartpole"
     return record(
-        RecordConfig(game="CartPole-v1", out=out, frames=400, workers=1, frame_size=(32, 32), prompt="a cart")
+        RecordConfig(game="CartPole-v1", out=out, frames=400, workers=1, frame_size=(40, 40), prompt="a cart")
     )
 
 

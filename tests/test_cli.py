@@ -48,7 +48,7 @@ def test_record_and_sheet(tmp_path, capsys, monkeypatch):
     ("words", "says"),
     [
         ("recrod", "worldsim: unknown verb 'recrod'. Did you mean 'record'?"),
-        ("data", "Known: data sheet, record"),
+        ("data", "unknown verb 'data'. Known: "),
         ("record CartPole-v9", "neither a recipe nor"),
         ("data sheet nowhere", "no dataset at nowhere"),
     ],

@@ -112,7 +112,7 @@ def test_unknown_world_and_render_mode(world_path: Path) -> None:
     with pytest.raises(WorldNotFound):
         gym.make("worldsim/World-v0", world=str(world_path / "nothing"))
     with pytest.raises(ConfigError, match="rgb_array"):
-        gym.make("worldsim/World-v0", world=str(world_path), disable_env_checker=True, render_mode="ascii").unwrapped
+        worldsim.envs.WorldEnv(world_path, render_mode="ascii")
 
 
 @pytest.mark.parametrize("length", [1, 2, 30])
@@ -144,4 +144,5 @@ def test_human_mode_opens_and_closes(world_path: Path) -> None:
 
 
 def test_make_by_module_path() -> None:
-    assert gym.spec("worldsim.envs:worldsim/World-v0").entry_point is not None
+    with pytest.raises(WorldNotFound):  # found and called: the id needs no import before
+        gym.make("worldsim.envs:worldsim/World-v0", world="nothing/here/at/all")

@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 
 from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, count_steps, read_episode, write_episode
 from worldsim.data.frames import check_frames, resize_frame
-from worldsim.models.action import flat_size, flatten_actions, space_from_json, space_to_json, stack_actions
 from worldsim.errors import ConfigError, DataError, FrameError
+from worldsim.models.action import flat_size, flatten_actions, space_from_json, space_to_json, stack_actions
 
 SPACES = [
     spaces.Discrete(4),

@@ -61,7 +61,7 @@ def test_sharpness_brightness_entropy():
     assert metrics.entropy(flat).item() == 0
     assert metrics.entropy(stripes).item() == pytest.approx(1)
     ramp = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
-    assert metrics.entropy(ramp).item() == pytest.approx(6, abs=0.02)
+    assert metrics.entropy(ramp).item() == pytest.approx(3, abs=0.01)
 
 
 def test_moving_and_band():
@@ -78,7 +78,7 @@ def test_moving_and_band():
 def test_pan_finds_shifts(shift):
     wide = np.array(texture(64, 96, 1))
     before, after = (torch.from_numpy(wide[:, 16 - s : 80 - s].copy()).unsqueeze(0) for s in (0, shift))
-    amounts, clear = turns(before, after, pan())
+    amounts, clear, _ = turns(before, after, pan())
     assert amounts.item() == shift
     assert clear.item() == (shift != 0)
 
@@ -88,7 +88,7 @@ def test_pan_finds_shifts(shift):
 def test_orbit_finds_rotations_while_driving(degrees, forward):
     view = texture(800, 1000, 2)  # what the game draws before it makes a square of it
     turned = view.rotate(-degrees, Image.Resampling.BICUBIC, center=(500, 612), translate=(0, forward))
-    amounts, clear = turns(frame(view).unsqueeze(0), frame(turned).unsqueeze(0), orbit())
+    amounts, clear, _ = turns(frame(view).unsqueeze(0), frame(turned).unsqueeze(0), orbit())
     assert amounts.item() * 1.5 == pytest.approx(degrees, abs=1.6)  # the upper part moves right when turned clockwise
     assert clear.item() == (degrees != 0)
 
@@ -98,8 +98,8 @@ def test_steer_of_choices_and_wheels():
     flat = torch.from_numpy(flatten_actions(choices, np.arange(4)))
     steer = steer_of(flat, keys, choices)
     assert steer is not None and steer.tolist() == [0, -1, 1, 1]
-    wheel = spaces.Box(np.float32([-1, 0]), np.float32([1, 1]))
-    flat = torch.from_numpy(flatten_actions(wheel, np.float32([[-0.9, 0], [0.1, 1], [0.5, 0]])))
+    wheel = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 1], np.float32))
+    flat = torch.from_numpy(flatten_actions(wheel, np.array([[-0.9, 0], [0.1, 1], [0.5, 0]], np.float32)))
     steer = steer_of(flat, {"left": (-0.7, 0), "right": (0.7, 0), "left+up": (-0.7, 1), "right+up": (0.7, 1)}, wheel)
     assert steer is not None and steer.tolist() == [-1, 0, 1]
     assert steer_of(flat, {"up": (0, 1)}, wheel) is None

@@ -109,13 +109,15 @@ def info(args: Sequence[str]) -> None:
     from worldsim.envs.world_env import world_path
     from worldsim.world import find_world, read_card
 
-    name = args[0] if args and not args[0].startswith("-") else "car-racing"
-    if set(args) & {"-h", "--help"}:
-        print(inspect.cleandoc(info.__doc__ or ""))
-        return
+    def about(world: str, json: bool = False) -> tuple[str, bool]:
+        return world, json
+
+    import tyro
+
+    name, as_json = parse(tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(about), "info", args, info.__doc__)
     path = find_world(world_path(name))
     card = read_card(path)
-    if "--json" in args:
+    if as_json:
         print((path / "world.json").read_text())
         return
     megabytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6

@@ -10,6 +10,7 @@ starts.npz               a few recorded clips to begin from
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -23,6 +24,7 @@ import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from worldsim.errors import WorldError, WorldFormatError, WorldNotFound
 from worldsim.models.action import space_from_json
@@ -83,7 +85,7 @@ class World:
 
     def to(self, dtype: torch.dtype) -> World:
         """The same world with the weights in `dtype`."""
-        self.autoencoder.model.to(dtype)
+        nn.Module.to(self.autoencoder.model, dtype)
         for path in self.autoencoder.linear_path():
             path.to(dtype)
         self.dynamics.to(dtype)
@@ -98,7 +100,7 @@ class World:
         config = json.dumps(dataclasses.asdict(self.dynamics.config), indent=2)
         (path / "dynamics" / "config.json").write_text(config + "\n")
         save_autoencoder(self.autoencoder, path / "autoencoder", dtype)
-        self.book.save(path / "prompts.safetensors", list(self.book.states))
+        self.book.save(path / "prompts.safetensors", self.card.prompts)
         arrays = {
             f"{i}.{name}": np.asarray(value) for i, start in enumerate(self.starts) for name, value in start.items()
         }
@@ -207,8 +209,9 @@ def read_card(path: Path) -> WorldCard:
 
 def save_autoencoder(autoencoder: FrameAutoencoder, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write an autoencoder's folder: diffusers layout, plus the linear path beside the model."""
-    state = {name: tensor.to(dtype).contiguous() for name, tensor in autoencoder.model.state_dict().items()}
-    autoencoder.model.save_pretrained(path, state_dict=state)
+    model = copy.deepcopy(autoencoder.model)
+    nn.Module.to(model, dtype)  # diffusers' own `to` warns of nothing
+    model.save_pretrained(path)
     parts = {
         f"{name}.{key}": tensor.to(dtype).contiguous()
         for name, module in zip(("down", "up"), autoencoder.linear_path(), strict=False)

@@ -30,10 +30,9 @@ def palettes_at(episode: Episode, frames: slice) -> list[Palette]:
 
 @dataclass(frozen=True)
 class Starts:
-    """Fresh starts, one for each prompt: the first frames and those LATER on, uint8 (N, H, W, 3)."""
+    """Starts from the plain prompts for some palettes: the first frames and those LATER on, uint8 (N, H, W, 3)."""
 
     palettes: list[Palette]
-    prompts: list[str]
     first: Tensor
     later: Tensor
 
@@ -49,7 +48,7 @@ def fresh_starts(runner: Runner, count: int, unseen: bool, rng: np.random.Genera
     palettes = [pairs[i] for i in order]
     prompts = [plain_prompt(palette) for palette in palettes]
     drawn = runner.fresh(prompts, LATER + 1, title=f"fresh starts, {'unseen' if unseen else 'known'} palettes")
-    return Starts(palettes, prompts, drawn[:, 0], drawn[:, -1])
+    return Starts(palettes, drawn[:, 0], drawn[:, -1])
 
 
 def obedience(starts: Starts) -> dict[str, float]:

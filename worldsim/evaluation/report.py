@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from worldsim.engine.simulator import SamplerConfig
 from worldsim.errors import ConfigError, DataError, MissingDependency
 from worldsim.evaluation import metrics
 from worldsim.evaluation.prompts import (
+    LATER,
     Starts,
     fresh_starts,
     has_palettes,
@@ -51,6 +52,8 @@ class EvalConfig:
     """The folder of a dataset of the same game (default: data/NAME)."""
     split: str = "heldout"
     """Which of its episodes: heldout, unseen or train."""
+    prompts: Literal["recorded", "held"] = "recorded"
+    """Under which prompts to draw: those recorded with each frame, or the last one before the first drawn frame."""
     episodes: int = 64
     """At most so many of them."""
     horizons: tuple[int, ...] = (1, 16, 64, 256)
@@ -84,6 +87,8 @@ class EvalConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+        if self.prompts not in ("recorded", "held"):
+            raise ConfigError(f"prompts is {self.prompts!r}; allowed: 'recorded', 'held'.")
         if min(self.horizons, default=1) < 1:
             raise ConfigError(f"horizons are {self.horizons}; all must be at least 1.")
 
@@ -134,6 +139,9 @@ class Evaluation:
         self.out.mkdir(parents=True, exist_ok=True)
         frames = torch.from_numpy(np.concatenate([episode.frames[::3] for episode in self.episodes]))
         self.truth = {"sharpness": metrics.sharpness(frames), "brightness": metrics.brightness(frames)}
+        steps = [torch.from_numpy(episode.frames) for episode in self.episodes]
+        moves = torch.cat([metrics.moving(frames[1:], frames[:-1]) for frames in steps])
+        self.truth_moving = float(moves.float().mean())
         self.limits = metrics.band(self.truth["sharpness"]), metrics.band(metrics.entropy(frames))
 
     def run(self) -> dict[str, Any]:
@@ -144,6 +152,7 @@ class Evaluation:
             "weights": self.world.fingerprint(),
             "data": self.dataset.card["name"],
             "split": config.split,
+            "prompts": config.prompts,
             "episodes": len(self.episodes),
             "sampler": dataclasses.asdict(self.sampler),
             "seed": config.seed,
@@ -165,7 +174,8 @@ class Evaluation:
     def cut(self, count: int, frames: int, stage: int) -> Stretches:
         """Stretches for a stage; each stage has its own random places."""
         rng = np.random.default_rng([self.config.seed, stage])
-        return cut(self.episodes, self.world.action_space, count, self.context, self.fitting(frames), rng)
+        found = cut(self.episodes, self.world.action_space, count, self.context, self.fitting(frames), rng)
+        return found if self.config.prompts == "recorded" else found.hold_prompts()
 
     def next_frame(self) -> dict[str, Any]:
         """Next frames from true ones; what the autoencoder alone costs; steering."""
@@ -176,8 +186,13 @@ class Evaluation:
         encode, decode = self.world.autoencoder.encode, self.world.autoencoder.decode
         flat = truth.flatten(0, 1)
         seen = torch.cat([decode(encode(part)) for part in flat.split(64)])
-        report = {"next_frame": compare(drawn, truth, before, other)}
-        report["autoencoder"] = {"psnr": metrics.psnr(seen, flat), "ssim": float(metrics.ssim(seen, flat).mean())}
+        report = {"next_frame": metrics.compare(drawn, truth, before, other)}
+        report["autoencoder"] = {
+            "psnr": metrics.psnr(seen, flat),
+            "ssim": float(metrics.ssim(seen, flat).mean()),
+            "sharpness": float(metrics.sharpness(seen).mean() / metrics.sharpness(flat).mean()),
+            "in_band": self.in_band(seen),
+        }
         steer = steer_of(stretches.taken, self.world.card.keys, self.world.action_space)
         if steer is not None:
             free = self.cut(max(1, self.config.starts // 2), 2 * FORCED, 1)
@@ -195,7 +210,7 @@ class Evaluation:
         other = self.runner.free(stretches, foreign, title=f"{frames} frames, permuted actions")
         last = slice(frames - max(1, frames // 16), frames)
         still = stretches.before[:, :1].expand_as(stretches.truth)
-        report = compare(drawn[:, last], stretches.truth[:, last], still[:, last], other[:, last])
+        report = metrics.compare(drawn[:, last], stretches.truth[:, last], still[:, last], other[:, last])
         report["in_band"] = self.in_band(drawn.flatten(0, 1))
         report["truth_in_band"] = self.in_band(stretches.truth.flatten(0, 1))
         shown = np.unique(np.geomspace(1, frames, COLUMNS).round().astype(int) - 1).tolist()
@@ -245,11 +260,14 @@ class Evaluation:
         return {"frames": frames, "sessions": len(drawn), **report}
 
     def _drift(self, end: Tensor, sharp: float, bright: float) -> dict[str, float]:
+        """How the end of a long run compares; `moving` shows a world that has come to rest, which looks fine else."""
         flat = end.flatten(0, 1)
         return {
             "sharpness": float(metrics.sharpness(flat).mean()) / sharp,
             "brightness": float(metrics.brightness(flat).mean()) / bright,
             "in_band": self.in_band(flat),
+            "moving": float(metrics.moving(end[:, 1:].flatten(0, 1), end[:, :-1].flatten(0, 1)).float().mean()),
+            "truth_moving": self.truth_moving,
         }
 
     def palette(self) -> dict[str, Any]:
@@ -269,7 +287,7 @@ class Evaluation:
     def _fresh_sheet(self, name: str, starts: Starts) -> None:
         shown = slice(0, 4 * COLUMNS)
         frames = [half for pair in zip(starts.first[shown], starts.later[shown], strict=True) for half in pair]
-        captions = [text for prompt in starts.prompts[shown] for text in (prompt, "later")]
+        captions = [text for palette in starts.palettes[shown] for text in (str(palette), f"{LATER} frames on")]
         sheet = contact_sheet([frame.numpy() for frame in frames], COLUMNS, 2, captions)
         sheet.save(self.out / f"fresh_{name}.png")
 
@@ -282,23 +300,6 @@ class Evaluation:
                 rows += list(frames[i, shown].numpy())
                 captions.append(f"{title}, frames {numbers}: {stretches.prompts[i][stretches.context]}")
         contact_sheet(rows, len(shown), 1, captions).save(self.out / f"{name}.png")
-
-
-def compare(drawn: Tensor, truth: Tensor, copy: Tensor, permuted: Tensor) -> dict[str, float]:
-    """Drawn frames and two baselines against the truth, all uint8 (S, n, H, W, 3).
-
-    `moving_` figures are over the frames that clearly differ from what `copy` shows.
-    """
-    drawn, truth, copy, permuted = (frames.flatten(0, 1) for frames in (drawn, truth, copy, permuted))
-    moves = metrics.moving(truth, copy)
-    report = {"frames": len(truth), "moving": float(moves.float().mean())}
-    for name, frames in (("", drawn), ("copy_", copy), ("permuted_", permuted)):
-        report[f"{name}psnr"] = metrics.psnr(frames, truth)
-        report[f"{name}ssim"] = float(metrics.ssim(frames, truth).mean())
-        report[f"{name}moving_psnr"] = metrics.psnr(frames[moves], truth[moves])
-    for name, measure in (("sharpness", metrics.sharpness), ("brightness", metrics.brightness)):
-        report[name] = float(measure(drawn).mean() / measure(truth).mean())
-    return report
 
 
 def _plain(value: Any) -> Any:

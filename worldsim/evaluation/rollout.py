@@ -66,6 +66,11 @@ class Stretches:
         """The action that leads to each frame to draw, (S, N, action_size)."""
         return self.actions[:, self.context - 1 :]
 
+    def hold_prompts(self) -> Stretches:
+        """The same with the last prompt of the context in force for all frames to draw."""
+        seen = [texts[: self.context] for texts in self.prompts]
+        return replace(self, prompts=[texts + texts[-1:] * self.length for texts in seen])
+
     def foreign_actions(self) -> Tensor:
         """Like `taken`, but from the next stretch of another episode where there is one."""
         rows, order = len(self), []
@@ -161,7 +166,7 @@ class Runner:
         """`frames` (default N) frames after each context, each from the model's own, uint8 (S, frames, H, W, 3)."""
         frames = stretches.length if frames is None else frames
         drawn = torch.empty(len(stretches), frames, *stretches.frames.shape[2:], dtype=torch.uint8)
-        with tqdm(total=frames * self._batches(stretches), desc=title, unit="step", leave=False) as bar:
+        with tqdm(total=frames * self._batches(stretches), desc=title, unit="step", leave=False, disable=None) as bar:
             for rows in self._rows(stretches):
                 state, last = self.warm_up(stretches, rows), stretches.frames[rows, stretches.context - 1]
                 for n in range(frames):
@@ -178,7 +183,9 @@ class Runner:
             uint8 (S, N, H, W, 3) for each of `actions`.
         """
         drawn = [torch.empty_like(stretches.truth) for _ in actions]
-        with tqdm(total=stretches.length * self._batches(stretches), desc=title, unit="step", leave=False) as bar:
+        with tqdm(
+            total=stretches.length * self._batches(stretches), desc=title, unit="step", leave=False, disable=None
+        ) as bar:
             for rows in self._rows(stretches):
                 state = self.warm_up(stretches, rows)
                 for n in range(stretches.length):
@@ -194,7 +201,7 @@ class Runner:
     def fresh(self, prompts: list[str], frames: int = 1, title: str = "fresh starts") -> Tensor:
         """Frames that begin from a prompt alone and go on without a key, uint8 (len(prompts), frames, H, W, 3)."""
         drawn, idle = [], self._idle()
-        for rows in _chunks(tqdm(range(len(prompts)), desc=title, unit="start", leave=False), self.batch):
+        for rows in _chunks(tqdm(range(len(prompts)), desc=title, unit="start", leave=False, disable=None), self.batch):
             state = self.simulator.begin([self.seed + row for row in rows], [prompts[row] for row in rows])
             latents = [self.simulator.step(state, None).latents]
             latents += [self.simulator.step(state, idle.expand(len(rows), -1)).latents for _ in range(frames - 1)]

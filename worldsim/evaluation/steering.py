@@ -69,18 +69,19 @@ def orbit() -> Camera:
     return Camera("orbit", turns, torch.stack(warps).unflatten(0, (len(turns), -1)), rows=0.875)
 
 
-def turns(before: Tensor, after: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+def turns(before: Tensor, after: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
     """The turn between frames (N, H, W, 3) and later ones.
 
     Returns:
-        amounts, positive where the picture moves (or its upper part rotates) to the right, (N,); and which of them are
-        clearly turns, bool (N,).
+        amounts, positive where the picture moves (or its upper part rotates) to the right; which of them are clearly
+        turns, bool; and the mean difference that is left, in grey levels; all (N,).
     """
     errors = [_errors(a, b, camera) for a, b in zip(before.split(128), after.split(128), strict=True)]
-    left = torch.cat(errors)  # (N, K)
-    still = left[:, camera.turns.abs() <= 1].amin(dim=1)
-    amounts = camera.turns[left.argmin(dim=1)]
-    return amounts, (amounts.abs() > 1) & (left.amin(dim=1) < CLEAR * still)
+    tried = torch.cat(errors)  # (N, K)
+    left, best = tried.min(dim=1)
+    still = tried[:, camera.turns.abs() <= 1].amin(dim=1)
+    amounts = camera.turns[best]
+    return amounts, (amounts.abs() > 1) & (left < CLEAR * still), left
 
 
 def _errors(before: Tensor, after: Tensor, camera: Camera) -> Tensor:
@@ -129,7 +130,7 @@ def direction(
 ) -> dict[str, Any] | None:
     """How often a steer moves the picture the right way.
 
-    The camera is the one under which the true frames agree best with the steering.
+    The camera is the one that explains best how the true frames move under a held steer.
 
     Args:
         steer: see `steer_of`, (S, N).
@@ -144,35 +145,29 @@ def direction(
         frames: how many those are.
         truth_right: of the truth's clear turns under a steer held for HELD steps, the share that goes with the steer:
             what is possible.
-        free_right: the same of the free run, in its own frames.
+        free_right: the same of the free run, in its own frames; free_frames: of how many.
         truth_turning, free_turning: shares of the frames under a held steer that clearly turn.
     """
     firm = held(steer).flatten()
-    flat_before, flat_truth = before.flatten(0, 1), truth.flatten(0, 1)
-    best = None
-    for camera in (pan(), orbit()):
-        amounts, clear = turns(flat_before, flat_truth, camera)
-        agree = (amounts.sign() * steer.flatten())[clear & firm]
-        if len(agree) >= ENOUGH:
-            score = float(agree.mean())  # -1 or 1: always the same way; 0: no relation
-            if best is None or abs(score) > abs(best[0]):
-                best = (score, camera, amounts, clear)
-    if best is None:
+    earlier, later = before.flatten(0, 1), truth.flatten(0, 1)
+    found = [(camera, *turns(earlier, later, camera)) for camera in (pan(), orbit())]
+    camera, amounts, clear, _ = min(found, key=lambda one: float(one[3][firm].mean()))
+    agree = (amounts.sign() * steer.flatten())[clear & firm]
+    if len(agree) < ENOUGH:
         return None
-    score, camera, amounts, clear = best
-    way = 1.0 if score > 0 else -1.0  # of the picture when steering right
-    own, _ = turns(flat_before[clear], drawn.flatten(0, 1)[clear], camera)
+    way = 1.0 if agree.mean() > 0 else -1.0  # where the picture moves when steering right
+    own, _, _ = turns(earlier[clear], drawn.flatten(0, 1)[clear], camera)
     report = {
         "camera": camera.name,
         "frames": int(clear.sum()),
         "right": float((own.sign() == amounts[clear].sign()).float().mean()),
-        "truth_right": (1 + abs(score)) / 2,
+        "truth_right": float((agree == way).float().mean()),
         "truth_turning": float(clear[firm].float().mean()),
     }
     if free is not None:
         wheel, frames = free
         pairs = held(wheel)[:, 1:]
-        amounts, clear = turns(frames[:, :-1][pairs], frames[:, 1:][pairs], camera)
+        amounts, clear, _ = turns(frames[:, :-1][pairs], frames[:, 1:][pairs], camera)
         right = amounts.sign() == way * wheel[:, 1:][pairs]
         report |= {
             "free_right": float(right[clear].float().mean()),

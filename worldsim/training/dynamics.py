@@ -36,6 +36,7 @@ from worldsim.training.trainer import Trainer, TrainerConfig
 from worldsim.world import World, WorldCard, describe_autoencoder
 
 SHEET_FRAMES = 96
+SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use
 SHIPPED_STARTS = 8  # clips that a world carries to begin from
 
 
@@ -253,7 +254,7 @@ def export(
         latent_std=autoencoder.std.tolist(),
         autoencoder=describe_autoencoder(autoencoder),
         keys=dataset.card.get("keys", {}),
-        prompts=common[:24],
+        prompts=common[:SHIPPED_PROMPTS],
         sampler=dataclasses.asdict(task.sampler),
         notices=dataset.card.get("notices", []),
         provenance={

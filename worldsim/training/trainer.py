@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,7 +111,7 @@ class Trainer:
             self.load(self.out / "checkpoint.pt")
 
     def run(self) -> dict[str, float]:
-        """Train until the budget is spent; return the last scalars. Ctrl-C saves and returns.
+        """Train until the budget is spent; return the last scalars. Ctrl-C (or SIGTERM) saves and returns.
 
         Raises:
             TrainingDiverged: the loss is not finite or has exploded; the last checkpoint is good.
@@ -120,6 +122,7 @@ class Trainer:
         scalars: dict[str, float] = {}
         writer = _writer(self.out)
         sums: dict[str, float] = {}
+        before = _stop_on_terminate()
         bar = tqdm(total=config.steps, initial=self.step, desc=self.out.name, unit="step", mininterval=2)
         try:
             while not self._done(start):
@@ -141,6 +144,8 @@ class Trainer:
             bar.write(f"stopped at step {self.step}; run the same command to go on from there")
         finally:
             bar.close()
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
         self.save()
         self.draw(writer)
         if writer is not None:
@@ -295,6 +300,17 @@ def build_optimizers(module: nn.Module, config: TrainerConfig) -> list[torch.opt
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     return optimizers
+
+
+def _stop_on_terminate() -> Any:
+    """Let SIGTERM end a run as Ctrl-C does; return the handler before, or None outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    return signal.signal(signal.SIGTERM, stop)
 
 
 def _writer(out: Path) -> Any:

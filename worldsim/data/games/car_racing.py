@@ -66,6 +66,10 @@ class CarRacingGame(game.CarRacing):
         self._start_tile = 0.0
         self._grass = _grass_squares()
 
+    def get_keys_to_action(self) -> dict[str, np.ndarray]:
+        """The action for each combination of keys, such as "left+up"; "" is no key."""
+        return {key: np.asarray(action, np.float32) for key, action in KEYS.items()}
+
     def set_palette(self, palette: str | Palette, prompt: str | None = None) -> None:
         """Change the colours from the next frame on, and the prompt (default: plain words)."""
         self.palette = palette if isinstance(palette, Palette) else parse_palette(palette)

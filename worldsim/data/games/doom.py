@@ -271,6 +271,10 @@ class DoomGame(gym.Env):
         """The current frame at the game's own resolution, (120, 160, 3) uint8."""
         return self.view.screen.copy() if self.render_mode == "rgb_array" else None
 
+    def get_keys_to_action(self) -> dict[str, int]:
+        """The action for each combination of keys, such as "left+up"; "" is no key."""
+        return {key: action for action, key in enumerate(self.controls)}
+
     def close(self) -> None:
         """Stop the game; it may be called again."""
         if self._game is not None:

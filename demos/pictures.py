@@ -1,0 +1,84 @@
+"""The README's moving pictures: recorded play above the world's own, from the same start under the same actions.
+
+python -m worldsim.demos.pictures car-racing data/car-racing --out docs/media/car-racing.gif
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from worldsim.data.episodes import Dataset, count_steps, read_episode
+from worldsim.engine.simulator import Simulator
+from worldsim.envs.world_env import world_path
+from worldsim.errors import DataError
+from worldsim.models.action import flatten_actions
+from worldsim.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig:
+    """Which world beside which recording."""
+
+    world: str
+    data: Path
+    out: Path = Path("play.gif")
+    episodes: int = 5
+    first: int = 0
+    """Held-out episodes to skip."""
+    frames: int = 72
+    seed: int = 0
+
+
+def compare(config: PictureConfig) -> np.ndarray:
+    """Truth and play of some held-out episodes, uint8 (T, rows, columns, 3): truth above, play below."""
+    world, dataset = World.from_pretrained(world_path(config.world)), Dataset(config.data)
+    warm = world.dynamics.config.context + world.dynamics.config.history
+    long = [path for path in dataset.episodes("heldout") if count_steps(path) >= warm + config.frames]
+    paths = long[config.first : config.first + config.episodes]
+    if not paths:
+        raise DataError(f"{config.data} has no held-out episode of {warm + config.frames} steps; use fewer --frames.")
+    clips = [read_episode(path, 0, warm + config.frames) for path in paths]
+    actions = torch.stack([torch.from_numpy(flatten_actions(dataset.action_space, c.actions)) for c in clips], dim=1)
+    simulator = Simulator.of(world)
+    state = simulator.begin([config.seed + row for row in range(len(clips))], [clip.texts()[0] for clip in clips])
+    played = []
+    for step in range(warm + config.frames):
+        state.prompts = [clip.texts()[step] for clip in clips]
+        action = None if step == 0 else actions[step - 1]
+        if step < warm:
+            given = world.autoencoder.encode(torch.from_numpy(np.stack([clip.frames[step] for clip in clips])))
+            simulator.observe(state, given, action)
+        else:
+            played.append(world.autoencoder.decode(simulator.step(state, action).latents).numpy())
+    rows = []
+    for step, frames in enumerate(played):
+        truth = np.concatenate([clip.frames[warm + step] for clip in clips], axis=1)
+        rows.append(np.concatenate([truth, np.concatenate(list(frames), axis=1)]))
+    return np.stack(rows)
+
+
+def save_gif(frames: np.ndarray, path: Path, fps: float, scale: int = 2) -> None:
+    """Write uint8 frames (T, H, W, 3) as an endless GIF, enlarged `scale` times without smoothing."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    size = (frames.shape[2] * scale, frames.shape[1] * scale)
+    pictures = [picture.resize(size, Image.Resampling.NEAREST).quantize(128) for picture in pictures]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
+
+
+def main() -> None:
+    """Draw what the command line asks for."""
+    import tyro
+
+    config = tyro.cli(PictureConfig, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,))
+    save_gif(compare(config), config.out, Dataset(config.data).card["fps"])
+    print(config.out)
+
+
+if __name__ == "__main__":
+    main()
