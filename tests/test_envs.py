@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 import worldsim.envs
 from worldsim.errors import ActionError, ConfigError, FrameError, InputError, PromptError, SessionError, WorldNotFound
+from worldsim.world import World
 
 GENERATED = ["worldsim/CarRacing-v0", "worldsim/Doom-v0"]
 SHIPPED = {"worldsim/CarRacing-v0": "car-racing", "worldsim/Doom-v0": "doom"}
@@ -141,6 +142,21 @@ def test_human_mode_opens_and_closes(world_path: Path) -> None:
     env.step(0)
     env.close()
     env.close()
+
+
+@pytest.mark.parametrize("name", list(SHIPPED.values()))
+def test_shipped_worlds_need_no_text_encoder(name: str) -> None:
+    """Whatever a plain reset can begin with, and every example prompt, is readable without the encoder's package."""
+    world = World.from_pretrained(worldsim.envs.world_env.WORLDS / name)
+    world.book.encoder_name = None
+    for text in [*world.card.prompts, *(start["prompt"] for start in world.starts)]:
+        world.book.add(text)
+
+
+@pytest.mark.parametrize("name", list(SHIPPED.values()))
+def test_shipped_worlds_are_small(name: str) -> None:
+    folder = worldsim.envs.world_env.WORLDS / name
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 25e6
 
 
 def test_make_by_module_path() -> None:

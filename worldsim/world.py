@@ -100,7 +100,8 @@ class World:
         config = json.dumps(dataclasses.asdict(self.dynamics.config), indent=2)
         (path / "dynamics" / "config.json").write_text(config + "\n")
         save_autoencoder(self.autoencoder, path / "autoencoder", dtype)
-        self.book.save(path / "prompts.safetensors", self.card.prompts)
+        prompts = [*self.card.prompts, *(start["prompt"] for start in self.starts)]
+        self.book.save(path / "prompts.safetensors", prompts)
         arrays = {
             f"{i}.{name}": np.asarray(value) for i, start in enumerate(self.starts) for name, value in start.items()
         }
