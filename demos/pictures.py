@@ -27,10 +27,10 @@ class PictureConfig:
     world: str
     data: Path
     out: Path = Path("play.gif")
-    episodes: int = 5
+    episodes: int = 4
     first: int = 0
     """Held-out episodes to skip."""
-    frames: int = 72
+    frames: int = 40
     seed: int = 0
 
 
