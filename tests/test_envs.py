@@ -13,6 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import worldsim.envs
+from worldsim.envs.world_env import WORLDS
 from worldsim.errors import ActionError, ConfigError, FrameError, InputError, PromptError, SessionError, WorldNotFound
 from worldsim.world import World
 
@@ -22,7 +23,7 @@ SHIPPED = {"worldsim/CarRacing-v0": "car-racing", "worldsim/Doom-v0": "doom"}
 
 def make(name: str, world_path: Path, **settings: Any) -> gym.Env:
     if name in SHIPPED:
-        if not (worldsim.envs.world_env.WORLDS / SHIPPED[name] / "world.json").exists():
+        if not (WORLDS / SHIPPED[name] / "world.json").exists():
             pytest.skip(f"{SHIPPED[name]} is not in this checkout")
         return gym.make(name, **settings)
     return gym.make(name, world=str(world_path), **settings)
@@ -149,7 +150,7 @@ def test_human_mode_opens_and_closes(world_path: Path) -> None:
 @pytest.mark.parametrize("name", list(SHIPPED.values()))
 def test_shipped_worlds_need_no_text_encoder(name: str) -> None:
     """Whatever a plain reset can begin with, and every example prompt, is readable without the encoder's package."""
-    world = World.from_pretrained(worldsim.envs.world_env.WORLDS / name)
+    world = World.from_pretrained(WORLDS / name)
     world.book.encoder_name = None
     for text in [*world.card.prompts, *(start["prompt"] for start in world.starts)]:
         world.book.add(text)
@@ -157,7 +158,7 @@ def test_shipped_worlds_need_no_text_encoder(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(SHIPPED.values()))
 def test_shipped_worlds_are_small(name: str) -> None:
-    folder = worldsim.envs.world_env.WORLDS / name
+    folder = WORLDS / name
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 25e6
 
 

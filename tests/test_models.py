@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from worldsim.models.dit import Conditions, DiT, DiTConfig
 B, T, K, A, C, SIZE, WORDS = 2, 6, 2, 2, 4, 4, 3
 
 
-def build(**changes: object) -> DiT:
+def build(**changes: Any) -> DiT:
     settings: dict = {
         "latent_channels": C, "latent_size": (SIZE, SIZE), "width": 32, "heads": 2, "pattern": "stst",
         "text_layers": (0,), "history": K, "action_history": A, "action_size": 3, "text_width": 8, "context": 4,
@@ -96,10 +97,11 @@ def test_cache_equals_no_cache(patch: tuple[int, int, int]) -> None:
 def test_wrapped_cache_equals_recent_frames() -> None:
     """With one time layer nothing older than the ring can matter, so the window of its frames must give the same."""
     model, (x, sigma), given = build(pattern="t", context=3), noisy(), conditions()
-    cache = model.empty_cache(B)
+    cache, step = model.empty_cache(B), None
     for frame in range(T):
         one = cut(given, slice(None), slice(frame, frame + 1))
         step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache, write=True)
+    assert step is not None
     window = slice(T - 4, T)
     whole = model(x[:, window], sigma[:, window], cut(given, slice(None), window))
     torch.testing.assert_close(step.latents[:, 0], whole.latents[:, -1], rtol=1e-4, atol=1e-4)

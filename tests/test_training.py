@@ -100,10 +100,11 @@ class _Faulty:
     """A task whose loss turns bad at step 6."""
 
     def __init__(self, value: float) -> None:
-        self.module, self.value = _Line(), value
+        self.module: nn.Module = _Line()
+        self.value = value
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        return self.module.weight.square().sum() * (1 if step < 6 else self.value), {}
+        return self.module.get_parameter("weight").square().sum() * (1 if step < 6 else self.value), {}
 
     def sheet(self, module: nn.Module) -> None:
         return None

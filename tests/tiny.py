@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from worldsim.data.episodes import Dataset
 from worldsim.models.autoencoder import AutoencoderConfig
@@ -23,9 +24,7 @@ def tiny_autoencoder(dataset: Dataset, out: Path, steps: int = 5) -> Autoencoder
     )
 
 
-def tiny_dynamics(
-    dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6, **changes: object
-) -> DynamicsTraining:
+def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6, **changes: Any) -> DynamicsTraining:
     """A config that trains tiny dynamics for a few steps, half of them on its own rollouts."""
     settings: dict = {
         "model": DiTConfig(width=32, heads=2, pattern="st", text_layers=(0,), history=2, action_history=2, context=4),

@@ -126,7 +126,8 @@ class World:
         try:
             autoencoder = load_autoencoder(card.autoencoder, card.latent_mean, card.latent_std, path / "autoencoder")
             config = json.loads((path / "dynamics" / "config.json").read_text())
-            dynamics = DiTConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}).build()
+            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+            dynamics = DiTConfig(**settings).build()
             weights = load_file(path / "dynamics" / "model.safetensors")
             dynamics.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
             starts = _read_starts(path / "starts.npz")

@@ -56,7 +56,7 @@ class AutoencoderConfig:
 
     def build(self) -> FrameAutoencoder:
         """A freshly initialised autoencoder."""
-        from diffusers import AutoencoderDC
+        from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 
         none = ((),) * len(self.widths)
         model = AutoencoderDC(
@@ -71,8 +71,8 @@ class AutoencoderConfig:
             encoder_out_shortcut=False,
         )
         for last in (model.encoder.conv_out, model.decoder.conv_out):  # the linear path alone, to begin with
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in last.parameters():  # type: ignore[union-attr]  -- both are convolutions here
+                nn.init.zeros_(parameter)
         return FrameAutoencoder(model, unshuffle=self.unshuffle, linear=self.unshuffle * 2 ** (len(self.widths) - 1))
 
 
@@ -113,10 +113,9 @@ class FrameAutoencoder(nn.Module):
         channels = self.latent_channels
         scale = values[-channels:].clamp(min=1e-8).sqrt()
         down = vectors[:, -channels:].T / scale.unsqueeze(1)  # (C, 3 u u): whitened
-        self.down.weight.copy_(down[:, :, None, None])
-        self.down.bias.copy_(-(down @ mean))
-        self.up.weight.copy_((vectors[:, -channels:] * scale)[:, :, None, None])
-        self.up.bias.copy_(mean)
+        up = vectors[:, -channels:] * scale
+        self.down.load_state_dict({"weight": down[:, :, None, None], "bias": -(down @ mean)})
+        self.up.load_state_dict({"weight": up[:, :, None, None], "bias": mean})
 
     @property
     def latent_channels(self) -> int:

@@ -26,7 +26,7 @@ class LevelEmbedding(nn.Module):
         """Levels (...,) to vectors (..., D)."""
         angles = sigma.float().unsqueeze(-1) * self.frequencies.float()
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class RMSNorm(nn.Module):

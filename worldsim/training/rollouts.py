@@ -44,7 +44,7 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
     """
     rows, history = seen.shape[:2]
     texts = [data.prompts[i] for i in data.prompt[starts].tolist()]
-    state = simulator.begin([seed_of(seed, row) for row in range(rows)], texts, tuple(seen.shape[-2:]))
+    state = simulator.begin([seed_of(seed, row) for row in range(rows)], texts, (seen.shape[-2], seen.shape[-1]))
     state.history = seen.clone()
     state.step = torch.full((rows,), history)  # all of the history is there
     index = starts.unsqueeze(1) - torch.arange(state.actions.shape[1], 0, -1)

@@ -69,7 +69,10 @@ class TrainerConfig:
 class Task(Protocol):
     """What is trained: a module, its loss, and a picture to look at."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss of one batch, and scalars for the log."""
@@ -202,7 +205,8 @@ class Trainer:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         current = self.task.module.state_dict()
         floats = [name for name in self.ema if self.ema[name].is_floating_point()]
-        torch._foreach_lerp_([self.ema[n] for n in floats], [current[n].float() for n in floats], 1 - decay)
+        for name in floats:
+            self.ema[name].lerp_(current[name].float(), 1 - decay)
 
     def _done(self, start: float) -> bool:
         config = self.config
