@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from worldsim.errors import ConfigError
+from worldsim.models.attention import attend
 from worldsim.models.dit import Conditions, DiT, DiTConfig
+from worldsim.models.layers import SquaredReLU, rope, rotate
 
 B, T, K, A, C, SIZE, WORDS = 2, 6, 2, 2, 4, 4, 3
 
@@ -166,3 +168,30 @@ def test_other_sizes_run() -> None:
 def test_bad_configs_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError):
         DiTConfig(**bad)
+
+
+def test_attention_is_the_same_with_and_without_gradients() -> None:
+    """Training takes another path than play; masks and values must mean the same in both."""
+    query, key, value = (torch.randn(2, 3, n, 8) for n in (5, 7, 7))
+    mask = torch.rand(2, 1, 5, 7) > 0.4
+    mask[..., 0] = True
+    for given in (None, mask):
+        trained = attend(query, key, value, given)
+        with torch.no_grad():
+            torch.testing.assert_close(trained, attend(query, key, value, given), rtol=1e-5, atol=1e-5)
+
+
+def test_squared_relu_has_the_right_gradient() -> None:
+    x = torch.randn(40, dtype=torch.double, requires_grad=True)
+    assert torch.equal(SquaredReLU.apply(x), x.clamp(min=0) ** 2)
+    torch.autograd.gradcheck(SquaredReLU.apply, (x,))
+
+
+@torch.no_grad()
+def test_turning_keeps_lengths_and_depends_on_distance_alone() -> None:
+    """What rotary positions promise: the product of two turned vectors is that of their distance."""
+    x, y = torch.randn(2, 16)
+    at = [rope(torch.tensor([[float(place)]]), 16, 100.0) for place in (0, 3, 5, 8)]
+    turned = [(rotate(x, *turn), rotate(y, *turn)) for turn in at]
+    torch.testing.assert_close(turned[2][0].norm(), x.norm())
+    torch.testing.assert_close((turned[1][0] * turned[0][1]).sum(), (turned[3][0] * turned[2][1]).sum())

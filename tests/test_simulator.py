@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from worldsim.diffusion.flow import schedule
 from worldsim.engine.noise import HISTORY, SAMPLE, keyed_noise
 from worldsim.engine.simulator import SamplerConfig, Simulator, State
 from worldsim.world import World
@@ -68,3 +70,12 @@ def test_outcome_ranges(world: World) -> None:
     assert outcome.latents.shape == (2, *state.history.shape[2:])
     assert outcome.reward.shape == outcome.ended.shape == (2,)
     assert ((outcome.ended >= 0) & (outcome.ended <= 1)).all()
+
+
+@pytest.mark.parametrize("shift", [0.2, 0.5, 1.0, 3.0])
+def test_schedules_fall_from_noise_to_data(shift: float) -> None:
+    levels = schedule(5, shift)
+    assert (levels[0], levels[-1]) == (1, 0)
+    assert levels == sorted(levels, reverse=True) and len(set(levels)) == 6
+    even = schedule(5)
+    assert all((a < b) == (shift < 1) for a, b in zip(levels[1:-1], even[1:-1], strict=True) if shift != 1)

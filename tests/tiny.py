@@ -30,6 +30,7 @@ def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6
         "model": DiTConfig(width=32, heads=2, pattern="st", text_layers=(0,), history=2, action_history=2, context=4),
         "trainer": TrainerConfig(steps=steps, log_every=2, warmup=2),
         "windows": 3,
+        "stills": 2,
         "frames": 4,
         "own": 2,
         "own_after": steps // 2,

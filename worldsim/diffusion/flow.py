@@ -23,9 +23,16 @@ def loss_weight(sigma: Tensor) -> Tensor:
     return 1 / (sigma.square() + 0.05)
 
 
-def schedule(steps: int) -> list[float]:
-    """The sampler's noise levels: `steps` equal steps from 1 to 0."""
-    return [1 - step / steps for step in range(steps + 1)]
+def schedule(steps: int, shift: float = 1.0) -> list[float]:
+    """The sampler's noise levels, `steps` steps from 1 to 0.
+
+    Args:
+        steps: how many.
+        shift: 1 makes the steps equal; less moves them to low noise, where fine detail is decided, more to high noise
+            (the timestep shift of Esser et al. 2024, arXiv:2403.03206).
+    """
+    even = [1 - step / steps for step in range(steps + 1)]
+    return [shift * level / (shift * level + (1 - level)) for level in even]
 
 
 def euler(predict: Callable[[Tensor, float], Tensor], noise: Tensor, levels: list[float]) -> Tensor:

@@ -16,13 +16,12 @@ from torch import Tensor
 from worldsim.diffusion.flow import euler, mix, schedule
 from worldsim.engine.noise import HISTORY, SAMPLE, keyed_noise
 from worldsim.errors import ConfigError
+from worldsim.models.attention import Words
 from worldsim.models.cache import FrameCache
-from worldsim.models.dit import Conditions, DiT, Prediction
+from worldsim.models.dit import Conditions, DiT, Shared
 from worldsim.models.heads import reward_mean
 from worldsim.models.text import PromptBook
 from worldsim.world import World
-
-Words = list[tuple[Tensor, Tensor, Tensor] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,7 @@ class SamplerConfig:
     """How frames are drawn."""
 
     steps: int = 2  # denoising steps of a frame
+    shift: float = 0.5  # of the noise levels, see `schedule`: below 1 gives fine detail more of the steps
     first_steps: int = 12  # of the first frame of a session that begins from its prompt alone
     history_sigma: float = 0.1  # noise mixed into the history: hides small faults, so that they do not grow
     guidance: float = 1.0  # classifier-free guidance on the prompt; 1 is off and half the work
@@ -39,6 +39,8 @@ class SamplerConfig:
         """Check the ranges."""
         if min(self.steps, self.first_steps) < 1:
             raise ConfigError(f"steps are {self.steps} and {self.first_steps}; allowed: at least 1.")
+        if not self.shift > 0:
+            raise ConfigError(f"shift is {self.shift}; it must be above 0.")
         if not 0 <= self.history_sigma < 1:
             raise ConfigError(f"history_sigma is {self.history_sigma}; allowed: 0 <= history_sigma < 1.")
 
@@ -87,7 +89,7 @@ class Simulator:
     def __init__(self, dynamics: DiT, book: PromptBook, sampler: SamplerConfig | None = None) -> None:
         """Keep the parts; nothing is computed yet."""
         self.dynamics, self.book, self.sampler = dynamics, book, sampler or SamplerConfig()
-        self._words: dict[tuple[str, ...], Words] = {}
+        self._words: dict[tuple[str, ...], list[Words | None]] = {}
         self.keep_words = True  # training changes the weights at every step and must not
 
     @staticmethod
@@ -120,39 +122,41 @@ class Simulator:
         sampler, first = self.sampler, action is None
         self._push_action(state, action)
         given, words = self._given(state)
+        shared = self.dynamics.share(given, cache=state.cache, words=words)
         guidance = sampler.first_guidance if first else sampler.guidance
+        blank = None
+        if guidance != 1:
+            unprompted = replace(given, prompt_index=torch.zeros_like(given.prompt_index))
+            blank = self.dynamics.share(unprompted, cache=state.cache, words=words)
 
         def predict(x: Tensor, sigma: float) -> Tensor:
-            clean = self._forward(x, sigma, given, words, state.cache).latents
-            if guidance != 1:
-                unprompted = replace(given, prompt_index=torch.zeros_like(given.prompt_index))
-                blank = self._forward(x, sigma, unprompted, words, state.cache).latents
-                clean = torch.lerp(blank, clean, guidance)
+            clean = self._pass(x, sigma, shared)[0]
+            if blank is not None:
+                clean = torch.lerp(self._pass(x, sigma, blank)[0], clean, guidance)
             return clean[:, 0].float()
 
         noise = keyed_noise(state.seeds, state.step, SAMPLE, tuple(state.history.shape[2:]))
-        latents = euler(predict, noise, schedule(sampler.first_steps if first else sampler.steps))
-        return self._remember(state, latents, given, words)
+        steps = sampler.first_steps if first else sampler.steps
+        latents = euler(predict, noise, schedule(steps, sampler.shift))
+        return self._remember(state, latents, shared)
 
     @torch.no_grad()
     def observe(self, state: State, latents: Tensor, action: Tensor | None) -> Outcome:
         """Take given frames (B, C, h, w) as the sessions' next ones, as if they had been drawn."""
         self._push_action(state, action)
         given, words = self._given(state)
-        return self._remember(state, latents, given, words)
+        return self._remember(state, latents, self.dynamics.share(given, cache=state.cache, words=words))
 
-    def _remember(self, state: State, latents: Tensor, given: Conditions, words: Words) -> Outcome:
+    def _remember(self, state: State, latents: Tensor, shared: Shared) -> Outcome:
         """The pass over finished frames: reward and end from it, and the cache is written."""
-        seen = self._forward(latents, 0.0, given, words, state.cache, write=True)
+        reward, ended = self.dynamics.judge(self._pass(latents, 0.0, shared, write=True)[1])
         state.history = torch.cat([state.history[:, 1:], latents.unsqueeze(1)], dim=1)
         state.step = state.step + 1
-        return Outcome(latents, reward_mean(seen.reward[:, 0]), seen.ended[:, 0].float().sigmoid())
+        return Outcome(latents, reward_mean(reward[:, 0]), ended[:, 0].float().sigmoid())
 
-    def _forward(
-        self, x: Tensor, sigma: float, given: Conditions, words: Words, cache: FrameCache, write: bool = False
-    ) -> Prediction:
+    def _pass(self, x: Tensor, sigma: float, shared: Shared, write: bool = False) -> tuple[Tensor, Tensor]:
         levels = torch.full((len(x), 1), sigma)
-        return self.dynamics(x.unsqueeze(1), levels, given, cache=cache, words=words, write=write)
+        return self.dynamics.denoise(x.unsqueeze(1), levels, shared, write=write)
 
     def _push_action(self, state: State, action: Tensor | None) -> None:
         new = torch.zeros_like(state.actions[:, 0]) if action is None else action.float()
@@ -160,7 +164,7 @@ class Simulator:
         exists = torch.full_like(state.known[:, :1], 0.0 if action is None else 1.0)
         state.known = torch.cat([state.known[:, 1:], exists], dim=1)
 
-    def _given(self, state: State) -> tuple[Conditions, Words]:
+    def _given(self, state: State) -> tuple[Conditions, list[Words | None]]:
         sigma = self.sampler.history_sigma
         batch, frames = state.history.shape[:2]
         noise = keyed_noise(state.seeds, state.step, HISTORY, tuple(state.history.shape[1:]))
@@ -180,7 +184,7 @@ class Simulator:
         )
         return given, self.words(distinct)
 
-    def words(self, prompts: tuple[str, ...]) -> Words:
+    def words(self, prompts: tuple[str, ...]) -> list[Words | None]:
         """The dynamics' keys and values of some prompts, kept for the last few sets of prompts."""
         if not self.keep_words:
             return self.dynamics.words(*self.book.batch(list(prompts)))

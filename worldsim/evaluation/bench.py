@@ -21,11 +21,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldsim.engine.noise import HISTORY, SAMPLE, keyed_noise
-from worldsim.engine.simulator import SamplerConfig, Simulator, State, Words
+from worldsim.engine.simulator import SamplerConfig, Simulator, State
 from worldsim.errors import ConfigError
 from worldsim.models.action import flatten_actions, stack_actions
-from worldsim.models.cache import FrameCache
-from worldsim.models.dit import Conditions, Prediction
+from worldsim.models.dit import Shared
 from worldsim.world import World
 
 GEMMS = ((1024, 1024, 1024), (256, 1024, 1024), (256, 256, 1024))  # the fastest of these is called the peak
@@ -61,13 +60,11 @@ class TimedSimulator(Simulator):
 
     spent: defaultdict[str, float] = defaultdict(float)
 
-    def _forward(
-        self, x: Tensor, sigma: float, given: Conditions, words: Words, cache: FrameCache, write: bool = False
-    ) -> Prediction:
+    def _pass(self, x: Tensor, sigma: float, shared: Shared, write: bool = False) -> tuple[Tensor, Tensor]:
         begin = time.perf_counter()
-        predicted = super()._forward(x, sigma, given, words, cache, write)
+        out = super()._pass(x, sigma, shared, write)
         self.spent["clean pass" if write else "denoise"] += time.perf_counter() - begin
-        return predicted
+        return out
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:

@@ -5,14 +5,29 @@ Legend: B batch, T frames, P patches of a frame, D width, H heads, E head width,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional as F
 
-from worldsim.models.cache import FrameCache
-from worldsim.models.layers import RMSNorm, rope, rotate
+from worldsim.models.layers import RMSNorm, rotate
 
-TIME_THETA = 100.0  # slowest period of time positions, in frames; caches are tens of frames long
+Words = tuple[Tensor, Tensor, Tensor]
+"""Keys, values and mask of prompts, in one layer."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention over (..., N, E); `mask` is bool and says which keys are seen.
+
+    With so few keys the backward pass of torch's flash attention takes over four times that of plain products on a CPU.
+    """
+    if not (torch.is_grad_enabled() and query.device.type == "cpu"):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
 class SelfAttention(nn.Module):
@@ -23,64 +38,56 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.norm = RMSNorm(2, 1, width // heads)  # of queries, of keys
         self.out = nn.Linear(width, width)
-        self.query_norm = RMSNorm(width // heads)
-        self.key_norm = RMSNorm(width // heads)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x (B, T, P, D), each (B, T, P, H, E)."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return self.query_norm(query), self.key_norm(key), value
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of x (B, T, P, D): queries and keys (B, T, P, 2, H, E), values (B, T, P, H, E)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        return self.norm(qkv[..., :2, :, :]), qkv[..., 2, :, :]
 
 
 class SpaceAttention(SelfAttention):
     """Attention among the patches of each frame."""
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """X (B, T, P, D) to (B, T, P, D); `turn` is the cos and sin of the patches' places, each (P, E / 2)."""
+        """X (B, T, P, D) to (B, T, P, D); `turn` is the cos and sin of the patches' places, each (P, 1, 1, E)."""
         batch, frames = x.shape[:2]
-        query, key, value = (part.flatten(0, 1).transpose(1, 2) for part in self.project(x))  # (B T, H, P, E)
-        out = scaled_dot_product_attention(rotate(query, *turn), rotate(key, *turn), value)
+        both, value = self.project(x)
+        query, key = (part.flatten(0, 1).transpose(1, 2) for part in rotate(both, *turn).unbind(3))  # (B T, H, P, E)
+        out = attend(query, key, value.flatten(0, 1).transpose(1, 2))
         return self.out(out.transpose(1, 2).flatten(2).unflatten(0, (batch, frames)))
 
 
 class TimeAttention(SelfAttention):
-    """Attention along time, each place of the frame for itself; causal or in both directions."""
+    """Attention along time, each place of the frame for itself."""
 
     def forward(
-        self, x: Tensor, cache: FrameCache | None, layer: int, *, causal: bool = True, write: bool = False
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        mask: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        keep: Callable[[Tensor, Tensor], None] | None,
     ) -> Tensor:
         """X (B, T, P, D) to (B, T, P, D).
 
         Args:
             x: the frames.
-            cache: earlier frames, which every frame of x may see, or None.
-            layer: which time layer of the cache this is.
-            causal: whether a frame sees only itself and earlier ones.
-            write: put the (single) frame of x into the cache.
+            turn: cos and sin of the frames' times, each (T, 1, 1, 1, E).
+            mask: which frames each frame sees, those of the past first, bool (B P or 1, 1, T, N + T).
+            past: keys and values of N earlier frames, each (B, P, H, N, E).
+            keep: takes the keys, as if at time 0, and values (B, P, H, T, E) of the frames.
         """
-        batch, frames, patches = x.shape[:3]
-        query, key, value = (part.permute(0, 2, 3, 1, 4) for part in self.project(x))  # (B, P, H, T, E)
-        unturned = key
-        width = query.shape[-1]
-        times = torch.arange(frames, device=x.device)
-        turn = rope(times.unsqueeze(-1), width, TIME_THETA)  # (T, E / 2)
-        query, key = rotate(query, *turn), rotate(key, *turn)
-        seen = times.unsqueeze(1) >= times if causal else torch.ones(frames, frames, dtype=torch.bool, device=x.device)
-        mask = seen  # (T, T)
-        if cache is not None:
-            ages = cache.ages().to(x.device)  # (B, N)
-            cos, sin = rope(-ages.unsqueeze(-1), width, TIME_THETA)  # (B, N, E / 2)
-            old = rotate(cache.keys[layer].to(key.dtype), cos[:, None, None], sin[:, None, None])
-            key = torch.cat([old, key], dim=3)  # (B, P, H, N + T, E)
-            own = value
-            value = torch.cat([cache.values[layer].to(value.dtype), value], dim=3)
-            if write:  # only now: the frame that leaves the ring is still seen by this one
-                cache.write(layer, unturned[:, :, :, 0], own[:, :, :, 0])
-            known = (ages <= cache.frames).unsqueeze(1).expand(-1, frames, -1)  # (B, T, N)
-            mask = torch.cat([known, seen.expand(batch, -1, -1)], dim=-1)  # (B, T, N + T)
-            mask = mask[:, None, None].expand(-1, patches, 1, -1, -1).flatten(0, 1)  # (B P, 1, T, N + T)
-        out = scaled_dot_product_attention(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), attn_mask=mask)
+        batch, _, patches = x.shape[:3]
+        both, value = self.project(x)
+        own = value = value.permute(0, 2, 3, 1, 4)  # (B, P, H, T, E)
+        query, key = (part.permute(0, 2, 3, 1, 4) for part in rotate(both, *turn).unbind(3))
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=3), torch.cat([past[1], value], dim=3)  # (B, P, H, N + T, E)
+        if keep is not None:  # only now: the frame that leaves the cache is still seen by this one
+            keep(both[..., 1, :, :].permute(0, 2, 3, 1, 4), own)
+        out = attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), mask)
         return self.out(out.unflatten(0, (batch, patches)).permute(0, 3, 1, 2, 4).flatten(3))  # (B, T, P, D)
 
 
@@ -98,7 +105,7 @@ class TextAttention(nn.Module):
         self.query_norm = RMSNorm(width // heads)
         self.key_norm = RMSNorm(width // heads)
 
-    def words(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def words(self, states: Tensor, mask: Tensor) -> Words:
         """Keys, values (U, H, W + 1, E) and mask (U, 1, 1, W + 1) of U prompts' states (U, W, text_width)."""
         null = self.null.to(states.dtype).expand(len(states), 1, -1)
         parts = self.key_value(torch.cat([null, states], dim=1)).unflatten(-1, (2, self.heads, -1))
@@ -106,10 +113,9 @@ class TextAttention(nn.Module):
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)[:, None, None]
         return self.key_norm(key), value, mask
 
-    def forward(self, x: Tensor, words: tuple[Tensor, Tensor, Tensor], index: Tensor) -> Tensor:
-        """X (B, T, P, D) to (B, T, P, D); `index` (B, T) says which of the prompts is in force at each frame."""
+    def forward(self, x: Tensor, words: Words) -> Tensor:
+        """X (B, T, P, D) to (B, T, P, D); `words` are those in force at each frame, (B T, ...)."""
         lead = x.shape[:2]
         query = self.query_norm(self.query(x).flatten(0, 1).unflatten(-1, (self.heads, -1)))  # (B T, P, H, E)
-        key, value, mask = (part[index.flatten()] for part in words)
-        out = scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask)
+        out = attend(query.transpose(1, 2), *words)
         return self.out(out.transpose(1, 2).flatten(2).unflatten(0, lead))

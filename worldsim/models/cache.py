@@ -50,11 +50,11 @@ class FrameCache:
         return torch.where(newest < 0, self.frames + 1, self.written.unsqueeze(-1) - newest)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put one frame's keys and values (B, P, H, E) of a layer where `advance` will count it."""
+        """Put one frame's keys and values (B, P, H, 1, E) of a layer where `advance` will count it."""
         slot = self.written % self.frames
         rows = torch.arange(len(slot))
-        self.keys[layer][rows, :, :, slot] = keys.to(self.keys.dtype)
-        self.values[layer][rows, :, :, slot] = values.to(self.values.dtype)
+        self.keys[layer][rows, :, :, slot] = keys[..., 0, :].to(self.keys.dtype)
+        self.values[layer][rows, :, :, slot] = values[..., 0, :].to(self.values.dtype)
 
     def advance(self) -> None:
         """Count the frame that all layers have written."""

@@ -14,16 +14,18 @@ Legend: B batch, T frames, K history frames, C h w latent, P patches of a frame,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from worldsim.errors import ConfigError
-from worldsim.models.attention import SpaceAttention, TextAttention, TimeAttention
+from worldsim.models.attention import SpaceAttention, TextAttention, TimeAttention, Words
 from worldsim.models.cache import FrameCache
-from worldsim.models.layers import MLP, LevelEmbedding, modulate, rope
+from worldsim.models.layers import MLP, LevelEmbedding, modulate, rope, rotate
 
 SPACE_THETA = 100.0  # slowest period of patch positions, in patches
+TIME_THETA = 100.0  # the same of times, in frames; caches are tens of frames long
 REWARD_BINS = 41
 
 
@@ -101,6 +103,31 @@ class Prediction:
     ended: Tensor
 
 
+@dataclass
+class Shared:
+    """What all passes over the same frames have in common, whatever their noise: see `DiT.share`.
+
+    Attributes:
+        embedded: the embedding of the history, (B, T, P, D).
+        condition: the embedding of the actions and of the history's noise level, (B, T, D).
+        words: of each layer that looks at the prompt, those in force at each frame.
+        place: cos and sin of the patches' places.
+        time: cos and sin of the frames' times.
+        mask: which frames each frame sees, (B P or 1, 1, T, N + T).
+        past: keys, turned by their age, and values of the cached frames, each (L, B, P, H, N, E); None without a cache.
+        cache: where they came from.
+    """
+
+    embedded: Tensor
+    condition: Tensor
+    words: list[Words | None]
+    place: tuple[Tensor, Tensor]
+    time: tuple[Tensor, Tensor]
+    mask: Tensor
+    past: tuple[Tensor, Tensor] | None
+    cache: FrameCache | None
+
+
 class Block(nn.Module):
     """One layer: attention, perhaps a look at the prompt, an MLP; all gated, all starting as the identity."""
 
@@ -113,31 +140,21 @@ class Block(nn.Module):
         self.attention = TimeAttention(width, heads) if kind == "t" else SpaceAttention(width, heads)
         self.text = TextAttention(width, heads, config.text_width) if layer in config.text_layers else None
         self.mlp = MLP(width, config.mlp_ratio)
-        self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(
-        self,
-        x: Tensor,  # (B, T, P, D)
-        condition: Tensor,  # (B, T, D), after SiLU
-        turn: tuple[Tensor, Tensor],
-        words: tuple[Tensor, Tensor, Tensor] | None,
-        prompt_index: Tensor,
-        cache: FrameCache | None,
-        causal: bool,
-        write: bool,
-    ) -> Tensor:
-        """X (B, T, P, D) to (B, T, P, D)."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
-            self.modulation(condition).unsqueeze(2).chunk(6, dim=-1)  # each (B, T, 1, D)
-        )
+    def forward(self, x: Tensor, modulation: Tensor, shared: Shared, words: Words | None, write: bool) -> Tensor:
+        """X (B, T, P, D) to (B, T, P, D), under this block's `modulation` (B, T, 6, 1, D)."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(2)
         normed = modulate(_norm(x), shift_a, scale_a)
         if isinstance(self.attention, TimeAttention):
-            mixed = self.attention(normed, cache, self.time_layer, causal=causal, write=write)
+            layer, cache, past = self.time_layer, shared.cache, shared.past
+            keep = partial(cache.write, layer) if write and cache is not None else None
+            own = None if past is None else (past[0][layer], past[1][layer])
+            mixed = self.attention(normed, shared.time, shared.mask, own, keep)
         else:
-            mixed = self.attention(normed, turn)
+            mixed = self.attention(normed, shared.place)
         x = torch.addcmul(x, gate_a, mixed)
         if self.text is not None and words is not None:
-            x = x + self.text(_norm(x), words, prompt_index)
+            x = x + self.text(_norm(x), words)
         return torch.addcmul(x, gate_m, self.mlp(modulate(_norm(x), shift_m, scale_m)))
 
 
@@ -162,7 +179,7 @@ class DiT(nn.Module):
             nn.Linear(config.action_history * (config.action_size + 1), width), nn.SiLU(), nn.Linear(width, width)
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(len(config.pattern)))
-        self.final_modulation = nn.Linear(width, 2 * width)
+        self.modulation = nn.Linear(width, (6 * len(config.pattern) + 2) * width)  # of all blocks and the output
         self.final = nn.Linear(width, config.latent_channels * patch_size)
         self.reward_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, REWARD_BINS))
         self.end_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
@@ -177,20 +194,15 @@ class DiT(nn.Module):
         # adaLN-zero: gates, prompt looks and outputs start at zero, so that every block starts as the identity.
         for block in self.blocks:
             assert isinstance(block, Block)
-            nn.init.zeros_(block.modulation.weight)
             if block.text is not None:
                 nn.init.zeros_(block.text.out.weight)
-        for last in (self.final_modulation, self.final, self.reward_head[-1], self.end_head[-1]):
+        for last in (self.modulation, self.final, self.reward_head[-1], self.end_head[-1]):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The hidden matrices, which Muon trains; everything else is AdamW's."""
-        return [
-            parameter
-            for name, parameter in self.blocks.named_parameters()
-            if parameter.ndim == 2 and "modulation" not in name
-        ]
+        return [parameter for parameter in self.blocks.parameters() if parameter.ndim == 2]
 
     def empty_cache(self, batch: int, latent_size: tuple[int, int] | None = None) -> FrameCache:
         """A cache for `batch` sessions that have seen nothing, in the dtype of the weights."""
@@ -207,7 +219,7 @@ class DiT(nn.Module):
             self.embed.weight.dtype,
         )
 
-    def words(self, text: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor, Tensor] | None]:
+    def words(self, text: Tensor, mask: Tensor) -> list[Words | None]:
         """Each layer's keys and values of the prompts; they depend on nothing else and can be kept."""
         text = text.to(self.embed.weight.dtype)
         return [None if block.text is None else block.text.words(text, mask) for block in self.blocks]  # type: ignore
@@ -219,7 +231,6 @@ class DiT(nn.Module):
         given: Conditions,
         *,
         cache: FrameCache | None = None,
-        words: list[tuple[Tensor, Tensor, Tensor] | None] | None = None,
         causal: bool = True,
         write: bool = False,
     ) -> Prediction:
@@ -230,52 +241,105 @@ class DiT(nn.Module):
             sigma: noise level of each frame in 0..1, (B, T).
             given: history, actions and prompts.
             cache: earlier frames of the sessions, seen by all frames.
-            words: `self.words(given.text, given.text_mask)` if it was kept.
             causal: a frame sees only itself and earlier frames; otherwise all (offline video).
             write: put the frame (T must be 1) into the cache.
         """
-        dtype = self.embed.weight.dtype
-        x = self.embed(self._tokens(noisy, given).to(dtype))  # (B, T, P, D)
-        condition = self.level(sigma) + self.history_level(given.history_sigma) + self.action(_actions(given).to(dtype))
-        condition = nn.functional.silu(condition)  # (B, T, D)
-        turn = self._turn(noisy.shape[-2:], x.device)
+        latents, features = self.denoise(noisy, sigma, self.share(given, cache=cache, causal=causal), write=write)
+        return Prediction(latents, *self.judge(features))
+
+    def share(
+        self,
+        given: Conditions,
+        *,
+        cache: FrameCache | None = None,
+        words: list[Words | None] | None = None,
+        causal: bool = True,
+    ) -> Shared:
+        """Do once what several passes over the same frames need; the arguments are those of `forward`.
+
+        Args:
+            given: history, actions and prompts.
+            cache: earlier frames of the sessions.
+            words: `self.words(given.text, given.text_mask)` if it was kept.
+            causal: whether a frame sees only itself and earlier ones.
+        """
+        dtype, (_, high, wide) = self.embed.weight.dtype, self.config.patch
+        exists = given.present[..., None, None, None]  # (B, T, K, 1, 1, 1)
+        history = self._patches((given.history * exists).flatten(2, 3))  # (B, T, P, K C high wide)
+        exists = given.present.unsqueeze(2).expand(*history.shape[:3], -1)
+        own = self.config.latent_channels * high * wide  # columns of the frame itself, in front
+        known = torch.cat([history, exists], dim=-1).to(dtype)
+        past, mask = self._past(given.history, cache, causal)
         words = self.words(given.text, given.text_mask) if words is None else words
-        for block, word in zip(self.blocks, words, strict=True):
-            x = block(x, condition, turn, word, given.prompt_index, cache, causal, write)
-        if write and cache is not None:
-            cache.advance()
-        shift, scale = self.final_modulation(condition).unsqueeze(2).chunk(2, dim=-1)
-        normed = _norm(x)
-        features = torch.cat([normed.mean(dim=2), normed.amax(dim=2)], dim=-1)  # (B, T, 2 D)
-        return Prediction(
-            latents=self._untoken(self.final(modulate(normed, shift, scale)), noisy.shape),
-            reward=self.reward_head(features),
-            ended=self.end_head(features).squeeze(-1),
+        index = given.prompt_index.flatten()
+        times = torch.arange(given.history.shape[1], device=mask.device)
+        cos, sin = rope(times.unsqueeze(-1), self.config.width // self.config.heads, TIME_THETA)  # (T, E)
+        return Shared(
+            embedded=nn.functional.linear(known, self.embed.weight[:, own:], self.embed.bias),
+            condition=self.action(_actions(given).to(dtype)) + self.history_level(given.history_sigma),
+            words=[None if word is None else (word[0][index], word[1][index], word[2][index]) for word in words],
+            place=self._places(given.history.shape[-2:], mask.device),
+            time=(cos[:, None, None, None], sin[:, None, None, None]),
+            mask=mask,
+            past=past,
+            cache=cache,
         )
 
-    def _tokens(self, noisy: Tensor, given: Conditions) -> Tensor:
-        """The frame and its history as channels of each patch, (B, T, P, channels)."""
-        present = given.present
-        history = given.history * present[..., None, None, None]  # (B, T, K, C, h, w)
-        stacked = torch.cat([noisy.unsqueeze(2), history], dim=2).flatten(2, 3)  # (B, T, (1 + K) C, h, w)
-        _, high, wide = self.config.patch
-        parts = stacked.unflatten(-1, (-1, wide)).unflatten(-3, (-1, high))  # (B, T, c, h', high, w', wide)
-        patches = parts.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)  # (B, T, P, c high wide)
-        return torch.cat([patches, present.unsqueeze(2).expand(-1, -1, patches.shape[2], -1)], dim=-1)
+    def denoise(self, noisy: Tensor, sigma: Tensor, shared: Shared, *, write: bool = False) -> tuple[Tensor, Tensor]:
+        """One pass: the clean latents (B, T, C, h, w), and features (B, T, P, D) for `judge`."""
+        patches = self._patches(noisy).to(self.embed.weight.dtype)
+        x = shared.embedded + nn.functional.linear(patches, self.embed.weight[:, : patches.shape[-1]])  # (B, T, P, D)
+        condition = nn.functional.silu(self.level(sigma) + shared.condition)  # (B, T, D)
+        modulation = self.modulation(condition).unflatten(-1, (-1, 1, self.config.width))  # (B, T, 6 L + 2, 1, D)
+        *parts, last = modulation.split([6] * len(self.blocks) + [2], dim=2)
+        for block, part, words in zip(self.blocks, parts, shared.words, strict=True):
+            x = block(x, part, shared, words, write)
+        if write and shared.cache is not None:
+            shared.cache.advance()
+        normed = _norm(x)
+        return self._unpatch(self.final(modulate(normed, *last.unbind(2))), noisy.shape), normed
 
-    def _untoken(self, x: Tensor, shape: torch.Size) -> Tensor:
+    def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward logits (B, T, REWARD_BINS) and end logits (B, T) from the features of a pass over finished frames."""
+        pooled = torch.cat([features.mean(dim=2), features.amax(dim=2)], dim=-1)  # (B, T, 2 D)
+        return self.reward_head(pooled), self.end_head(pooled).squeeze(-1)
+
+    def _past(
+        self, history: Tensor, cache: FrameCache | None, causal: bool
+    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
+        """The cached keys, turned by their age, and values; and which frames each of `history` (B, T, ...) sees."""
+        batch, frames = history.shape[:2]
+        times = torch.arange(frames, device=history.device)
+        seen = times.unsqueeze(1) >= times if causal else torch.ones_like(times, dtype=torch.bool).expand(frames, -1)
+        if cache is None:
+            return None, seen[None, None]  # (1, 1, T, T)
+        ages = cache.ages().to(history.device)  # (B, N)
+        turn = rope(-ages.unsqueeze(-1), self.config.width // self.config.heads, TIME_THETA)  # (B, N, E)
+        keys = rotate(cache.keys, *(part[:, None, None] for part in turn))
+        known = (ages <= cache.frames).unsqueeze(1).expand(-1, frames, -1)  # (B, T, N)
+        mask = torch.cat([known, seen.expand(batch, -1, -1)], dim=-1)  # (B, T, N + T)
+        return (keys, cache.values), mask.unsqueeze(1).repeat_interleave(keys.shape[2], dim=0)
+
+    def _patches(self, frames: Tensor) -> Tensor:
+        """Latents (B, T, c, h, w) as patches (B, T, P, c high wide)."""
+        _, high, wide = self.config.patch
+        parts = frames.unflatten(-1, (-1, wide)).unflatten(-3, (-1, high))  # (B, T, c, h', high, w', wide)
+        return parts.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+
+    def _unpatch(self, x: Tensor, shape: torch.Size) -> Tensor:
         """Patches (B, T, P, C high wide) back to latents of `shape`."""
         _, high, wide = self.config.patch
         rows = shape[-2] // high
         parts = x.unflatten(2, (rows, -1)).unflatten(-1, (-1, high, wide))  # (B, T, h', w', C, high, wide)
         return parts.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape)
 
-    def _turn(self, size: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _places(self, size: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
         _, high, wide = self.config.patch
         rows = torch.arange(size[0] // high, device=device) * high
         columns = torch.arange(size[1] // wide, device=device) * wide
         places = torch.cartesian_prod(rows, columns).float()  # (P, 2)
-        return rope(places, self.config.width // self.config.heads, SPACE_THETA)
+        cos, sin = rope(places, self.config.width // self.config.heads, SPACE_THETA)
+        return cos[:, None, None], sin[:, None, None]
 
 
 def _actions(given: Conditions) -> Tensor:

@@ -6,6 +6,7 @@ Legend: B batch, T frames, P patches of a frame, D width, H heads, E head width.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +31,37 @@ class LevelEmbedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation in the dtype of its input, so that autocast keeps the fused kernel."""
+    """Root-mean-square normalisation of the last axis, with learned scales of any shape that broadcasts.
 
-    def __init__(self, width: int) -> None:
-        """One learned scale per channel."""
+    Written out: torch's own takes many small operators in bfloat16 on a CPU, and several times as long.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        """`shape` is that of the scales; its last number is the width of what is normalised."""
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(*shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) to (..., width)."""
-        return nn.functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
+        """(..., width) to (..., width), in the dtype of the input also under autocast."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-6).to(x.dtype)
+        return x / norm * (self.weight * x.shape[-1] ** 0.5).to(x.dtype)
+
+
+class SquaredReLU(torch.autograd.Function):
+    """max(x, 0)^2, with a backward pass of two operators: torch's own takes six, a quarter of a training step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Keep the positive part; it is zero where the slope is."""
+        positive = x.relu()
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """2 max(x, 0) times the gradient."""
+        (positive,) = ctx.saved_tensors
+        return (grads[0] * positive).mul_(2)
 
 
 class MLP(nn.Module):
@@ -53,7 +75,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        return self.down(nn.functional.relu(self.up(x)).square())
+        hidden = self.up(x)
+        if torch.is_grad_enabled():
+            return self.down(SquaredReLU.apply(hidden))
+        return self.down(hidden.relu_().square_())
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -70,17 +95,16 @@ def rope(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
         theta: slowest period.
 
     Returns:
-        cos and sin, each (..., E / 2).
+        cos and sin for `rotate`, each (..., E); the sin of the first half is negative.
     """
     axes = positions.shape[-1]
     bands = width // (2 * axes)
     frequencies = theta ** (-torch.arange(bands, dtype=torch.float32, device=positions.device) / bands)
     angles = (positions.float().unsqueeze(-1) * frequencies).flatten(-2)  # (..., axes * bands)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs of x (..., E) by angles whose cos and sin (..., E / 2) broadcast against it."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    """Rotate the pairs (i, i + E / 2) of x (..., E) by angles from `rope`, which must broadcast against it."""
+    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin.to(x.dtype))

@@ -59,13 +59,17 @@ class DynamicsTraining:
     """Frames of a window."""
     fresh: float = 0.15
     """Share of windows that begin from nothing but the prompt."""
+    stills: int = 8
+    """Single frames from nothing but the prompt, beside the windows."""
     given: float = 0.3
     """Share of frames that take the part of the past."""
     history_noise: float = 0.3
     """Largest noise level mixed into the history."""
     prompt_dropout: float = 0.1
-    own: int = 4
-    """Windows of a batch whose past is the model's own."""
+    draw_steps: int = 2
+    """Denoising steps of a frame, in its own rollouts and later in the world: more give finer detail."""
+    own: int = 1
+    """Windows of a batch whose past is the model's own: more of them hold longer and blur the next frame."""
     own_after: int = 700
     """Steps before that begins."""
     own_pool: int = 16
@@ -133,11 +137,24 @@ class DynamicsTask:
             predicted.ended.float(), self.data.terminated[rows], weight=heads, reduction="sum"
         ) / heads.sum().clamp(min=1)
         loss = denoise + config.head_weight * (reward + ended)
+        if config.stills:
+            loss = loss + config.stills / (windows * frames) * self._stills(generator)
         at_one = ((sigma == 1) * (~fresh).unsqueeze(1)).float()
         scalars = {"at_one": (error.detach() * at_one).sum() / at_one.sum().clamp(min=1), "reward": reward.detach()}
         if own:
             scalars["at_one_own"] = (error.detach() * at_one)[:own].sum() / at_one[:own].sum().clamp(min=1)
         return loss, {name: float(value) for name, value in (scalars | {"ended": ended.detach()}).items()}
+
+    def _stills(self, generator: torch.Generator) -> Tensor:
+        """The loss of single frames drawn from nothing but their prompt: how a session without a clip begins."""
+        rows = torch.randint(len(self.data.latents), (self.config.stills, 1), generator=generator)  # (S, 1)
+        target = self.data.latents[rows].float()
+        sigma = training_levels(tuple(rows.shape), generator)
+        noisy = mix(target, torch.randn(target.shape, generator=generator), sigma)
+        nothing = torch.zeros(len(rows), self.config.model.history + 1, *target.shape[2:])
+        predicted = self.module(noisy, sigma, self._conditions(rows, rows[:, 0], nothing, generator))
+        error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (S, 1)
+        return (error * loss_weight(sigma)).mean()
 
     def _conditions(self, rows: Tensor, birth: Tensor, seen: Tensor, generator: torch.Generator) -> Conditions:
         """What is known of frames `rows` (B, T): `seen` (B, K + T, ...) holds the past from frame rows[:, 0] - K on."""
