@@ -41,6 +41,12 @@ def test_shipped_prompts_need_no_encoder(world: World) -> None:
         world.book.add(7)  # type: ignore[arg-type]
 
 
+def test_a_saved_world_does_not_name_where_it_was_loaded_from(world_path: Path, tmp_path: Path) -> None:
+    World.from_pretrained(world_path).save_pretrained(tmp_path)
+    for file in tmp_path.rglob("*.json"):
+        assert "_name_or_path" not in json.loads(file.read_text()), file
+
+
 def test_unknown_world(tmp_path: Path) -> None:
     with pytest.raises(WorldNotFound, match="world.json"):
         World.from_pretrained(tmp_path)

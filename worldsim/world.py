@@ -214,6 +214,9 @@ def save_autoencoder(autoencoder: FrameAutoencoder, path: Path, dtype: torch.dty
     model = copy.deepcopy(autoencoder.model)
     nn.Module.to(model, dtype)  # diffusers' own `to` warns of nothing
     model.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    config.pop("_name_or_path", None)  # where it was once loaded from is no one's business
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     parts = {
         f"{name}.{key}": tensor.to(dtype).contiguous()
         for name, module in zip(("down", "up"), autoencoder.linear_path(), strict=False)

@@ -29,8 +29,8 @@ class SamplerConfig:
     """How frames are drawn."""
 
     steps: int = 2  # denoising steps of a frame
-    shift: float = 0.5  # of the noise levels, see `schedule`: below 1 gives fine detail more of the steps
-    first_steps: int = 12  # of the first frame of a session that begins from its prompt alone
+    shift: float = 0.5  # of their noise levels, see `schedule`: below 1 gives fine detail more of the steps
+    first_steps: int = 12  # equal steps, of the first frame of a session that begins from its prompt alone
     history_sigma: float = 0.1  # noise mixed into the history: hides small faults, so that they do not grow
     guidance: float = 1.0  # classifier-free guidance on the prompt; 1 is off and half the work
     first_guidance: float = 2.0  # the same for the first frame
@@ -136,8 +136,8 @@ class Simulator:
             return clean[:, 0].float()
 
         noise = keyed_noise(state.seeds, state.step, SAMPLE, tuple(state.history.shape[2:]))
-        steps = sampler.first_steps if first else sampler.steps
-        latents = euler(predict, noise, schedule(steps, sampler.shift))
+        levels = schedule(sampler.first_steps) if first else schedule(sampler.steps, sampler.shift)
+        latents = euler(predict, noise, levels)
         return self._remember(state, latents, shared)
 
     @torch.no_grad()

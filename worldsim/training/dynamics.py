@@ -93,7 +93,7 @@ class DynamicsTask:
         self.config, self.data, self.held, self.book = config, data, held, book
         self.module: DiT = config.model.build()
         self.text, self.text_mask = book.batch(data.prompts)
-        self.sampler = SamplerConfig(steps=2)
+        self.sampler = SamplerConfig(steps=config.draw_steps)
         self.simulator = Simulator(self.module, book, self.sampler)
         self.simulator.keep_words = False
         self.pool = RolloutPool(config.own_pool, config.frames, config.own_reuse, self.sampler)
