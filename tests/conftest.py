@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,13 @@ def world_path(dataset: Dataset, autoencoder_run: Path, tmp_path_factory: pytest
 def world(world_path: Path) -> World:
     """A tiny trained world in float32."""
     return World.from_pretrained(world_path, dtype=torch.float32)
+
+
+@pytest.fixture
+def dummy_screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pygame without a screen, and without one left over."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setenv("SDL_AUDIODRIVER", "dummy")
+    yield
+    if "pygame" in sys.modules:
+        sys.modules["pygame"].quit()

@@ -24,13 +24,7 @@ from worldsim.demos.session import Session, Side  # noqa: E402
 from worldsim.demos.worlds import make_env, short_name  # noqa: E402
 from worldsim.errors import ConfigError, WorldNotFound  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def dummy_screen(monkeypatch):
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setenv("SDL_AUDIODRIVER", "dummy")
-    yield
-    pygame.quit()
+pytestmark = pytest.mark.usefixtures("dummy_screen")
 
 
 def test_scripts():

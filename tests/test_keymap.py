@@ -17,13 +17,7 @@ from worldsim.demos.keymap import KeyMap, derive_keys, keymap_for, read_keys, re
 from worldsim.demos.line import LONGEST, PromptLine  # noqa: E402
 from worldsim.errors import ConfigError  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def dummy_screen(monkeypatch):
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setenv("SDL_AUDIODRIVER", "dummy")
-    yield
-    pygame.quit()
+pytestmark = pytest.mark.usefixtures("dummy_screen")
 
 
 def test_choose_is_the_largest_subset_then_the_latest():

@@ -20,13 +20,7 @@ from worldsim.demos.view import Overlay, view_of  # noqa: E402
 from worldsim.demos.worlds import make_env  # noqa: E402
 from worldsim.errors import DataError, PromptError, SessionError  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def dummy_screen(monkeypatch):
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setenv("SDL_AUDIODRIVER", "dummy")
-    yield
-    pygame.quit()
+pytestmark = pytest.mark.usefixtures("dummy_screen")
 
 
 @pytest.fixture
