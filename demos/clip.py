@@ -16,6 +16,7 @@ from worldsim.demos.view import view_of
 from worldsim.errors import ConfigError, MissingDependency
 
 HOLD = (4, 16)  # shortest and longest time that the seeded driver holds keys, in steps
+TAP = (1, 2)  # the same of a turn
 
 
 class Recorder:
@@ -118,12 +119,17 @@ def read_script(script: str, keymap: KeyMap) -> list[Turn]:
 
 
 def drive(keymap: KeyMap, rng: np.random.Generator) -> Iterator[Turn]:
-    """Keys of a driver who likes to go ahead: holds a combination for a few steps, then another."""
+    """Keys of a driver who likes to go ahead and taps to the sides, back and forth; seldom anything else."""
     combos = [tuple(sorted(combo)) for combo in keymap.entries]
     likes = np.array([3.0 if "up" in combo else 0.4 if "down" in combo or not combo else 1.0 for combo in combos])
+    last = "right"
     while True:
         combo = combos[rng.choice(len(combos), p=likes / likes.sum())]
-        for _ in range(int(rng.integers(*HOLD, endpoint=True))):
+        side = {"left", "right"} & set(combo)
+        if side == {last}:  # not twice to the same side: a car would leave its road within seconds
+            continue
+        last = next(iter(side), last)
+        for _ in range(int(rng.integers(*(TAP if side else HOLD), endpoint=True))):
             yield combo, None
 
 
