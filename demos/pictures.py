@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from worldsim.data.episodes import Dataset, count_steps, read_episode
-from worldsim.engine.simulator import Simulator
 from worldsim.envs.world_env import world_path
 from worldsim.errors import DataError
+from worldsim.evaluation.rollout import Runner, Stretches, context_of, recorded
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
 
@@ -37,29 +37,22 @@ class PictureConfig:
 def compare(config: PictureConfig) -> np.ndarray:
     """Truth and play of some held-out episodes, uint8 (T, rows, columns, 3): truth above, play below."""
     world, dataset = World.from_pretrained(world_path(config.world)), Dataset(config.data)
-    warm = world.dynamics.config.context + world.dynamics.config.history
+    warm = context_of(world)
     long = [path for path in dataset.episodes("heldout") if count_steps(path) >= warm + config.frames]
     paths = long[config.first : config.first + config.episodes]
     if not paths:
         raise DataError(f"{config.data} has no held-out episode of {warm + config.frames} steps; use fewer --frames.")
-    clips = [read_episode(path, 0, warm + config.frames) for path in paths]
-    actions = torch.stack([torch.from_numpy(flatten_actions(dataset.action_space, c.actions)) for c in clips], dim=1)
-    simulator = Simulator.of(world)
-    state = simulator.begin([config.seed + row for row in range(len(clips))], [clip.texts()[0] for clip in clips])
-    played = []
-    for step in range(warm + config.frames):
-        state.prompts = [clip.texts()[step] for clip in clips]
-        action = None if step == 0 else actions[step - 1]
-        if step < warm:
-            given = world.autoencoder.encode(torch.from_numpy(np.stack([clip.frames[step] for clip in clips])))
-            simulator.observe(state, given, action)
-        else:
-            played.append(world.autoencoder.decode(simulator.step(state, action).latents).numpy())
-    rows = []
-    for step, frames in enumerate(played):
-        truth = np.concatenate([clip.frames[warm + step] for clip in clips], axis=1)
-        rows.append(np.concatenate([truth, np.concatenate(list(frames), axis=1)]))
-    return np.stack(rows)
+    clips = [read_episode(path, 0, warm + config.frames - 1) for path in paths]
+    stretches = Stretches(
+        frames=torch.from_numpy(np.stack([clip.frames for clip in clips])),
+        actions=torch.from_numpy(np.stack([flatten_actions(dataset.action_space, clip.actions) for clip in clips])),
+        prompts=[clip.texts() for clip in clips],
+        sources=list(range(len(clips))),
+        context=warm,
+    )
+    played = Runner(world, batch=len(clips), seed=config.seed).free(stretches, recorded(stretches))  # (S, T, H, W, 3)
+    rows = [torch.cat(list(frames), dim=2) for frames in (stretches.truth, played)]  # (T, H, S W, 3) each
+    return torch.cat(rows, dim=1).numpy()
 
 
 def save_gif(frames: np.ndarray, path: Path, fps: float, scale: int = 2) -> None:
