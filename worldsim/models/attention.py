@@ -20,7 +20,8 @@ Words = tuple[Tensor, Tensor, Tensor]
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention over (..., N, E); `mask` is bool and says which keys are seen.
 
-    With so few keys the backward pass of torch's flash attention takes over four times that of plain products on a CPU.
+    With so few keys, training through torch's flash attention takes two to three times as long as plain products on a
+    CPU (tests/benchmarks/kernels.py).
     """
     if not (torch.is_grad_enabled() and query.device.type == "cpu"):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
