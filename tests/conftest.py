@@ -25,6 +25,17 @@ from worldsim.world import World
 SEED = 7
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was tuned on this machine must not decide a test."""
+    before = os.environ.get("WORLDSIM_CACHE")
+    os.environ["WORLDSIM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("WORLDSIM_CACHE")
+    if before is not None:
+        os.environ["WORLDSIM_CACHE"] = before
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldsim.errors import ConfigError
 from worldsim.models.attention import attend
+from worldsim.models.cache import FrameCache
 from worldsim.models.dit import Conditions, DiT, DiTConfig
 from worldsim.models.layers import SquaredReLU, rope, rotate
 
@@ -81,13 +82,14 @@ def test_bidirectional_frames_see_later_ones() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2)])
 def test_cache_equals_no_cache(patch: tuple[int, int, int]) -> None:
-    """Frame by frame through the ring equals one pass over the window, also after the ring has wrapped."""
+    """Frame by frame through the cache equals one pass over the window."""
     model, (x, sigma), given = build(patch=patch, context=4), noisy(), conditions()
     cache = model.empty_cache(B)
     for frame in range(T):
         one = cut(given, slice(None), slice(frame, frame + 1))
-        step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache, write=True)
-        begin = max(0, frame - 4)  # what a ring of 4 can still hold
+        step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache)
+        cache = cache.push(*step.written)
+        begin = max(0, frame - 4)  # what a cache of 4 can still hold
         window = slice(begin, frame + 1)
         if begin == 0:  # later windows lack what their first frames had seen
             whole = model(x[:, window], sigma[:, window], cut(given, slice(None), window))
@@ -96,27 +98,18 @@ def test_cache_equals_no_cache(patch: tuple[int, int, int]) -> None:
 
 
 @torch.no_grad()
-def test_wrapped_cache_equals_recent_frames() -> None:
-    """With one time layer nothing older than the ring can matter, so the window of its frames must give the same."""
+def test_full_cache_equals_recent_frames() -> None:
+    """With one time layer nothing older than the cache can matter, so the window of its frames must give the same."""
     model, (x, sigma), given = build(pattern="t", context=3), noisy(), conditions()
     cache, step = model.empty_cache(B), None
     for frame in range(T):
         one = cut(given, slice(None), slice(frame, frame + 1))
-        step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache, write=True)
+        step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache)
+        cache = cache.push(*step.written)
     assert step is not None
     window = slice(T - 4, T)
     whole = model(x[:, window], sigma[:, window], cut(given, slice(None), window))
     torch.testing.assert_close(step.latents[:, 0], whole.latents[:, -1], rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_reading_does_not_change_the_cache() -> None:
-    model, (x, sigma), given = build(), noisy(frames=1), conditions(frames=1)
-    cache = model.empty_cache(B)
-    model(x, sigma, given, cache=cache, write=True)
-    before = cache.keys.clone(), cache.values.clone(), cache.written.clone()
-    model(x, sigma, given, cache=cache)
-    assert all(torch.equal(a, b) for a, b in zip(before, (cache.keys, cache.values, cache.written), strict=True))
 
 
 @torch.no_grad()
@@ -128,17 +121,33 @@ def test_sessions_of_different_age_share_a_batch() -> None:
     for row, frames in ((0, 5), (1, 2)):
         for frame in range(frames):
             here = (slice(row, row + 1), slice(frame, frame + 1))
-            model(x[here], sigma[here], cut(given, *here), cache=alone[row], write=True)
-    both = model.empty_cache(2)
-    for row, cache in enumerate(alone):
-        both.keys[:, row], both.values[:, row] = cache.keys[:, 0], cache.values[:, 0]
-        both.written[row] = cache.written[0]
+            alone[row] = alone[row].push(*model(x[here], sigma[here], cut(given, *here), cache=alone[row]).written)
+    both = FrameCache(*(torch.cat([getattr(cache, name) for cache in alone]) for name in ("keys", "values", "count")))
     last = (slice(None), slice(T - 1, T))
     together = model(x[last], sigma[last], cut(given, *last), cache=both).latents
     for row, cache in enumerate(alone):
         here = (slice(row, row + 1), slice(T - 1, T))
         single = model(x[here], sigma[here], cut(given, *here), cache=cache).latents
         torch.testing.assert_close(together[row : row + 1], single, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_along_time_is_the_same_in_steps_and_windows() -> None:
+    """A model of space layers alone has an empty cache; one of time layers alone sees all that was pushed."""
+    for pattern, layers in (("s", 0), ("t", 1)):
+        model, (x, sigma), given = build(pattern=pattern), noisy(frames=1), conditions(frames=1)
+        step = model(x, sigma, given, cache=model.empty_cache(B))
+        torch.testing.assert_close(step.latents, model(x, sigma, given).latents, rtol=1e-4, atol=1e-4)
+        assert step.written[0].shape[1] == layers
+
+
+@torch.no_grad()
+def test_long_sums_in_parts_are_the_same_sums() -> None:
+    model, (x, sigma), given = build(), noisy(), conditions()
+    whole = model(x, sigma, given).latents
+    for block in model.blocks:
+        block.mlp.parts = 4  # type: ignore[union-attr]
+    torch.testing.assert_close(whole, model(x, sigma, given).latents, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -45,16 +45,51 @@ def test_batch_equals_singles(world: World) -> None:
         torch.testing.assert_close(together[row], play(simulator, [seed], [prompt])[0][0], rtol=1e-3, atol=1e-3)
 
 
-def test_observing_what_was_drawn_goes_on_the_same(world: World) -> None:
-    """A session that is shown another one's frames continues as that one does."""
-    simulator = Simulator.of(world)
+def test_observing_what_was_drawn_goes_on_alike(world: World) -> None:
+    """A session that is shown another one's frames continues nearly as that one does: it only remembers less noise."""
+    simulator = Simulator.of(world, SamplerConfig(clean_pass=True, history_sigma=0.0))
     frames, drawn = play(simulator, [4], ["a cart"])
     shown = simulator.begin([4], ["a cart"])
     for step in range(frames.shape[1]):
         action = None if step == 0 else torch.eye(2)[[(step - 1) % 2]]
         simulator.observe(shown, frames[:, step], action)
     action = torch.eye(2)[[0]]
-    assert torch.equal(simulator.step(drawn, action).latents, simulator.step(shown, action).latents)
+    torch.testing.assert_close(simulator.step(drawn, action).latents, simulator.step(shown, action).latents)
+
+
+def test_what_is_observed_does_not_depend_on_the_seed(world: World) -> None:
+    """So that sessions which begin with the same clip can share its memory."""
+    simulator = Simulator.of(world)
+    frames, _ = play(simulator, [4], ["a cart"], steps=2)
+    states = [simulator.begin([seed], ["a cart"]) for seed in (1, 2)]
+    for state in states:
+        for step in range(frames.shape[1]):
+            simulator.observe(state, frames[:, step], None if step == 0 else torch.eye(2)[[0]])
+    assert torch.equal(states[0].cache.keys, states[1].cache.keys)
+    assert states[0].cache.keys.any()
+
+
+def test_guidance_is_a_matter_of_each_session(world: World) -> None:
+    """Rows with and without guidance share a pass, and each is what it is alone."""
+    simulator = Simulator.of(world, SamplerConfig(first_steps=2))
+    rows = []
+    for seeds, guidance in (([1, 2, 3], [1.0, 3.0, 1.0]), ([2], [3.0]), ([2], [1.0])):
+        _, state = play(simulator, seeds, ["a cart"] * len(seeds), steps=2)
+        state.guidance = guidance
+        rows.append(simulator.step(state, torch.eye(2)[[0] * len(seeds)]).latents)
+    torch.testing.assert_close(rows[0][1:2], rows[1], rtol=1e-3, atol=1e-3)
+    assert (rows[1] - rows[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("clean_pass", [False, True])
+def test_a_draw_changes_nothing(world: World, clean_pass: bool) -> None:
+    simulator = Simulator.of(world, SamplerConfig(clean_pass=clean_pass))
+    _, state = play(simulator, [1], ["a cart"])
+    before = state.cache.keys.clone()
+    outcomes = [simulator.draw(state), simulator.draw(state)]
+    assert torch.equal(outcomes[0].latents, outcomes[1].latents)
+    assert torch.equal(before, state.cache.keys)
+    assert outcomes[0].keys.shape == state.cache.keys[:, 0].shape
 
 
 def test_guidance_one_is_no_guidance(world: World) -> None:

@@ -9,8 +9,13 @@ WorldsimError
 |- InputError           what a caller passed in (ValueError)
 |  |- ActionError       an action outside the world's action space
 |  |- FrameError        a frame of the wrong size or dtype
-|  `- PromptError       a prompt this world cannot take
+|  |- PromptError       a prompt this world cannot take
+|  `- SnapshotError     a snapshot that cannot be restored
+|     |- SnapshotDamaged    its file is not whole
+|     `- SnapshotMismatch   it belongs to another world, runtime or version, or was closed
 |- SessionError         a call at the wrong time, such as a step before reset (RuntimeError)
+|- EngineFull           no room for one more session or snapshot (RuntimeError)
+|- RuntimeUnavailable   a runtime that this machine cannot build (RuntimeError)
 |- TrainingDiverged     the loss is not finite or has exploded (RuntimeError)
 `- MissingDependency    an optional package is not installed (ImportError)
 
@@ -63,8 +68,28 @@ class PromptError(InputError):
     """A world cannot take this prompt."""
 
 
+class SnapshotError(InputError):
+    """A snapshot cannot be restored."""
+
+
+class SnapshotDamaged(SnapshotError):
+    """A snapshot's file is not whole."""
+
+
+class SnapshotMismatch(SnapshotError):
+    """A snapshot belongs to another world, runtime or version, or was closed."""
+
+
 class SessionError(WorldsimError, RuntimeError):
     """A call came at the wrong time."""
+
+
+class EngineFull(WorldsimError, RuntimeError):
+    """There is no room for one more session or snapshot."""
+
+
+class RuntimeUnavailable(WorldsimError, RuntimeError):
+    """This machine cannot build a runtime."""
 
 
 class TrainingDiverged(WorldsimError, RuntimeError):

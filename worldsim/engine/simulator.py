@@ -1,25 +1,25 @@
 """The world's clock: from the state of some sessions and an action each to their next frames.
 
-Everything here is batched over independent sessions, which may differ in age, seed and prompt, and works on latents.
-A step is: mix a little noise into the last frames, denoise the next one under the action, then pass over the finished
-frame once to read the reward and to write the cache.
-Legend: B sessions, K history frames, A action history, C h w latent.
+Everything here is batched over independent sessions, which may differ in age, seed, prompt and guidance, and works on
+latents. A step is: mix a little noise into the last frames, then denoise the next one under the action. The last pass
+also gives the reward and what the cache remembers of the frame; older worlds need one more pass over the finished
+frame for that.
+Legend: B sessions, K history frames, A action history, C h w latent, G sessions with guidance.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from worldsim.diffusion.flow import euler, mix, schedule
+from worldsim.diffusion.flow import euler, schedule
 from worldsim.engine.noise import HISTORY, SAMPLE, keyed_noise
+from worldsim.engine.stages import Stages, eager, flat
 from worldsim.errors import ConfigError
-from worldsim.models.attention import Words
 from worldsim.models.cache import FrameCache
-from worldsim.models.dit import Conditions, DiT, Shared
-from worldsim.models.heads import reward_mean
+from worldsim.models.dit import DiT
 from worldsim.models.text import PromptBook
 from worldsim.world import World
 
@@ -34,6 +34,7 @@ class SamplerConfig:
     history_sigma: float = 0.1  # noise mixed into the history: hides small faults, so that they do not grow
     guidance: float = 1.0  # classifier-free guidance on the prompt; 1 is off and half the work
     first_guidance: float = 2.0  # the same for the first frame
+    clean_pass: bool = True  # reward and cache come from one more pass, over the finished frame
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -57,6 +58,7 @@ class State:
         cache: keys and values of earlier frames.
         seeds: of the sessions' noise.
         prompts: in force for the next frame.
+        guidance: on the prompt; None is the sampler's.
     """
 
     history: Tensor
@@ -66,15 +68,39 @@ class State:
     cache: FrameCache
     seeds: list[int]
     prompts: list[str]
+    guidance: list[float] | None = None
+
+    def push(self, action: Tensor | None) -> None:
+        """Note the action (B, action_size) that leads to the next frame; None where there was none."""
+        new = torch.zeros_like(self.actions[:, 0]) if action is None else action.to(self.actions)
+        self.actions = torch.cat([self.actions[:, 1:], new.unsqueeze(1)], dim=1)
+        exists = torch.full_like(self.known[:, :1], 0.0 if action is None else 1.0)
+        self.known = torch.cat([self.known[:, 1:], exists], dim=1)
+
+    def remember(self, outcome: Outcome) -> None:
+        """Note the frame that was drawn."""
+        self.history = torch.cat([self.history[:, 1:], outcome.latents.unsqueeze(1)], dim=1)
+        self.cache = self.cache.push(outcome.keys, outcome.values)
+        self.step = self.step + 1
 
 
 @dataclass
 class Outcome:
-    """What a step gave: latents (B, C, h, w), rewards (B,), probabilities that the episode ended (B,)."""
+    """What a step gave.
+
+    Attributes:
+        latents: the frames, (B, C, h, w).
+        reward: (B,).
+        ended: probability that the episode ended, (B,).
+        keys: for the cache, (B, L, P, H, E).
+        values: the same.
+    """
 
     latents: Tensor
     reward: Tensor
     ended: Tensor
+    keys: Tensor
+    values: Tensor
 
 
 class Simulator:
@@ -84,34 +110,50 @@ class Simulator:
         dynamics: the model; its weights' dtype is the dtype of the work.
         book: where prompts are looked up.
         sampler: how frames are drawn.
+        stages: what computes; None is eager torch.
+        frozen: whether the weights stay as they are, so that what depends on them alone can be kept.
     """
 
-    def __init__(self, dynamics: DiT, book: PromptBook, sampler: SamplerConfig | None = None) -> None:
+    def __init__(
+        self,
+        dynamics: DiT,
+        book: PromptBook,
+        sampler: SamplerConfig | None = None,
+        stages: Stages | None = None,
+        frozen: bool = True,
+    ) -> None:
         """Keep the parts; nothing is computed yet."""
         self.dynamics, self.book, self.sampler = dynamics, book, sampler or SamplerConfig()
-        self._words: dict[tuple[str, ...], list[Words | None]] = {}
-        self.keep_words = True  # training changes the weights at every step and must not
+        self.stages = stages or eager(dynamics)
+        self.frozen = frozen
+        self._words: dict[str, list[Tensor]] = {}
+        self._rows: dict[tuple[str, ...], list[Tensor]] = {}
+        self._vectors: dict[tuple[float, ...], Tensor] = {}
 
     @staticmethod
     def of(world: World, sampler: SamplerConfig | None = None) -> Simulator:
         """The simulator of a world; the default sampler is its card's."""
         return Simulator(world.dynamics, world.book, sampler or SamplerConfig(**world.card.sampler))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the work is done."""
+        return self.dynamics.embed.weight.device
+
     def begin(self, seeds: list[int], prompts: list[str], latent_size: tuple[int, int] | None = None) -> State:
         """Sessions that have seen nothing yet."""
-        config, batch = self.dynamics.config, len(seeds)
+        config, batch, device = self.dynamics.config, len(seeds), self.device
         size = latent_size or config.latent_size
         return State(
-            history=torch.zeros(batch, config.history, config.latent_channels, *size),
-            actions=torch.zeros(batch, config.action_history, config.action_size),
-            known=torch.zeros(batch, config.action_history),
+            history=torch.zeros(batch, config.history, config.latent_channels, *size, device=device),
+            actions=torch.zeros(batch, config.action_history, config.action_size, device=device),
+            known=torch.zeros(batch, config.action_history, device=device),
             step=torch.zeros(batch, dtype=torch.long),
             cache=self.dynamics.empty_cache(batch, size),
             seeds=list(seeds),
             prompts=list(prompts),
         )
 
-    @torch.no_grad()
     def step(self, state: State, action: Tensor | None) -> Outcome:
         """Draw the next frame of every session and remember it.
 
@@ -119,77 +161,114 @@ class Simulator:
             state: is changed in place.
             action: flattened, (B, action_size); None where there was none: the first frame of all sessions.
         """
-        sampler, first = self.sampler, action is None
-        self._push_action(state, action)
-        given, words = self._given(state)
-        shared = self.dynamics.share(given, cache=state.cache, words=words)
-        guidance = sampler.first_guidance if first else sampler.guidance
-        blank = None
-        if guidance != 1:
-            unprompted = replace(given, prompt_index=torch.zeros_like(given.prompt_index))
-            blank = self.dynamics.share(unprompted, cache=state.cache, words=words)
+        state.push(action)
+        outcome = self.draw(state, first=action is None)
+        state.remember(outcome)
+        return outcome
 
-        def predict(x: Tensor, sigma: float) -> Tensor:
-            clean = self._pass(x, sigma, shared)[0]
-            if blank is not None:
-                clean = torch.lerp(self._pass(x, sigma, blank)[0], clean, guidance)
-            return clean[:, 0].float()
-
-        noise = keyed_noise(state.seeds, state.step, SAMPLE, tuple(state.history.shape[2:]))
-        levels = schedule(sampler.first_steps) if first else schedule(sampler.steps, sampler.shift)
-        latents = euler(predict, noise, levels)
-        return self._remember(state, latents, shared)
-
-    @torch.no_grad()
     def observe(self, state: State, latents: Tensor, action: Tensor | None) -> Outcome:
         """Take given frames (B, C, h, w) as the sessions' next ones, as if they had been drawn."""
-        self._push_action(state, action)
-        given, words = self._given(state)
-        return self._remember(state, latents, self.dynamics.share(given, cache=state.cache, words=words))
+        state.push(action)
+        outcome = self.take(state, latents)
+        state.remember(outcome)
+        return outcome
 
-    def _remember(self, state: State, latents: Tensor, shared: Shared) -> Outcome:
-        """The pass over finished frames: reward and end from it, and the cache is written."""
-        reward, ended = self.dynamics.judge(self._pass(latents, 0.0, shared, write=True)[1])
-        state.history = torch.cat([state.history[:, 1:], latents.unsqueeze(1)], dim=1)
-        state.step = state.step + 1
-        return Outcome(latents, reward_mean(reward[:, 0]), ended[:, 0].float().sigmoid())
+    @torch.no_grad()
+    def draw(self, state: State, *, first: bool = False) -> Outcome:
+        """The next frame of every session, whose last action is in the state; the state is not changed."""
+        sampler, batch = self.sampler, len(state.seeds)
+        levels = schedule(sampler.first_steps) if first else schedule(sampler.steps, sampler.shift)
+        sigmas = levels if sampler.clean_pass else levels[:-1]
+        guidance = [sampler.guidance] * batch if state.guidance is None else state.guidance
+        guidance = [sampler.first_guidance] * batch if first else guidance
+        guided = [row for row, strength in enumerate(guidance) if strength != 1]
+        prompts = state.prompts + [""] * len(guided)
+        # Sessions with guidance have a second row, without their prompt.
+        prepared = self._prepare(state, sigmas, state.seeds, guided)
+        rows = self.words(tuple(prompts))
+        strengths = torch.tensor([guidance[row] for row in guided], device=self.device)[:, None, None, None]
+        passed: list[Tensor] = []
 
-    def _pass(self, x: Tensor, sigma: float, shared: Shared, write: bool = False) -> tuple[Tensor, Tensor]:
-        levels = torch.full((len(x), 1), sigma)
-        return self.dynamics.denoise(x.unsqueeze(1), levels, shared, write=write)
+        def predict(x: Tensor, sigma: float) -> Tensor:
+            nonlocal passed
+            clean, *passed = self._pass(x, levels.index(sigma), prepared, rows, guided)
+            if guided:
+                both = clean[:batch]
+                both[guided] = torch.lerp(clean[batch:], both[guided], strengths)
+                return both
+            return clean
 
-    def _push_action(self, state: State, action: Tensor | None) -> None:
-        new = torch.zeros_like(state.actions[:, 0]) if action is None else action.float()
-        state.actions = torch.cat([state.actions[:, 1:], new.unsqueeze(1)], dim=1)
-        exists = torch.full_like(state.known[:, :1], 0.0 if action is None else 1.0)
-        state.known = torch.cat([state.known[:, 1:], exists], dim=1)
+        noise = keyed_noise(state.seeds, state.step, SAMPLE, tuple(state.history.shape[2:])).to(self.device)
+        latents = euler(predict, noise, levels)
+        if sampler.clean_pass:
+            _, *passed = self._pass(latents, len(levels) - 1, prepared, rows, guided)
+        return self._outcome(latents, [part[:batch] for part in passed])
 
-    def _given(self, state: State) -> tuple[Conditions, list[Words | None]]:
-        sigma = self.sampler.history_sigma
-        batch, frames = state.history.shape[:2]
-        noise = keyed_noise(state.seeds, state.step, HISTORY, tuple(state.history.shape[1:]))
-        history = mix(state.history, noise, torch.full((batch,), sigma))
-        ages = torch.arange(frames, 0, -1)
-        distinct = tuple(dict.fromkeys(["", *state.prompts]))  # the empty prompt is always there, for guidance
-        index = torch.tensor([[distinct.index(prompt)] for prompt in state.prompts])
-        given = Conditions(
-            history=history.unsqueeze(1),
-            present=(ages <= state.step.unsqueeze(1)).float().unsqueeze(1),
-            history_sigma=torch.full((batch, 1), sigma),
-            actions=state.actions.unsqueeze(1),
-            known=state.known.unsqueeze(1),
-            text=torch.empty(0),
-            text_mask=torch.empty(0),
-            prompt_index=index,
+    @torch.no_grad()
+    def take(self, state: State, latents: Tensor) -> Outcome:
+        """Given frames (B, C, h, w) as the next ones; the state, which has their last action, is not changed.
+
+        What is remembered does not depend on the sessions' seeds, so that sessions that begin alike can share it.
+        """
+        prepared = self._prepare(state, [0.0], [0] * len(state.seeds), [])
+        _, *passed = self._pass(latents, 0, prepared, self.words(tuple(state.prompts)), [])
+        return self._outcome(latents, passed)
+
+    def _prepare(self, state: State, sigmas: list[float], seeds: list[int], again: list[int]) -> list[Tensor]:
+        """What the passes at `sigmas` share, for all rows and once more for the rows `again`."""
+        sigma, frames = self.sampler.history_sigma, state.history.shape[1]
+        noise = keyed_noise(seeds, state.step, HISTORY, tuple(state.history.shape[1:])).to(self.device)
+        present = (torch.arange(frames, 0, -1) <= state.step.unsqueeze(1)).to(noise)
+        embedded, modulation, keys, bias = self.stages.prepare(
+            state.history,
+            noise,
+            present,
+            state.actions,
+            state.known,
+            state.cache.keys,
+            state.cache.count.to(self.device),
+            torch.tensor([sigma], device=self.device),
+            self.vectors((sigma,), history=True),
+            self.vectors(tuple(sigmas)),
         )
-        return given, self.words(distinct)
+        parts = [embedded, modulation, keys, state.cache.values, bias]
+        return [torch.cat([part, part[again]]) for part in parts] if again else parts
 
-    def words(self, prompts: tuple[str, ...]) -> list[Words | None]:
-        """The dynamics' keys and values of some prompts, kept for the last few sets of prompts."""
-        if not self.keep_words:
-            return self.dynamics.words(*self.book.batch(list(prompts)))
-        if prompts not in self._words:
-            while len(self._words) >= 64:
+    def _pass(self, x: Tensor, level: int, prepared: list[Tensor], words: list[Tensor], again: list[int]) -> list:
+        embedded, modulation, keys, values, bias = prepared
+        x = torch.cat([x, x[again]]) if again else x
+        return self.stages.denoise(x, embedded, modulation[:, level].contiguous(), keys, values, bias, *words)
+
+    def _outcome(self, latents: Tensor, passed: list[Tensor]) -> Outcome:
+        features, keys, values = passed
+        reward, ended = self.stages.judge(features)
+        return Outcome(latents, reward, ended, keys, values)
+
+    def vectors(self, sigmas: tuple[float, ...], history: bool = False) -> Tensor:
+        """The embeddings (S, D) of noise levels, of the frame or of its history."""
+        key = (*sigmas, -1.0) if history else sigmas
+        if key not in self._vectors or not self.frozen:
+            embed = self.dynamics.history_level if history else self.dynamics.level
+            self._vectors[key] = embed(torch.tensor(sigmas, device=self.device))
+        return self._vectors[key]
+
+    def words(self, prompts: tuple[str, ...]) -> list[Tensor]:
+        """The dynamics' keys, values and masks of some prompts, a row each; the last few sets are kept."""
+        if prompts not in self._rows or not self.frozen:
+            while len(self._rows) >= 16:
+                self._rows.pop(next(iter(self._rows)))
+            distinct = list(dict.fromkeys(prompts))
+            table = [torch.cat(parts) for parts in zip(*map(self._word, distinct), strict=True)]
+            index = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
+            self._rows[prompts] = [part[index] for part in table]
+        return self._rows[prompts]
+
+    def _word(self, prompt: str) -> list[Tensor]:
+        """One prompt's, always computed by itself: who else is there must not matter."""
+        key = self.book.key(prompt)
+        if key not in self._words or not self.frozen:
+            while len(self._words) >= 1024:
                 self._words.pop(next(iter(self._words)))
-            self._words[prompts] = self.dynamics.words(*self.book.batch(list(prompts)))
-        return self._words[prompts]
+            states, mask = self.book.batch([prompt])
+            self._words[key] = flat(self.dynamics.words(states.to(self.device), mask.to(self.device)))
+        return self._words[key]

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from worldsim.engine.batching import in_pieces
 from worldsim.engine.noise import HISTORY, SAMPLE, keyed_noise
+from worldsim.engine.runtimes import Runtime
 from worldsim.engine.simulator import SamplerConfig, Simulator, State
+from worldsim.engine.stages import Stages, eager
+from worldsim.engine.tuning import choose
 from worldsim.errors import ConfigError
 from worldsim.models.action import flatten_actions, stack_actions
-from worldsim.models.dit import Shared
 from worldsim.world import World
 
 GEMMS = ((1024, 1024, 1024), (256, 1024, 1024), (256, 256, 1024))  # the fastest of these is called the peak
@@ -43,6 +46,8 @@ class BenchConfig:
     """Sessions that are stepped together."""
     threads: int = 1
     """CPU threads."""
+    runtime: str = "auto"
+    """What computes: auto, eager, compiled, onnx or cudagraph."""
     denoise: int | None = None
     """Denoising steps of a frame (default: what the world says)."""
     json: bool = False
@@ -55,24 +60,29 @@ class BenchConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
 
 
-class TimedSimulator(Simulator):
-    """A simulator that notes how long its passes take, in seconds."""
+def timed(stages: Stages, spent: dict[str, float]) -> Stages:
+    """The same stages, which add to `spent` how long they take, in seconds."""
 
-    spent: defaultdict[str, float] = defaultdict(float)
+    def wrap(name: str) -> Callable[..., Any]:
+        call = getattr(stages, name)
 
-    def _pass(self, x: Tensor, sigma: float, shared: Shared, write: bool = False) -> tuple[Tensor, Tensor]:
-        begin = time.perf_counter()
-        out = super()._pass(x, sigma, shared, write)
-        self.spent["clean pass" if write else "denoise"] += time.perf_counter() - begin
-        return out
+        def run(*args: Tensor) -> Any:
+            begin = time.perf_counter()
+            out = call(*args)
+            spent[name] += time.perf_counter() - begin
+            return out
+
+        return run
+
+    return Stages(**{name: wrap(name) for name in vars(stages)})
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Time a world; nothing else should run meanwhile.
 
     Returns:
-        step_ms: median, p95 and mean of a step of all sessions, and by stage (medians): denoise, clean pass, decode,
-            noise (its draws, timed by themselves), python (the rest).
+        step_ms: median, p95 and mean of a step of all sessions, and by stage (medians): prepare, denoise, judge,
+            decode, noise (its draws, timed by themselves), python (the rest).
         flatness: median of steps 90-100 % of the run over that of 5-15 %; 1 is flat.
         memory_mb: of the process before the world was loaded, at the end, and at its peak; session_kb of one session.
         size: parameters of the parts, megabytes of the folder.
@@ -85,34 +95,31 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     before = _memory()["VmRSS"]
     world = World.from_pretrained(config.world)
-    settings = world.card.sampler | ({} if config.denoise is None else {"steps": config.denoise})
-    simulator = TimedSimulator(world.dynamics, world.book, SamplerConfig(**settings))
-    simulator.spent = defaultdict(float)
+    settings: dict[str, Any] = world.card.sampler | ({} if config.denoise is None else {"steps": config.denoise})
+    runtime, spent = choose(world, config.runtime), defaultdict(float)
+    stages = timed(in_pieces(runtime.stages, lambda: runtime.sizes), spent)
+    simulator = Simulator(runtime.dynamics, world.book, SamplerConfig(**settings), stages)
     prompt = world.card.prompts[0] if world.card.prompts else ""
     state = simulator.begin(list(range(config.sessions)), [prompt] * config.sessions)
-    world.autoencoder.decode(simulator.step(state, None).latents)
+    stages.decode(simulator.step(state, None).latents)
     world.action_space.seed(0)
-    stages: defaultdict[str, list[float]] = defaultdict(list)
+    times: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(config.steps):
         sampled = [world.action_space.sample() for _ in range(config.sessions)]
-        simulator.spent.clear()
+        spent.clear()
         begin = time.perf_counter()
         actions = flatten_actions(world.action_space, stack_actions(world.action_space, sampled))
-        latents = simulator.step(state, torch.from_numpy(actions)).latents
-        drawn = time.perf_counter()
-        world.autoencoder.decode(latents).numpy()
-        end = time.perf_counter()
-        stages["step"].append(end - begin)
-        stages["decode"].append(end - drawn)
-        for name, seconds in simulator.spent.items():
-            stages[name].append(seconds)
+        stages.decode(simulator.step(state, torch.from_numpy(actions)).latents).numpy()
+        times["step"].append(time.perf_counter() - begin)
+        for name, seconds in spent.items():
+            times[name].append(seconds)
     after = _memory()
-    medians = {name: 1000 * statistics.median(times) for name, times in stages.items()}
-    steps, passes = stages["step"], medians["denoise"] + medians["clean pass"]
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    steps, transformer = times["step"], sum(medians[name] for name in ("prepare", "denoise", "judge"))
     noise = 1000 * _seconds(lambda: _noise(simulator, state))
     peaks = {"fp32": gemm_peak(torch.float32), "bf16": gemm_peak(torch.bfloat16)}
-    flops = _flops(simulator, world, state)
-    half = world.dynamics.embed.weight.dtype == torch.bfloat16
+    flops = _flops(runtime, simulator, state)
+    half = runtime.dtype == torch.bfloat16
     peak = peaks["bf16" if half else "fp32"]
     assert world.path is not None
     return {
@@ -120,17 +127,16 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "machine": {"cpu": _cpu(), "threads": config.threads, "torch": torch.__version__},
         "steps": config.steps,
         "sessions": config.sessions,
+        "runtime": runtime.name,
         "dtype": "bf16" if half else "fp32",
         "denoising_steps": simulator.sampler.steps,
         "step_ms": {
             "median": medians["step"],
             "p95": 1000 * sorted(steps)[int(0.95 * (len(steps) - 1))],
             "mean": 1000 * statistics.fmean(steps),
-            "denoise": medians["denoise"],
-            "clean pass": medians["clean pass"],
-            "decode": medians["decode"],
+            **{name: medians[name] for name in vars(stages)},
             "noise": noise,
-            "python": medians["step"] - passes - medians["decode"] - noise,
+            "python": medians["step"] - transformer - medians["decode"] - noise,
         },
         "frames_per_second": config.sessions * 1000 / medians["step"],
         "flatness": _window(steps, 0.9, 1.0) / _window(steps, 0.05, 0.15),
@@ -144,7 +150,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "gemm_gflops": peaks,
         "gflop_per_step": {name: count / 1e9 for name, count in flops.items()},
         "share_of_peak": {
-            "transformer": flops["transformer"] / (passes * 1e6) / peak,
+            "transformer": flops["transformer"] / (transformer * 1e6) / peak,
             "decoder": flops["decoder"] / (medians["decode"] * 1e6) / peak,
         },
     }
@@ -175,14 +181,16 @@ def _noise(simulator: Simulator, state: State) -> None:
     keyed_noise(state.seeds, state.step, HISTORY, tuple(state.history.shape[1:]))
 
 
-def _flops(simulator: Simulator, world: World, state: State) -> dict[str, int]:
+def _flops(runtime: Runtime, simulator: Simulator, state: State) -> dict[str, int]:
     """Floating-point operations of a step's passes and of its decode."""
+    stages = eager(runtime.dynamics, runtime.autoencoder)  # whose operators can be counted
+    simulator = Simulator(runtime.dynamics, simulator.book, simulator.sampler, stages)
     custom = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     counts = {}
     with FlopCounterMode(display=False, custom_mapping=custom) as counter:
         latents = simulator.step(state, state.actions[:, -1]).latents
         counts["transformer"] = counter.get_total_flops()
-        world.autoencoder.decode(latents)
+        stages.decode(latents)
         counts["decoder"] = counter.get_total_flops() - counts["transformer"]
     return counts
 
@@ -223,12 +231,12 @@ def _cpu() -> str:
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
     step, memory, size, gemm = (report[name] for name in ("step_ms", "memory_mb", "size", "gemm_gflops"))
-    parts = ("denoise", "clean pass", "decode", "noise", "python")
+    parts = ("prepare", "denoise", "judge", "decode", "noise", "python")
     share = report["share_of_peak"]
     return "\n".join(
         [
-            f"{report['world']}: {report['steps']} steps of {report['sessions']} session(s), {report['dtype']}, "
-            f"{report['denoising_steps']} denoising steps, {report['machine']['threads']} thread(s) of "
+            f"{report['world']}: {report['steps']} steps of {report['sessions']} session(s), "
+            f"{report['runtime']}, {report['dtype']}, {report['denoising_steps']} denoising steps, {report['machine']['threads']} thread(s) of "
             f"{report['machine']['cpu']}",
             "",
             f"step       median {step['median']:.2f} ms, p95 {step['p95']:.2f} ms, "

@@ -191,7 +191,7 @@ class Runner:
                 for n in range(stretches.length):
                     state.prompts = [stretches.prompts[row][stretches.context + n] for row in rows]
                     for out, taken in zip(drawn, actions, strict=True):
-                        outcome = self.simulator.step(_fork(state), taken[rows, n])
+                        outcome = self.simulator.step(replace(state), taken[rows, n])  # of a twin
                         out[rows, n] = self.world.autoencoder.decode(outcome.latents)
                     truth = self.world.autoencoder.encode(stretches.truth[rows, n])
                     self.simulator.observe(state, truth, stretches.taken[rows, n])
@@ -241,8 +241,3 @@ def _chunks(items: Iterable[int], size: int) -> Iterator[list[int]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _fork(state: State) -> State:
-    """A session's twin: the cache is the only part that a step changes in place."""
-    return replace(state, cache=state.cache.select(torch.arange(len(state.seeds))))

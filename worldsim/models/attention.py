@@ -5,13 +5,11 @@ Legend: B batch, T frames, P patches of a frame, D width, H heads, E head width,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldsim.models.layers import RMSNorm, rotate
+from worldsim.models.layers import Linear, RMSNorm, rotate
 
 Words = tuple[Tensor, Tensor, Tensor]
 """Keys, values and mask of prompts, in one layer."""
@@ -38,9 +36,9 @@ class SelfAttention(nn.Module):
         """`width` must be a multiple of `heads`."""
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.norm = RMSNorm(2, 1, width // heads)  # of queries, of keys
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of x (B, T, P, D): queries and keys (B, T, P, 2, H, E), values (B, T, P, H, E)."""
@@ -61,35 +59,44 @@ class SpaceAttention(SelfAttention):
 
 
 class TimeAttention(SelfAttention):
-    """Attention along time, each place of the frame for itself."""
+    """Attention along time, each place of the frame for itself: `forward` over a window, `step` for a frame alone."""
 
-    def forward(
-        self,
-        x: Tensor,
-        turn: tuple[Tensor, Tensor],
-        mask: Tensor,
-        past: tuple[Tensor, Tensor] | None,
-        keep: Callable[[Tensor, Tensor], None] | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """X (B, T, P, D) to (B, T, P, D).
 
         Args:
             x: the frames.
             turn: cos and sin of the frames' times, each (T, 1, 1, 1, E).
-            mask: which frames each frame sees, those of the past first, bool (B P or 1, 1, T, N + T).
-            past: keys and values of N earlier frames, each (B, P, H, N, E).
-            keep: takes the keys, as if at time 0, and values (B, P, H, T, E) of the frames.
+            mask: which frames each frame sees, bool (T, T).
         """
         batch, _, patches = x.shape[:3]
         both, value = self.project(x)
-        own = value = value.permute(0, 2, 3, 1, 4)  # (B, P, H, T, E)
-        query, key = (part.permute(0, 2, 3, 1, 4) for part in rotate(both, *turn).unbind(3))
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=3), torch.cat([past[1], value], dim=3)  # (B, P, H, N + T, E)
-        if keep is not None:  # only now: the frame that leaves the cache is still seen by this one
-            keep(both[..., 1, :, :].permute(0, 2, 3, 1, 4), own)
-        out = attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), mask)
+        query, key = (part.permute(0, 2, 3, 1, 4).flatten(0, 1) for part in rotate(both, *turn).unbind(3))
+        out = attend(query, key, value.permute(0, 2, 3, 1, 4).flatten(0, 1), mask)  # (B P, H, T, E)
         return self.out(out.unflatten(0, (batch, patches)).permute(0, 3, 1, 2, 4).flatten(3))  # (B, T, P, D)
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One frame x (B, 1, P, D), which sees the frames before it and itself.
+
+        Written out, as attention operators are slow for one query: on a CPU this takes a third of the time.
+
+        Args:
+            x: the frame.
+            keys: of the frames before it, turned by their age, (B, N, P, H, E).
+            values: of these, (B, N, P, H, E).
+            bias: added to their scores, 0 or -inf, (B, N).
+
+        Returns:
+            The frame (B, 1, P, D), and its own key, as if at time 0, and value, each (B, P, H, E).
+        """
+        both, value = (part.squeeze(1) for part in self.project(x))
+        query, key = both.unbind(2)  # (B, P, H, E)
+        past = (query.unsqueeze(1) * keys).sum(dim=-1).float()  # (B, N, P, H)
+        own = (query * key).sum(dim=-1).float().unsqueeze(1)
+        scores = torch.cat([past * query.shape[-1] ** -0.5 + bias[..., None, None], own * query.shape[-1] ** -0.5], 1)
+        weights = scores.softmax(dim=1).to(value.dtype).unsqueeze(-1)  # (B, N + 1, P, H, 1)
+        out = (weights[:, :-1] * values).sum(dim=1) + weights[:, -1] * value
+        return self.out(out.flatten(2).unsqueeze(1)), key, value
 
 
 class TextAttention(nn.Module):
@@ -99,10 +106,10 @@ class TextAttention(nn.Module):
         """`text_width` is the width of the text encoder's states."""
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(text_width, 2 * width, bias=False)
+        self.query = Linear(width, width, bias=False)
+        self.key_value = Linear(text_width, 2 * width, bias=False)
         self.null = nn.Parameter(torch.randn(text_width) * 0.02)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
         self.query_norm = RMSNorm(width // heads)
         self.key_norm = RMSNorm(width // heads)
 

@@ -1,9 +1,9 @@
-"""What a session remembers between steps: a ring of the last frames' keys and values.
+"""What a session remembers between steps: the keys and values of its last frames.
 
-Its size is fixed, so that no step ever costs more than another; it is read while a frame denoises and written once,
-by the pass over the finished frame. Keys are kept unrotated and turned by their age when read, so that frame 100,000
-is computed with the same small angles as frame 10.
-Legend: B sessions, L time layers, P patches of a frame, H heads, N frames remembered, E head width.
+Its size is fixed, so that no step ever costs more than another. Keys are kept unturned and turned by their age when
+read, so that frame 100,000 is computed with the same small angles as frame 10. Frames lie in the order of their age,
+which is thus the same for all sessions; a frame's part never changes, so that sessions can share it (`engine.pool`).
+Legend: B sessions, N frames remembered, L time layers, P patches of a frame, H heads, E head width.
 """
 
 from __future__ import annotations
@@ -14,52 +14,35 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class FrameCache:
-    """A ring of frames per session and time layer.
+    """The last frames of some sessions, oldest first.
 
     Attributes:
-        keys: (L, B, P, H, N, E).
-        values: (L, B, P, H, N, E).
-        written: (B,) how many frames each session has written so far; frame i lies in slot i % N.
+        keys: (B, N, L, P, H, E).
+        values: (B, N, L, P, H, E).
+        count: how many frames of each session are known, the last ones, (B,); more than N means all.
     """
 
     keys: Tensor
     values: Tensor
-    written: Tensor
+    count: Tensor
 
     @staticmethod
     def empty(
         layers: int, batch: int, patches: int, heads: int, frames: int, width: int, dtype: torch.dtype = torch.float32
     ) -> FrameCache:
-        """A cache in which nothing is written yet."""
-        shape = (layers, batch, patches, heads, frames, width)
-        zeros = torch.zeros(2, *shape, dtype=dtype)
+        """A cache that knows nothing yet."""
+        zeros = torch.zeros(2, batch, frames, layers, patches, heads, width, dtype=dtype)
         return FrameCache(zeros[0], zeros[1], torch.zeros(batch, dtype=torch.long))
 
     @property
     def frames(self) -> int:
         """How many frames are remembered."""
-        return self.keys.shape[4]
+        return self.keys.shape[1]
 
-    def ages(self) -> Tensor:
-        """How many frames before the next one each slot was written, (B, N); more than N means never."""
-        slots = torch.arange(self.frames)
-        last = self.written.unsqueeze(-1) - 1
-        newest = last - (last - slots) % self.frames  # the latest frame that went into each slot; < 0: none did
-        return torch.where(newest < 0, self.frames + 1, self.written.unsqueeze(-1) - newest)
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put one frame's keys and values (B, P, H, 1, E) of a layer where `advance` will count it."""
-        slot = self.written % self.frames
-        rows = torch.arange(len(slot))
-        self.keys[layer][rows, :, :, slot] = keys[..., 0, :].to(self.keys.dtype)
-        self.values[layer][rows, :, :, slot] = values[..., 0, :].to(self.values.dtype)
-
-    def advance(self) -> None:
-        """Count the frame that all layers have written."""
-        self.written = self.written + 1
-
-    def select(self, rows: Tensor) -> FrameCache:
-        """A copy of some sessions' rows."""
-        return FrameCache(self.keys[:, rows], self.values[:, rows], self.written[rows])
+    def push(self, keys: Tensor, values: Tensor) -> FrameCache:
+        """The cache after one more frame, whose keys and values are (B, L, P, H, E); the oldest one leaves."""
+        parts = zip((self.keys, self.values), (keys, values), strict=True)
+        pushed = [torch.cat([old[:, 1:], new.unsqueeze(1).to(old.dtype)], dim=1) for old, new in parts]
+        return FrameCache(pushed[0], pushed[1], self.count + 1)

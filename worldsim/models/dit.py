@@ -14,7 +14,6 @@ Legend: B batch, T frames, K history frames, C h w latent, P patches of a frame,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from worldsim.errors import ConfigError
 from worldsim.models.attention import SpaceAttention, TextAttention, TimeAttention, Words
 from worldsim.models.cache import FrameCache
-from worldsim.models.layers import MLP, LevelEmbedding, modulate, rope, rotate
+from worldsim.models.layers import MLP, LevelEmbedding, Linear, modulate, product, rope, rotate
 
 SPACE_THETA = 100.0  # slowest period of patch positions, in patches
 TIME_THETA = 100.0  # the same of times, in frames; caches are tens of frames long
@@ -96,11 +95,13 @@ class Prediction:
         latents: the clean latents, (B, T, C, h, w).
         reward: logits over the reward bins (see `heads`), (B, T, REWARD_BINS).
         ended: logit that the episode terminated at the frame, (B, T).
+        written: with a cache, the frame's keys and values to push into it, each (B, L, P, H, E).
     """
 
     latents: Tensor
     reward: Tensor
     ended: Tensor
+    written: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -112,20 +113,31 @@ class Shared:
         condition: the embedding of the actions and of the history's noise level, (B, T, D).
         words: of each layer that looks at the prompt, those in force at each frame.
         place: cos and sin of the patches' places.
-        time: cos and sin of the frames' times.
-        mask: which frames each frame sees, (B P or 1, 1, T, N + T).
-        past: keys, turned by their age, and values of the cached frames, each (L, B, P, H, N, E); None without a cache.
-        cache: where they came from.
+        seen: what the frames see along time, a `Window` of themselves or the `Past` of a frame alone.
     """
 
     embedded: Tensor
     condition: Tensor
     words: list[Words | None]
     place: tuple[Tensor, Tensor]
-    time: tuple[Tensor, Tensor]
+    seen: Window | Past
+
+
+@dataclass
+class Window:
+    """Frames that see one another: cos and sin of their times, (T, 1, 1, 1, E), and which sees which, bool (T, T)."""
+
+    turn: tuple[Tensor, Tensor]
     mask: Tensor
-    past: tuple[Tensor, Tensor] | None
-    cache: FrameCache | None
+
+
+@dataclass
+class Past:
+    """Frames before a frame alone: keys, turned by their age, and values, (B, N, L, P, H, E); bias of scores (B, N)."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
 
 
 class Block(nn.Module):
@@ -141,21 +153,29 @@ class Block(nn.Module):
         self.text = TextAttention(width, heads, config.text_width) if layer in config.text_layers else None
         self.mlp = MLP(width, config.mlp_ratio)
 
-    def forward(self, x: Tensor, modulation: Tensor, shared: Shared, words: Words | None, write: bool) -> Tensor:
-        """X (B, T, P, D) to (B, T, P, D), under this block's `modulation` (B, T, 6, 1, D)."""
+    def forward(
+        self, x: Tensor, modulation: Tensor, shared: Shared, words: Words | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """X (B, T, P, D) to (B, T, P, D), under this block's `modulation` (B, T, 6, 1, D).
+
+        Returns:
+            The frames; and of a time layer over a frame alone its key and value, for the cache.
+        """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(2)
         normed = modulate(_norm(x), shift_a, scale_a)
-        if isinstance(self.attention, TimeAttention):
-            layer, cache, past = self.time_layer, shared.cache, shared.past
-            keep = partial(cache.write, layer) if write and cache is not None else None
-            own = None if past is None else (past[0][layer], past[1][layer])
-            mixed = self.attention(normed, shared.time, shared.mask, own, keep)
-        else:
+        kept: tuple[Tensor, Tensor] | None = None
+        if isinstance(self.attention, SpaceAttention):
             mixed = self.attention(normed, shared.place)
+        elif isinstance(shared.seen, Window):
+            mixed = self.attention(normed, shared.seen.turn, shared.seen.mask)
+        else:
+            past, layer = shared.seen, self.time_layer
+            mixed, key, value = self.attention.step(normed, past.keys[:, :, layer], past.values[:, :, layer], past.bias)
+            kept = key, value
         x = torch.addcmul(x, gate_a, mixed)
         if self.text is not None and words is not None:
             x = x + self.text(_norm(x), words)
-        return torch.addcmul(x, gate_m, self.mlp(modulate(_norm(x), shift_m, scale_m)))
+        return torch.addcmul(x, gate_m, self.mlp(modulate(_norm(x), shift_m, scale_m))), kept
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -172,15 +192,15 @@ class DiT(nn.Module):
         width, (_, height, patch_width) = config.width, config.patch
         patch_size = height * patch_width
         channels = (1 + config.history) * config.latent_channels * patch_size + config.history
-        self.embed = nn.Linear(channels, width)
+        self.embed = Linear(channels, width)
         self.level = LevelEmbedding(width)
         self.history_level = LevelEmbedding(width)
         self.action = nn.Sequential(
             nn.Linear(config.action_history * (config.action_size + 1), width), nn.SiLU(), nn.Linear(width, width)
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(len(config.pattern)))
-        self.modulation = nn.Linear(width, (6 * len(config.pattern) + 2) * width)  # of all blocks and the output
-        self.final = nn.Linear(width, config.latent_channels * patch_size)
+        self.modulation = Linear(width, (6 * len(config.pattern) + 2) * width)  # of all blocks and the output
+        self.final = Linear(width, config.latent_channels * patch_size)
         self.reward_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, REWARD_BINS))
         self.end_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
         self._initialise()
@@ -208,15 +228,14 @@ class DiT(nn.Module):
         """A cache for `batch` sessions that have seen nothing, in the dtype of the weights."""
         config = self.config
         height, width = latent_size or config.latent_size
-        patches = (height // config.patch[1]) * (width // config.patch[2])
         return FrameCache.empty(
-            max(1, config.pattern.count("t")),
-            batch,
-            patches,
-            config.heads,
-            config.context,
-            config.width // config.heads,
-            self.embed.weight.dtype,
+            layers=config.pattern.count("t"),
+            batch=batch,
+            patches=(height // config.patch[1]) * (width // config.patch[2]),
+            heads=config.heads,
+            frames=config.context,
+            width=config.width // config.heads,
+            dtype=self.embed.weight.dtype,
         )
 
     def words(self, text: Tensor, mask: Tensor) -> list[Words | None]:
@@ -225,14 +244,7 @@ class DiT(nn.Module):
         return [None if block.text is None else block.text.words(text, mask) for block in self.blocks]  # type: ignore
 
     def forward(
-        self,
-        noisy: Tensor,
-        sigma: Tensor,
-        given: Conditions,
-        *,
-        cache: FrameCache | None = None,
-        causal: bool = True,
-        write: bool = False,
+        self, noisy: Tensor, sigma: Tensor, given: Conditions, *, cache: FrameCache | None = None, causal: bool = True
     ) -> Prediction:
         """Predict the clean latents, the reward and the end of every frame.
 
@@ -240,85 +252,90 @@ class DiT(nn.Module):
             noisy: latents at their noise levels, (B, T, C, h, w).
             sigma: noise level of each frame in 0..1, (B, T).
             given: history, actions and prompts.
-            cache: earlier frames of the sessions, seen by all frames.
+            cache: earlier frames of the sessions; with one, T must be 1.
             causal: a frame sees only itself and earlier frames; otherwise all (offline video).
-            write: put the frame (T must be 1) into the cache.
         """
-        latents, features = self.denoise(noisy, sigma, self.share(given, cache=cache, causal=causal), write=write)
-        return Prediction(latents, *self.judge(features))
+        shared = self.share(given, cache=cache, causal=causal)
+        latents, features, written = self.denoise(noisy, self.modulate(self.level(sigma), shared.condition), shared)
+        return Prediction(latents, *self.judge(features), written)
 
-    def share(
-        self,
-        given: Conditions,
-        *,
-        cache: FrameCache | None = None,
-        words: list[Words | None] | None = None,
-        causal: bool = True,
-    ) -> Shared:
-        """Do once what several passes over the same frames need; the arguments are those of `forward`.
-
-        Args:
-            given: history, actions and prompts.
-            cache: earlier frames of the sessions.
-            words: `self.words(given.text, given.text_mask)` if it was kept.
-            causal: whether a frame sees only itself and earlier ones.
-        """
-        dtype, (_, high, wide) = self.embed.weight.dtype, self.config.patch
-        exists = given.present[..., None, None, None]  # (B, T, K, 1, 1, 1)
-        history = self._patches((given.history * exists).flatten(2, 3))  # (B, T, P, K C high wide)
-        exists = given.present.unsqueeze(2).expand(*history.shape[:3], -1)
-        own = self.config.latent_channels * high * wide  # columns of the frame itself, in front
-        known = torch.cat([history, exists], dim=-1).to(dtype)
-        past, mask = self._past(given.history, cache, causal)
-        words = self.words(given.text, given.text_mask) if words is None else words
-        index = given.prompt_index.flatten()
-        times = torch.arange(given.history.shape[1], device=mask.device)
-        cos, sin = rope(times.unsqueeze(-1), self.config.width // self.config.heads, TIME_THETA)  # (T, E)
+    def share(self, given: Conditions, *, cache: FrameCache | None = None, causal: bool = True) -> Shared:
+        """Do once what several passes over the same frames need; the arguments are those of `forward`."""
+        index, device = given.prompt_index.flatten(), given.history.device
+        words = self.words(given.text, given.text_mask)
+        times = torch.arange(given.history.shape[1], device=device)
+        if cache is None:
+            cos, sin = rope(times.unsqueeze(-1), self.config.width // self.config.heads, TIME_THETA)  # (T, E)
+            mask = times.unsqueeze(1) >= times if causal else torch.ones(2 * [len(times)], dtype=torch.bool)
+            seen = Window((cos[:, None, None, None], sin[:, None, None, None]), mask.to(device))
+        else:
+            seen = self.past(cache)
+        level = self.history_level(given.history_sigma)
         return Shared(
-            embedded=nn.functional.linear(known, self.embed.weight[:, own:], self.embed.bias),
-            condition=self.action(_actions(given).to(dtype)) + self.history_level(given.history_sigma),
+            embedded=self.embed_history(given.history, given.present),
+            condition=self.embed_actions(given.actions, given.known) + level,
             words=[None if word is None else (word[0][index], word[1][index], word[2][index]) for word in words],
-            place=self._places(given.history.shape[-2:], mask.device),
-            time=(cos[:, None, None, None], sin[:, None, None, None]),
-            mask=mask,
-            past=past,
-            cache=cache,
+            place=self.places(given.history.shape[-2:], device),
+            seen=seen,
         )
 
-    def denoise(self, noisy: Tensor, sigma: Tensor, shared: Shared, *, write: bool = False) -> tuple[Tensor, Tensor]:
-        """One pass: the clean latents (B, T, C, h, w), and features (B, T, P, D) for `judge`."""
+    def embed_history(self, history: Tensor, present: Tensor) -> Tensor:
+        """The history's part of the embedding, (B, T, P, D); see `Conditions` for the arguments."""
+        own, weight = self._own, self.embed.weight
+        known = self._patches((history * present[..., None, None, None]).flatten(2, 3))  # (B, T, P, K C high wide)
+        exists = present.unsqueeze(2).expand(*known.shape[:3], -1)
+        return product(torch.cat([known, exists], -1).to(weight.dtype), weight[:, own:], self.embed.bias)
+
+    def embed_actions(self, actions: Tensor, known: Tensor) -> Tensor:
+        """The embedding of the last actions, (B, T, D); see `Conditions` for the arguments."""
+        known = known.unsqueeze(-1)
+        flat = torch.cat([actions * known, known.expand_as(actions[..., :1])], dim=-1).flatten(-2)
+        return self.action(flat.to(self.embed.weight.dtype))
+
+    def modulate(self, level: Tensor, condition: Tensor) -> Tensor:
+        """The modulation of all layers (B, T, 6 L + 2, 1, D) from the embeddings of noise level and condition."""
+        return self.modulation(nn.functional.silu(level + condition)).unflatten(-1, (-1, 1, self.config.width))
+
+    def past(self, cache: FrameCache) -> Past:
+        """The cached keys turned by their age, the values, and a bias that hides what is not known."""
+        ages = torch.arange(cache.frames, 0, -1, device=cache.keys.device)
+        cos, sin = rope(-ages.unsqueeze(-1), self.config.width // self.config.heads, TIME_THETA)  # (N, E)
+        keys = rotate(cache.keys, cos[:, None, None, None], sin[:, None, None, None])
+        return Past(keys, cache.values, torch.where(ages <= cache.count.unsqueeze(-1), 0.0, float("-inf")))
+
+    def denoise(
+        self, noisy: Tensor, modulation: Tensor, shared: Shared
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """One pass.
+
+        Returns:
+            The clean latents (B, T, C, h, w); features (B, T, P, D) for `judge`; and of a frame alone its keys and
+            values for the cache, each (B, L, P, H, E).
+        """
         patches = self._patches(noisy).to(self.embed.weight.dtype)
-        x = shared.embedded + nn.functional.linear(patches, self.embed.weight[:, : patches.shape[-1]])  # (B, T, P, D)
-        condition = nn.functional.silu(self.level(sigma) + shared.condition)  # (B, T, D)
-        modulation = self.modulation(condition).unflatten(-1, (-1, 1, self.config.width))  # (B, T, 6 L + 2, 1, D)
+        x = shared.embedded + product(patches, self.embed.weight[:, : self._own])  # (B, T, P, D)
         *parts, last = modulation.split([6] * len(self.blocks) + [2], dim=2)
+        written = []
         for block, part, words in zip(self.blocks, parts, shared.words, strict=True):
-            x = block(x, part, shared, words, write)
-        if write and shared.cache is not None:
-            shared.cache.advance()
-        normed = _norm(x)
-        return self._unpatch(self.final(modulate(normed, *last.unbind(2))), noisy.shape), normed
+            x, kept = block(x, part, shared, words)
+            written += [] if kept is None else [kept]
+        features = _norm(x)
+        latents = self._unpatch(self.final(modulate(features, *last.unbind(2))), noisy.shape)
+        if isinstance(shared.seen, Window):
+            return latents, features, None
+        none = shared.seen.keys[:, 0]  # the shape of it, where no layer attends along time
+        keys, values = (torch.stack(parts, dim=1) for parts in zip(*written, strict=True)) if written else (none, none)
+        return latents, features, (keys, values)
 
     def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward logits (B, T, REWARD_BINS) and end logits (B, T) from the features of a pass over finished frames."""
+        """Reward logits (B, T, REWARD_BINS) and end logits (B, T) from the features of a pass over frames."""
         pooled = torch.cat([features.mean(dim=2), features.amax(dim=2)], dim=-1)  # (B, T, 2 D)
         return self.reward_head(pooled), self.end_head(pooled).squeeze(-1)
 
-    def _past(
-        self, history: Tensor, cache: FrameCache | None, causal: bool
-    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
-        """The cached keys, turned by their age, and values; and which frames each of `history` (B, T, ...) sees."""
-        batch, frames = history.shape[:2]
-        times = torch.arange(frames, device=history.device)
-        seen = times.unsqueeze(1) >= times if causal else torch.ones_like(times, dtype=torch.bool).expand(frames, -1)
-        if cache is None:
-            return None, seen[None, None]  # (1, 1, T, T)
-        ages = cache.ages().to(history.device)  # (B, N)
-        turn = rope(-ages.unsqueeze(-1), self.config.width // self.config.heads, TIME_THETA)  # (B, N, E)
-        keys = rotate(cache.keys, *(part[:, None, None] for part in turn))
-        known = (ages <= cache.frames).unsqueeze(1).expand(-1, frames, -1)  # (B, T, N)
-        mask = torch.cat([known, seen.expand(batch, -1, -1)], dim=-1)  # (B, T, N + T)
-        return (keys, cache.values), mask.unsqueeze(1).repeat_interleave(keys.shape[2], dim=0)
+    @property
+    def _own(self) -> int:
+        """Columns of the embedding that a frame itself has, in front of its history's."""
+        return self.config.latent_channels * self.config.patch[1] * self.config.patch[2]
 
     def _patches(self, frames: Tensor) -> Tensor:
         """Latents (B, T, c, h, w) as patches (B, T, P, c high wide)."""
@@ -333,15 +350,11 @@ class DiT(nn.Module):
         parts = x.unflatten(2, (rows, -1)).unflatten(-1, (-1, high, wide))  # (B, T, h', w', C, high, wide)
         return parts.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape)
 
-    def _places(self, size: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    def places(self, size: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cos and sin of the patches' places, each (P, 1, 1, E)."""
         _, high, wide = self.config.patch
         rows = torch.arange(size[0] // high, device=device) * high
         columns = torch.arange(size[1] // wide, device=device) * wide
         places = torch.cartesian_prod(rows, columns).float()  # (P, 2)
         cos, sin = rope(places, self.config.width // self.config.heads, SPACE_THETA)
         return cos[:, None, None], sin[:, None, None]
-
-
-def _actions(given: Conditions) -> Tensor:
-    known = given.known.unsqueeze(-1)
-    return torch.cat([given.actions * known, known.expand_as(given.actions[..., :1])], dim=-1).flatten(-2)

@@ -12,6 +12,19 @@ import torch
 from torch import Tensor, nn
 
 
+class Linear(nn.Linear):
+    """A linear that sees its rows as one long list, whatever axes they have: compilers know only that well."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  -- the name it has in torch
+        """(..., in) to (..., out)."""
+        return product(input, self.weight, self.bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The rows of x (..., in) times weight (out, in), plus bias (out,): (..., out)."""
+    return nn.functional.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+
+
 class LevelEmbedding(nn.Module):
     """A noise level in 0..1 as a vector: sinusoids through a small MLP (Ho et al. 2020, arXiv:2006.11239)."""
 
@@ -43,6 +56,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) to (..., width), in the dtype of the input also under autocast."""
+        if not torch.is_grad_enabled():  # in one precision, which compiles to one loop
+            wide = x.float()
+            scale = wide.square().mean(dim=-1, keepdim=True).clamp(min=1e-12).rsqrt()
+            return (wide * scale * self.weight.float()).to(x.dtype)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-6).to(x.dtype)
         return x / norm * (self.weight * x.shape[-1] ** 0.5).to(x.dtype)
 
@@ -65,20 +82,31 @@ class SquaredReLU(torch.autograd.Function):
 
 
 class MLP(nn.Module):
-    """Two linears around a squared ReLU (So et al. 2021, arXiv:2109.08668), far cheaper on a CPU than a GELU."""
+    """Two linears around a squared ReLU (So et al. 2021, arXiv:2109.08668), far cheaper on a CPU than a GELU.
+
+    Attributes:
+        parts: in how many parts the second product is summed up. Some kernels choose the order of a long sum by the
+            number of rows; short sums are the same for one session and for many (`engine.exactness` finds out).
+    """
 
     def __init__(self, width: int, ratio: float) -> None:
         """A hidden layer of `ratio` times `width`."""
         super().__init__()
-        self.up = nn.Linear(width, int(width * ratio))
-        self.down = nn.Linear(int(width * ratio), width)
+        self.parts = 1
+        self.up = Linear(width, int(width * ratio))
+        self.down = Linear(int(width * ratio), width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        hidden = self.up(x)
         if torch.is_grad_enabled():
-            return self.down(SquaredReLU.apply(hidden))
-        return self.down(hidden.relu_().square_())
+            return self.down(SquaredReLU.apply(self.up(x)))
+        ups = zip(self.up.weight.chunk(self.parts), self.up.bias.chunk(self.parts), strict=True)
+        hidden = [product(x, weight, bias).relu_().square_() for weight, bias in ups]
+        first, *others = zip(hidden, self.down.weight.chunk(self.parts, dim=1), strict=True)
+        out = product(*first, self.down.bias)
+        for part, weight in others:
+            out = out + product(part, weight)
+        return out
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -107,4 +135,7 @@ def rope(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + E / 2) of x (..., E) by angles from `rope`, which must broadcast against it."""
+    if not torch.is_grad_enabled():  # in halves: compiled, a roll is slow
+        (a, b), (cos_a, cos_b), (sin_a, sin_b) = (part.chunk(2, -1) for part in (x, cos.to(x.dtype), sin.to(x.dtype)))
+        return torch.cat([a * cos_a + b * sin_a, b * cos_b + a * sin_b], dim=-1)
     return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin.to(x.dtype))

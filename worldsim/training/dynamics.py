@@ -2,7 +2,7 @@
 
 A batch is some windows of T frames. Every frame of a window has a noise level of its own, so one pass trains the
 prediction of all of them (diffusion forcing, Chen et al. 2024, arXiv:2407.01392). Some frames take the part of the past
-(`given`): they are almost clean, as the cache will hold them, and train the reward and termination heads.
+(`given`): they are as noisy as in the pass that writes the cache, and train the reward and termination heads.
 Once the model can draw a frame, the past of most windows is what the model itself drew (see `rollouts`).
 Legend: B windows, T frames, K history frames, A action history, C h w latent.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
-from worldsim.diffusion.flow import loss_weight, mix, training_levels
+from worldsim.diffusion.flow import loss_weight, mix, schedule, training_levels
 from worldsim.engine.simulator import SamplerConfig, Simulator
 from worldsim.errors import ConfigError
 from worldsim.models.action import flat_size
@@ -68,6 +68,8 @@ class DynamicsTraining:
     prompt_dropout: float = 0.1
     draw_steps: int = 2
     """Denoising steps of a frame, in its own rollouts and later in the world: more give finer detail."""
+    clean_pass: bool = False
+    """Whether reward and cache come from one more pass over each finished frame, not from its last denoising pass."""
     own: int = 1
     """Windows of a batch whose past is the model's own: more of them hold longer and blur the next frame."""
     own_after: int = 700
@@ -93,9 +95,11 @@ class DynamicsTask:
         self.config, self.data, self.held, self.book = config, data, held, book
         self.module: DiT = config.model.build()
         self.text, self.text_mask = book.batch(data.prompts)
-        self.sampler = SamplerConfig(steps=config.draw_steps)
-        self.simulator = Simulator(self.module, book, self.sampler)
-        self.simulator.keep_words = False
+        self.sampler = SamplerConfig(steps=config.draw_steps, clean_pass=config.clean_pass)
+        last = schedule(self.sampler.steps, self.sampler.shift)[-2]
+        # How noisy the cache sees the past, at most.
+        self.past_sigma = 0.1 if config.clean_pass else min(1.0, 1.2 * last)
+        self.simulator = Simulator(self.module, book, self.sampler, frozen=False)
         self.pool = RolloutPool(config.own_pool, config.frames, config.own_reuse, self.sampler)
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
 
@@ -117,10 +121,10 @@ class DynamicsTask:
         rows = starts.unsqueeze(1) + torch.arange(frames)  # (B, T)
         target = self.data.latents[rows].float()  # (B, T, C, h, w)
 
-        # The part of each frame: past (almost clean, as seen) or future (noisy, as recorded).
+        # The part of each frame: past (a little noisy, as seen) or future (noisy, as recorded).
         given = torch.rand(windows, frames, generator=generator) < config.given
         sigma = training_levels((windows, frames), generator)
-        sigma = torch.where(given, 0.1 * torch.rand((windows, frames), generator=generator), sigma)
+        sigma = torch.where(given, self.past_sigma * torch.rand((windows, frames), generator=generator), sigma)
         noise = torch.randn(target.shape, generator=generator)
         clean = torch.where(given[..., None, None, None], seen[:, history:], target)
         noisy = mix(clean, noise, sigma)

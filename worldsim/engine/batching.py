@@ -1,0 +1,57 @@
+"""Rows in batches whose size does not change their bits.
+
+A kernel may add up in another order when it gets more rows, and a frame would then depend on who shares its batch.
+`exactness` finds the sizes at which every row is what it is alone; here a batch is cut into pieces of these sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from worldsim.engine.stages import Stages
+
+SHARED = 3  # the last arguments of `Prepare` are the same for all rows
+
+
+def pieces(rows: int, sizes: Sequence[int]) -> list[int]:
+    """`rows` as a sum of `sizes`, which contain 1, largest first."""
+    found = []
+    for size in sorted(sizes, reverse=True):
+        found += [size] * (rows // size)
+        rows %= size
+    return found
+
+
+def spread(rows: int, sizes: Sequence[int], workers: int, largest: int) -> list[int]:
+    """`rows` as a sum of `sizes`, none above `largest`, so that `workers` have about as much to do each."""
+    share = -(-rows // workers)
+    return pieces(rows, [size for size in sizes if size <= max(1, min(share, largest))])
+
+
+def in_pieces(stages: Stages, sizes: Callable[[], Sequence[int]]) -> Stages:
+    """The same stages, run over pieces of `sizes` alone, which are asked for when there are several rows."""
+    return Stages(
+        prepare=_Pieces(stages.prepare, sizes, SHARED),
+        denoise=_Pieces(stages.denoise, sizes),
+        judge=_Pieces(stages.judge, sizes),
+        decode=_Pieces(stages.decode, sizes),
+    )
+
+
+class _Pieces:
+    def __init__(self, call: Callable[..., Any], sizes: Callable[[], Sequence[int]], shared: int = 0) -> None:
+        self.call, self.sizes, self.shared = call, sizes, shared
+
+    def __call__(self, *args: torch.Tensor) -> Any:
+        rows = len(args[0])
+        if rows == 1 or rows in self.sizes():
+            return self.call(*args)
+        own = args[: len(args) - self.shared]
+        split = zip(*(arg.split(pieces(rows, self.sizes())) for arg in own), strict=True)
+        outs = [self.call(*parts, *args[len(own) :]) for parts in split]
+        if isinstance(outs[0], torch.Tensor):
+            return torch.cat(outs)
+        return tuple(torch.cat(parts) for parts in zip(*outs, strict=True))

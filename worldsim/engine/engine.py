@@ -1,0 +1,403 @@
+"""Many sessions of one world in shared forward passes, each as if it were alone.
+
+The contract (docs/engine.md says what it means and where it ends): the same seed, prompts and actions give the same
+frames, bit for bit, whoever shares the batch; a fork costs the same at any age and shares memory until it differs; a
+session too many is refused and changes nothing for the others. A call that fails leaves all sessions as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldsim.engine.batching import in_pieces, spread
+from worldsim.engine.runtimes import MOST_ROWS, Runtime
+from worldsim.engine.session import Session, Snapshot
+from worldsim.engine.simulator import Outcome, SamplerConfig, Simulator, State
+from worldsim.engine.starts import check_start
+from worldsim.engine.stats import Stats, Timer
+from worldsim.engine.table import SessionTable
+from worldsim.engine.tuning import choose
+from worldsim.errors import ActionError, ConfigError, InputError
+from worldsim.models.action import flatten_actions
+from worldsim.world import World
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+ANY_SIZE = tuple(range(1, MOST_ROWS // 2 + 1))  # of batches that need not be exact; guidance doubles their rows
+CLIPS = 32  # clips to begin from whose memory is kept
+
+
+@dataclass(frozen=True)
+class Step:
+    """One frame of a session.
+
+    Attributes:
+        frame: uint8 (H, W, 3); yours to keep and to change.
+        reward: learned.
+        ended: learned probability that the episode ended with this frame.
+        step: how many frames the session has by now.
+    """
+
+    frame: np.ndarray
+    reward: float
+    ended: float
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a session begins; see `Engine.open`."""
+
+    seed: int = 0
+    prompt: str | None = None
+    start: int | Mapping[str, Any] | None = None
+    guidance: float | None = None
+
+
+class Engine:
+    """Sessions of one world.
+
+    Args:
+        world: what is played.
+        sampler: how frames are drawn (default: what the world's card says).
+        runtime: "auto" is the fastest that `tune` found on this machine, or eager where it was not run; or one by name.
+        threads: CPU cores to use; each works on sessions of its own (default: all).
+        exact: whether a session's bits are the same alone and among others. False is faster where kernels differ, see
+            `worldsim bench engine`.
+        max_sessions: at most so many, besides what memory allows.
+        memory_mb: for the sessions and their snapshots.
+
+    Attributes:
+        sessions: the open ones, by number; numbers are never used again.
+        runtime: what computes.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+        RuntimeUnavailable: this machine cannot build the runtime.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        sampler: SamplerConfig | None = None,
+        runtime: str = "auto",
+        threads: int | None = None,
+        exact: bool = True,
+        max_sessions: int | None = None,
+        memory_mb: int = 1024,
+    ) -> None:
+        """Build the runtime and reserve the memory."""
+        self.threads = os.cpu_count() or 1 if threads is None else threads
+        if self.threads < 1 or (max_sessions is not None and max_sessions < 1):
+            raise ConfigError(f"threads is {threads} and max_sessions {max_sessions}; both must be at least 1.")
+        self.world, self.exact = world, exact
+        self.runtime: Runtime = choose(world, runtime)
+        self.sampler = sampler or SamplerConfig(**world.card.sampler)
+        stages = in_pieces(self.runtime.stages, lambda: self.sizes)
+        self.simulator = Simulator(self.runtime.dynamics, world.book, self.sampler, stages)
+        self.table = SessionTable(
+            self.runtime.dynamics.config,
+            world.card.frame_size,
+            self.runtime.dtype,
+            self.simulator.device,
+            memory_mb,
+            max_sessions,
+            {"world": world.fingerprint(), "name": world.card.name, "runtime": self.runtime.identity},
+            self._drop_clips,
+        )
+        self.sessions = self.table.open
+        self.counts = Stats()
+        self._clips: OrderedDict[tuple[str, str], Snapshot] = OrderedDict()
+        self._lock = threading.RLock()
+        self._workers: ThreadPoolExecutor | None = None
+
+    # Sessions come and go.
+
+    def open(
+        self,
+        *,
+        seed: int = 0,
+        prompt: str | None = None,
+        start: int | Mapping[str, Any] | None = None,
+        guidance: float | None = None,
+    ) -> int:
+        """Begin a session and return its number; its first frame is in `sessions`.
+
+        Args:
+            seed: of its noise.
+            prompt: words for the frames from now on (default: those of the start, or the world's first).
+            start: a clip to go on from, {"frames": uint8 (T, H, W, 3), "actions": the T - 1 actions between them}; or
+                the number of one that the world carries; or None, which draws the first frame from the prompt, and
+                takes one of the world's clips, by the seed, where there is no prompt either.
+            guidance: on the prompt (default: the sampler's).
+
+        Raises:
+            EngineFull: there is no room for it.
+            InputError: the start does not fit the world.
+            PromptError: the world cannot take the prompt.
+        """
+        return self.open_all([Opening(seed=seed, prompt=prompt, start=start, guidance=guidance)])[0]
+
+    def open_all(self, openings: Sequence[Opening]) -> list[int]:
+        """Begin several sessions, all or none; see `open`."""
+        with self._lock:
+            openings = [self._complete(opening) for opening in openings]
+            self.table.admit(len(openings))
+            fresh = [opening for opening in openings if opening.start is None]
+            drawn = iter(self._compute(self._first, [fresh])[0] if fresh else [])
+            sessions = []
+            for opening in openings:
+                if opening.start is None:
+                    sessions.append(next(drawn))
+                    continue
+                clip = self._compute(self._clip, [opening])[0].session
+                self.table.pool.hold(clip.blocks)  # before another clip takes its place
+                sessions.append(replace(clip, seed=opening.seed, guidance=self._guidance(opening)))
+            return [self.table.add(session) for session in sessions]
+
+    def close(self, session: int | None = None) -> None:
+        """End a session, or all of them and the engine's threads.
+
+        Raises:
+            SessionError: there is no such session.
+        """
+        with self._lock:
+            if session is not None:
+                self.table.remove(session)
+                return
+            for number in list(self.sessions):
+                self.table.remove(number)
+            self._drop_clips()
+            if self._workers is not None:
+                self._workers.shutdown()
+                self._workers = None
+
+    def fork(self, session: int, seed: int | None = None) -> int:
+        """A twin of a session, which shares its memory until they differ.
+
+        Args:
+            session: whose twin.
+            seed: None goes on with the same noise: under the same actions both draw the same frames.
+
+        Raises:
+            SessionError: there is no such session.
+            EngineFull: there is no room for one more.
+        """
+        with self._lock:
+            return self.table.fork(session, seed)
+
+    def snapshot(self, session: int) -> Snapshot:
+        """A session as it is now, to restore or to save.
+
+        Raises:
+            SessionError: there is no such session.
+            EngineFull: the memory of snapshots and that of the open sessions would not fit.
+        """
+        with self._lock:
+            return self.table.snapshot(session)
+
+    def restore(self, snapshot: Snapshot, session: int | None = None, *, exact: bool = True) -> int:
+        """Go back to a snapshot.
+
+        Args:
+            snapshot: of this world; taken from this engine or another one, or loaded from a file.
+            session: which session goes back; None opens one.
+            exact: refuse a snapshot of another runtime, under which the frames to come would differ in their last bits.
+
+        Returns:
+            The session's number.
+
+        Raises:
+            SnapshotMismatch: it is of another world or runtime, or was closed.
+            SessionError: there is no such session.
+            EngineFull: there is no room for one more.
+        """
+        with self._lock:
+            self.world.book.add(snapshot.session.prompt)
+            return self.table.restore(snapshot, session, exact)
+
+    def set_prompt(self, session: int, prompt: str) -> None:
+        """Condition a session's frames from now on on `prompt`.
+
+        Raises:
+            SessionError: there is no such session.
+            PromptError: the world cannot take the prompt.
+        """
+        with self._lock:
+            found = self.table.get(session)
+            self.world.book.add(prompt)
+            self.sessions[session] = replace(found, prompt=prompt)
+
+    # Time passes.
+
+    def step(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+        """Draw the next frame of some sessions, each under its action.
+
+        Raises:
+            SessionError: there is no such session.
+            ActionError: an action is outside the world's action space.
+        """
+        with self._lock:
+            return self._step({number: self._flatten(number, action) for number, action in actions.items()}, True)
+
+    def play(
+        self, actions: Mapping[int, Sequence[Any]], frames: Literal["all", "last"] = "all"
+    ) -> dict[int, list[Step]]:
+        """Draw several frames of some sessions, as many of each as it has actions: a planner's look ahead.
+
+        Args:
+            actions: for each session its next ones.
+            frames: "last" decodes only the last frame of each session; the others show the frame before all again.
+
+        Raises:
+            SessionError, ActionError: as in `step`; before anything is drawn.
+        """
+        with self._lock:
+            flat = {number: [self._flatten(number, a) for a in chunk] for number, chunk in actions.items()}
+            steps: dict[int, list[Step]] = {number: [] for number in flat}
+            for turn in range(max(map(len, flat.values()), default=0)):
+                now = {number: chunk[turn] for number, chunk in flat.items() if turn < len(chunk)}
+                shown = {number for number in now if frames == "all" or turn + 1 == len(flat[number])}
+                for wanted in (True, False):
+                    part = {number: action for number, action in now.items() if (number in shown) == wanted}
+                    for number, step in self._step(part, wanted).items():
+                        steps[number].append(step)
+            return steps
+
+    def stats(self) -> dict[str, Any]:
+        """Sessions, bytes, latencies and batches; `engine.stats.prometheus` makes a page of it."""
+        with self._lock:
+            table = self.table
+            return {
+                "sessions": len(self.sessions),
+                "capacity": table.capacity,
+                "session_bytes": table.session_bytes,
+                "memory_bytes": table.pool.used * table.block_bytes,
+                "memory_budget_bytes": table.blocks * table.block_bytes,
+                "pinned_bytes": table.pool.pinned * table.block_bytes,
+                "runtime": self.runtime.name,
+                "exact": self.exact,
+                "threads": self.threads,
+                **self.counts.read(),
+            }
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batch sizes that are used."""
+        return self.runtime.sizes if self.exact else ANY_SIZE
+
+    # How it is done.
+
+    def _step(self, actions: dict[int, Tensor], decode: bool) -> dict[int, Step]:
+        if not actions:
+            return {}
+        timer, numbers = Timer(), list(actions)
+        # One session needs no sizes, which take seconds to find where nobody has done so before.
+        sizes = [1] if len(numbers) == 1 else spread(len(numbers), self.sizes, self.threads, self.runtime.largest)
+        ends = np.cumsum(sizes).tolist()
+        groups = [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        drawn = self._compute(lambda group: self._draw(group, actions, decode), groups)
+        steps: dict[int, Step] = {}
+        for group, (state, outcome, frames) in zip(groups, drawn, strict=True):  # nothing has changed up to here
+            for row, number in enumerate(group):
+                old = self.sessions[number]
+                frame = old.frame if frames is None else frames[row].copy()
+                new = self.sessions[number] = self.table.advance(old, row, state, outcome, frame)
+                steps[number] = Step(frame.copy(), new.reward, new.ended, new.step)
+        self.counts.note(timer.seconds(), sizes)
+        return steps
+
+    def _draw(self, numbers: list[int], actions: dict[int, Tensor], decode: bool) -> tuple[State, Outcome, Any]:
+        state = self.table.gather([self.sessions[number] for number in numbers])
+        state.push(torch.stack([actions[number] for number in numbers]))
+        outcome = self.simulator.draw(state)
+        return state, outcome, self.simulator.stages.decode(outcome.latents).cpu().numpy() if decode else None
+
+    def _first(self, openings: list[Opening]) -> list[Session]:
+        """Sessions whose first frame is drawn from their prompt."""
+        newborn = [self.table.newborn(o.seed, o.prompt or "", self._guidance(o)) for o in openings]
+        state = self.table.gather(newborn)
+        state.push(None)
+        outcome = self.simulator.draw(state, first=True)
+        frames = self.simulator.stages.decode(outcome.latents).cpu().numpy()
+        return [self.table.advance(old, row, state, outcome, frames[row].copy()) for row, old in enumerate(newborn)]
+
+    def _clip(self, opening: Opening) -> Snapshot:
+        """The memory of a clip under a prompt; the last few are kept, as all sessions that begin so can share it."""
+        config, prompt = self.simulator.dynamics.config, opening.prompt or ""
+        frames, actions = check_start(opening.start, self.world, config.context + config.history)
+        digest = hashlib.blake2b(frames.tobytes(), digest_size=16)
+        digest.update(actions.numpy().tobytes())
+        key = (digest.hexdigest(), self.world.book.key(prompt))
+        if key in self._clips:
+            self._clips.move_to_end(key)
+            return self._clips[key]
+        latents = self.runtime.autoencoder.encode(torch.from_numpy(frames))
+        session = self.table.newborn(0, prompt, 1.0)
+        for i, frame in enumerate(frames):
+            state = self.table.gather([session])
+            state.push(None if i == 0 else actions[i - 1 : i].to(self.simulator.device))
+            outcome = self.simulator.take(state, latents[i : i + 1])
+            session = self.table.advance(session, 0, state, outcome, frame.copy())
+        clip = self._clips[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
+        self.table.pool.drop(session.blocks)  # the snapshot holds them now
+        while len(self._clips) > CLIPS:
+            self._clips.popitem(last=False)[1].close()
+        return clip
+
+    def _complete(self, opening: Opening) -> Opening:
+        """The same with a prompt that the world knows, and a clip in place of its number."""
+        start, prompt, starts = opening.start, opening.prompt, self.world.starts
+        if start is None and prompt is None and starts:
+            start = int(np.random.default_rng(opening.seed % 2**64).integers(len(starts)))
+        if isinstance(start, int):
+            if not 0 <= start < len(starts):
+                raise InputError(f"start is {start}; this world carries {len(starts)} clips, numbered from 0.")
+            start = starts[start]
+        if start is not None:
+            check_start(start, self.world, 1)
+        if prompt is None:
+            known = self.world.card.prompts
+            prompt = str((start or {}).get("prompt", known[0] if known else ""))
+        self.world.book.add(prompt)
+        return replace(opening, start=start, prompt=prompt)
+
+    def _guidance(self, opening: Opening) -> float:
+        return self.sampler.guidance if opening.guidance is None else opening.guidance
+
+    def _drop_clips(self) -> None:
+        while self._clips:
+            self._clips.popitem()[1].close()
+
+    def _flatten(self, number: int, action: Any) -> Tensor:
+        self.table.get(number)
+        space = self.world.action_space
+        if not space.contains(action):
+            kind = getattr(action, "dtype", type(action).__name__)
+            raise ActionError(
+                f"action {action!r} ({kind}) is outside the action space; allowed: {space}. "
+                "Sample one with action_space.sample()."
+            )
+        array = {k: np.asarray(v) for k, v in action.items()} if isinstance(action, dict) else np.asarray(action)
+        return torch.from_numpy(flatten_actions(space, array)).to(self.simulator.device)
+
+    def _compute(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Call for each item, on the engine's own threads, each of which computes on one core.
+
+        Always there, also for one item: the caller's threads may be set up otherwise, which can change bits.
+        """
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(self.threads, "worldsim", torch.set_num_threads, (1,))
+        return list(self._workers.map(call, items))

@@ -1,0 +1,121 @@
+"""Blocks of memory: what sessions remember of one frame lies in one block, which never changes once it is written.
+
+A session is then a list of block numbers: a fork copies the list, and memory is shared until the two have drawn other
+frames. Blocks are counted, and one that nobody holds is used again; the steady state allocates nothing.
+Legend: L time layers, P patches, H heads, E head width, C h w latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from worldsim.errors import EngineFull
+from worldsim.models.dit import DiTConfig
+
+NOTHING = 0  # the block of a frame that does not exist: zeros
+
+
+class BlockPool:
+    """A fixed number of blocks.
+
+    The memory is reserved at once, but an operating system only hands out what was written to.
+
+    Args:
+        config: the model's shape.
+        blocks: how many there are, besides the empty one.
+        dtype: of keys and values.
+        device: where they lie.
+
+    Attributes:
+        keys: (blocks + 1, L, P, H, E).
+        values: the same.
+        latents: (blocks + 1, C, h, w) in float32.
+    """
+
+    def __init__(self, config: DiTConfig, blocks: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        """Reserve the memory."""
+        patches = (config.latent_size[0] // config.patch[1]) * (config.latent_size[1] // config.patch[2])
+        memory = (config.pattern.count("t"), patches, config.heads, config.width // config.heads)
+        self.keys = torch.empty(blocks + 1, *memory, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
+        self.latents = torch.empty(blocks + 1, config.latent_channels, *config.latent_size, device=device)
+        for part in (self.keys, self.values, self.latents):
+            part[NOTHING] = 0
+        self._holders = [0] * (blocks + 1)
+        self._pins: dict[int, int] = {}
+        self._free = list(range(blocks, NOTHING, -1))  # the last one freed is the next one used: it is in the cache
+
+    @property
+    def block_bytes(self) -> int:
+        """What one block takes."""
+        parts = (self.keys, self.values, self.latents)
+        return sum(part[NOTHING].numel() * part.element_size() for part in parts)
+
+    @property
+    def used(self) -> int:
+        """Blocks that somebody holds."""
+        return len(self._holders) - 1 - len(self._free)
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
+    @property
+    def pinned(self) -> int:
+        """Blocks that a snapshot holds."""
+        return len(self._pins)
+
+    def would_pin(self, blocks: Iterable[int]) -> int:
+        """How many blocks more would be pinned."""
+        return len({block for block in blocks if block != NOTHING} - self._pins.keys())
+
+    def pin(self, blocks: Iterable[int]) -> None:
+        """Hold blocks for a snapshot."""
+        blocks = [block for block in blocks if block != NOTHING]
+        self.hold(blocks)
+        for block in blocks:
+            self._pins[block] = self._pins.get(block, 0) + 1
+
+    def unpin(self, blocks: Iterable[int]) -> None:
+        """The inverse of `pin`."""
+        blocks = [block for block in blocks if block != NOTHING]
+        for block in blocks:
+            self._pins[block] -= 1
+            if self._pins[block] == 0:
+                del self._pins[block]
+        self.drop(blocks)
+
+    def take(self) -> int:
+        """A free block, held once.
+
+        Raises:
+            EngineFull: there is none.
+        """
+        if not self._free:
+            raise EngineFull(f"all {self.used} memory blocks are in use; close sessions or snapshots.")
+        block = self._free.pop()
+        self._holders[block] = 1
+        return block
+
+    def hold(self, blocks: Iterable[int]) -> None:
+        """Hold blocks once more."""
+        for block in blocks:
+            if block != NOTHING:
+                self._holders[block] += 1
+
+    def drop(self, blocks: Iterable[int]) -> None:
+        """Hold blocks once less."""
+        for block in blocks:
+            if block == NOTHING:
+                continue
+            self._holders[block] -= 1
+            if self._holders[block] == 0:
+                self._free.append(block)
+
+    def write(self, block: int, keys: Tensor, values: Tensor, latents: Tensor) -> None:
+        """Fill a block that was just taken."""
+        self.keys[block], self.values[block], self.latents[block] = keys, values, latents

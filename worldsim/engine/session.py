@@ -1,0 +1,160 @@
+"""One session's record, and its snapshot in memory or on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worldsim.engine.pool import NOTHING, BlockPool
+from worldsim.errors import SnapshotDamaged, SnapshotMismatch
+
+FORMAT = "worldsim-snapshot"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that a session is; a step makes a new one. What it remembers of frames lies in the pool.
+
+    Attributes:
+        seed: of its noise.
+        step: how many frames it has.
+        prompt: in force for the next frame.
+        guidance: on the prompt.
+        blocks: of the last frames, oldest first, `NOTHING` where there was none.
+        actions: the last flattened actions, oldest first, (A, action_size).
+        known: which of them exist, (A,).
+        frame: the last frame, uint8 (H, W, 3).
+        reward: of the last frame.
+        ended: probability that the episode ended with it.
+    """
+
+    seed: int
+    step: int
+    prompt: str
+    guidance: float
+    blocks: tuple[int, ...]
+    actions: Tensor
+    known: Tensor
+    frame: np.ndarray
+    reward: float = 0.0
+    ended: float = 0.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What blocks hold, oldest first: keys and values (n, L, P, H, E), latents (n, C, h, w)."""
+
+    keys: Tensor
+    values: Tensor
+    latents: Tensor
+
+
+class Snapshot:
+    """A session as it was. Taken from an engine it shares the session's blocks; loaded from a file it is free of any.
+
+    Close it, or drop it, when it is no longer needed: it holds memory of the engine.
+    """
+
+    def __init__(
+        self, session: Session, belongs: dict[str, Any], pool: BlockPool | None, memory: Memory | None
+    ) -> None:
+        """Made by `Engine.snapshot` and `Snapshot.load`; `belongs` says what it can be restored into."""
+        self.session, self.belongs, self.pool, self._memory = session, belongs, pool, memory
+        self._release = None
+        if pool is not None:
+            pool.pin(session.blocks)
+            self._release = weakref.finalize(self, pool.unpin, session.blocks)
+
+    def close(self) -> None:
+        """Give the memory back; may be called again."""
+        if self._release is not None:
+            self._release()
+        self._memory = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can no longer be restored."""
+        return self._memory is None and (self._release is None or not self._release.alive)
+
+    @property
+    def memory(self) -> Memory:
+        """A copy of what the session remembers.
+
+        Raises:
+            SnapshotMismatch: it was closed.
+        """
+        if self.closed:
+            raise SnapshotMismatch("this snapshot was closed; take or load another one.")
+        if self._memory is not None:
+            return self._memory
+        assert self.pool is not None
+        index = torch.tensor([block for block in self.session.blocks if block != NOTHING], dtype=torch.long)
+        return Memory(*(part[index].cpu() for part in (self.pool.keys, self.pool.values, self.pool.latents)))
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file, tensors as safetensors and the rest as JSON in their header."""
+        session, path = self.session, Path(path)
+        tensors = {f.name: getattr(self.memory, f.name).contiguous() for f in dataclasses.fields(Memory)}
+        tensors |= {"actions": session.actions.contiguous(), "known": session.known.contiguous()}
+        tensors["frame"] = torch.from_numpy(session.frame.copy())
+        names = ("seed", "step", "prompt", "guidance", "reward", "ended")
+        about = {"belongs": self.belongs, "session": {name: getattr(session, name) for name in names}}
+        text = json.dumps(about, sort_keys=True)
+        header = {"format": FORMAT, "version": str(FORMAT_VERSION), "about": text, "digest": _digest(text, tensors)}
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, part, metadata=header)
+            os.replace(part, path)  # a reader sees the old file or the new one
+        finally:
+            part.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | Path) -> Snapshot:
+        """Read a file that `save` wrote.
+
+        Raises:
+            SnapshotMismatch: not a snapshot, or of another format version.
+            SnapshotDamaged: it is not whole.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != FORMAT:
+                    raise SnapshotMismatch(f"{path} is not a snapshot of a session.")
+                if header.get("version") != str(FORMAT_VERSION):
+                    raise SnapshotMismatch(
+                        f"snapshot {path} has the format version {header.get('version')!r}; this worldsim reads "
+                        f"{FORMAT_VERSION}. Restore it with the worldsim version that wrote it."
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  -- no mapping
+            if _digest(header["about"], tensors) != header["digest"]:
+                raise SnapshotDamaged(f"snapshot {path} has changed since it was written; use another copy.")
+            about = json.loads(header["about"])
+            memory = Memory(*(tensors.pop(field.name) for field in dataclasses.fields(Memory)))
+            session = Session(**about["session"], blocks=(), frame=tensors.pop("frame").numpy(), **tensors)
+            return Snapshot(session, about["belongs"], None, memory)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, (SnapshotMismatch, SnapshotDamaged)):
+                raise
+            raise SnapshotDamaged(f"snapshot {path} cannot be read ({error}); use another copy.") from error
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

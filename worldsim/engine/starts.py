@@ -1,0 +1,52 @@
+"""What a session can begin from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldsim.errors import ActionError, FrameError, InputError
+from worldsim.models.action import flatten_actions
+from worldsim.world import World
+
+
+def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor]:
+    """A clip's last `keep` frames and the flattened actions between them; older ones have no effect.
+
+    Args:
+        start: {"frames": uint8 (T, H, W, 3), "actions": the T - 1 actions between them}.
+        world: whose frames and actions they must be.
+        keep: how many frames a session can see.
+
+    Raises:
+        InputError: it is no such clip.
+        FrameError: frames of the wrong size or dtype.
+        ActionError: too many or too few actions, or actions of another space.
+    """
+    if not isinstance(start, Mapping) or "frames" not in start:
+        raise InputError(f"start is {type(start).__name__}; allowed: a dict with 'frames' and 'actions'.")
+    frames, (height, width) = np.asarray(start["frames"]), world.card.frame_size
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (height, width, 3) or not len(frames):
+        raise FrameError(
+            f"start['frames'] has shape {frames.shape} and dtype {frames.dtype}; allowed: uint8 (T, {height}, {width}, "
+            "3) with T >= 1. Resize with worldsim.data.frames.resize_frame."
+        )
+    actions = start.get("actions", [])
+    count = len(next(iter(actions.values()))) if isinstance(actions, dict) else len(actions)
+    if count != len(frames) - 1:
+        raise ActionError(
+            f"start has {len(frames)} frames and {count} actions; there must be one action between each two frames: "
+            f"{len(frames) - 1}."
+        )
+    flat = torch.zeros(0, world.dynamics.config.action_size)
+    if count:
+        try:
+            flat = torch.from_numpy(flatten_actions(world.action_space, actions))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise ActionError(f"start['actions'] are not of the action space {world.action_space}: {error}") from error
+    kept = frames[-keep:]
+    return kept, flat[count - (len(kept) - 1) :]

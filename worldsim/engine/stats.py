@@ -1,0 +1,92 @@
+"""What an engine tells about itself: counts, latencies and a page for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from typing import Any
+
+RECENT = 4096  # steps that latencies are computed over
+WINDOW = 10.0  # seconds that frames a second are counted over
+
+
+class Timer:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        """Begin now."""
+        self.begun = time.perf_counter()
+
+    def seconds(self) -> float:
+        """How long ago that was."""
+        return time.perf_counter() - self.begun
+
+
+class Stats:
+    """Counts steps."""
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        self.frames = self.steps = 0
+        self.seconds = 0.0
+        self.batches: Counter[int] = Counter()
+        self._recent: deque[tuple[float, float, int]] = deque(maxlen=RECENT)  # when, seconds, frames
+
+    def note(self, seconds: float, sizes: list[int]) -> None:
+        """Count a step that took `seconds` in batches of `sizes`."""
+        self.frames += sum(sizes)
+        self.steps += 1
+        self.seconds += seconds
+        self.batches.update(sizes)
+        self._recent.append((time.perf_counter(), seconds, sum(sizes)))
+
+    def read(self) -> dict[str, Any]:
+        """Totals; p50, p95 and p99 of the last steps in ms; frames/s over the last seconds; batches by size."""
+        now = time.perf_counter()
+        times = sorted(seconds for _, seconds, _ in self._recent)
+        lately = [(when - seconds, frames) for when, seconds, frames in self._recent if now - when < WINDOW]
+        span = now - lately[0][0] if lately else 0.0
+        return {
+            "frames": self.frames,
+            "steps": self.steps,
+            "busy_seconds": self.seconds,
+            "frames_per_second": sum(frames for _, frames in lately) / span if span else 0.0,
+            "step_ms": {f"p{q}": 1000 * times[int(q / 100 * (len(times) - 1))] if times else 0.0 for q in (50, 95, 99)},
+            "batches": dict(sorted(self.batches.items())),
+        }
+
+
+def prometheus(stats: dict[str, Any], world: str) -> str:
+    """The page that Prometheus reads (text format 0.0.4) of what `Engine.stats` says."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+
+    labels = {"world": world, "runtime": stats["runtime"]}
+    values = list(labels.values())
+
+    class Page:
+        def collect(self) -> Any:
+            gauges = ("sessions", "capacity", "session_bytes", "memory_bytes", "memory_budget_bytes", "pinned_bytes")
+            for name in (*gauges, "frames_per_second"):
+                metric = GaugeMetricFamily(f"worldsim_{name}", name.replace("_", " "), labels=list(labels))
+                metric.add_metric(values, stats[name])
+                yield metric
+            for name in ("frames", "steps"):
+                metric = CounterMetricFamily(f"worldsim_{name}", f"{name} drawn", labels=list(labels))
+                metric.add_metric(values, stats[name])
+                yield metric
+            latency = GaugeMetricFamily("worldsim_step_ms", "recent step latency", labels=[*labels, "quantile"])
+            for name, value in stats["step_ms"].items():
+                latency.add_metric([*values, f"0.{name[1:]}"], value)
+            yield latency
+            summary = SummaryMetricFamily("worldsim_step_seconds", "all steps", labels=list(labels))
+            summary.add_metric(values, stats["steps"], stats["busy_seconds"])
+            yield summary
+            batches = CounterMetricFamily("worldsim_batches", "batches by size", labels=[*labels, "size"])
+            for size, count in stats["batches"].items():
+                batches.add_metric([*values, str(size)], count)
+            yield batches
+
+    registry = CollectorRegistry()
+    registry.register(Page())  # type: ignore[arg-type]  -- a collector is whatever collects
+    return generate_latest(registry).decode()

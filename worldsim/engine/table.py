@@ -1,0 +1,230 @@
+"""The open sessions and their memory: who is there, who may come, what each remembers. Nothing is computed here.
+
+Legend: B sessions, N frames remembered, K history frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldsim.engine.pool import NOTHING, BlockPool
+from worldsim.engine.session import Session, Snapshot
+from worldsim.engine.simulator import Outcome, State
+from worldsim.errors import ConfigError, EngineFull, SessionError, SnapshotMismatch
+from worldsim.models.cache import FrameCache
+from worldsim.models.dit import DiTConfig
+
+RECORD_BYTES = 4096  # of a session besides its blocks and its frame
+
+
+class SessionTable:
+    """Sessions by number; numbers are never used again.
+
+    Args:
+        config: the model's shape.
+        frame_size: (height, width).
+        dtype: of keys and values.
+        device: where memory lies.
+        memory_mb: for sessions and their snapshots.
+        max_sessions: at most so many, besides what memory allows.
+        belongs: what a snapshot of these sessions can be restored into.
+        make_room: is called when something does not fit, to give up what can be had again.
+
+    Attributes:
+        open: the sessions.
+        need: blocks of a full session.
+
+    Raises:
+        ConfigError: not even one session fits.
+    """
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        frame_size: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        memory_mb: int,
+        max_sessions: int | None,
+        belongs: dict[str, Any],
+        make_room: Callable[[], None],
+    ) -> None:
+        """Reserve the memory."""
+        self.config, self.frame_size, self.max_sessions = config, frame_size, max_sessions
+        self.belongs, self.make_room = belongs, make_room
+        self.need = max(config.context, config.history)
+        self.block_bytes = BlockPool(config, 0, dtype, device).block_bytes
+        self.blocks = int(memory_mb * 1e6 / self.block_bytes)
+        if self.blocks < self.need + 1:
+            raise ConfigError(
+                f"memory_mb is {memory_mb}, which holds {self.blocks} frames; a session needs {self.need + 1}: at "
+                f"least {1 + int((self.need + 1) * self.block_bytes / 1e6)}."
+            )
+        self.pool = BlockPool(config, self.blocks, dtype, device)
+        self.open: dict[int, Session] = {}
+        self._last = 0
+
+    @property
+    def session_bytes(self) -> int:
+        """What a session takes that shares nothing; one block more than it has, for the moment it gets a new one."""
+        height, width = self.frame_size
+        return (self.need + 1) * self.block_bytes + 3 * height * width + RECORD_BYTES
+
+    @property
+    def capacity(self) -> int:
+        """How many sessions there can be, beside the snapshots that are held now."""
+        room = (self.blocks - self.pool.pinned) // (self.need + 1)
+        return room if self.max_sessions is None else min(room, self.max_sessions)
+
+    def admit(self, count: int) -> None:
+        """Make sure that `count` more sessions fit.
+
+        Raises:
+            EngineFull: they do not.
+        """
+        if len(self.open) + count > self.capacity:
+            self.make_room()
+        if len(self.open) + count > self.capacity:
+            limit = f", max_sessions {self.max_sessions}" if self.max_sessions else ""
+            raise EngineFull(
+                f"no room for {count} more session(s): {len(self.open)} are open and the engine holds {self.capacity} "
+                f"({self.session_bytes / 1e6:.2f} MB each of {self.blocks * self.block_bytes / 1e6:.0f} MB, "
+                f"{self.pool.pinned * self.block_bytes / 1e6:.0f} MB of it held by snapshots{limit}). Close sessions, "
+                "or give the engine more."
+            )
+
+    def add(self, session: Session) -> int:
+        """Take in an admitted session, whose blocks are held for it, and return its number."""
+        self._last += 1
+        self.open[self._last] = session
+        return self._last
+
+    def get(self, number: int) -> Session:
+        """The session of that number.
+
+        Raises:
+            SessionError: it is not open.
+        """
+        if number not in self.open:
+            kind = "was closed" if isinstance(number, int) and 0 < number <= self._last else "never was"
+            raise SessionError(f"session {number!r} {kind}; open ones: {sorted(self.open)[:20]}.")
+        return self.open[number]
+
+    def remove(self, number: int) -> None:
+        """End a session."""
+        self.pool.drop(self.get(number).blocks)
+        del self.open[number]
+
+    def fork(self, number: int, seed: int | None) -> int:
+        """A twin that shares all blocks."""
+        twin = self.get(number)
+        self.admit(1)
+        self.pool.hold(twin.blocks)
+        return self.add(twin if seed is None else replace(twin, seed=seed))
+
+    def snapshot(self, number: int) -> Snapshot:
+        """A session as it is now; its blocks are held until the snapshot is closed.
+
+        Raises:
+            EngineFull: the open sessions could then run out of blocks.
+        """
+        session = self.get(number)
+        for last in (False, True):
+            pinned = self.pool.pinned + self.pool.would_pin(session.blocks)
+            if (self.blocks - pinned) // (self.need + 1) >= len(self.open):
+                break
+            if last:
+                raise EngineFull(
+                    f"no room for one more snapshot: {len(self.open)} open sessions may need "
+                    f"{len(self.open) * (self.need + 1)} of {self.blocks} memory blocks, and snapshots hold "
+                    f"{self.pool.pinned}. Close snapshots or sessions, or give the engine more memory_mb."
+                )
+            self.make_room()
+        return Snapshot(session, self.belongs, self.pool, None)
+
+    def restore(self, snapshot: Snapshot, number: int | None, exact: bool) -> int:
+        """A session, or a new one, as a snapshot says."""
+        old = None if number is None else self.get(number)
+        if snapshot.closed:
+            raise SnapshotMismatch("this snapshot was closed; take or load another one.")
+        for name, own in self.belongs.items():
+            theirs = snapshot.belongs.get(name)
+            if theirs != own and (exact or name != "runtime"):
+                hint = " Pass exact=False to go on with other last bits." if name == "runtime" else ""
+                raise SnapshotMismatch(f"the snapshot is of the {name} {theirs!r}, the engine's is {own!r}.{hint}")
+        if old is None:
+            self.admit(1)
+        if snapshot.pool is self.pool:
+            blocks = snapshot.session.blocks
+            self.pool.hold(blocks)
+        else:
+            blocks = self._store(snapshot)
+        restored = replace(snapshot.session, blocks=blocks)
+        if number is None or old is None:
+            return self.add(restored)
+        self.pool.drop(old.blocks)
+        self.open[number] = restored
+        return number
+
+    def _store(self, snapshot: Snapshot) -> tuple[int, ...]:
+        memory = snapshot.memory
+        expected = self.pool.keys.shape[1:], self.pool.latents.shape[1:]
+        if (memory.keys.shape[1:], memory.latents.shape[1:]) != expected or len(memory.keys) > self.need:
+            raise SnapshotMismatch(f"the snapshot's memory has the shape {tuple(memory.keys.shape)}; another model's.")
+        blocks = [self.pool.take() for _ in memory.keys]
+        for block, *parts in zip(blocks, memory.keys, memory.values, memory.latents, strict=True):
+            self.pool.write(block, *parts)
+        return (*[NOTHING] * (self.need - len(blocks)), *blocks)
+
+    def gather(self, sessions: list[Session]) -> State:
+        """The state of some sessions, from their blocks."""
+        batch, device = len(sessions), self.pool.keys.device
+        blocks = torch.tensor([session.blocks for session in sessions], device=device)  # (B, need)
+        past = blocks[:, self.need - self.config.context :].flatten()
+        seen = blocks[:, self.need - self.config.history :].flatten()
+        step = torch.tensor([session.step for session in sessions])
+        return State(
+            history=self.pool.latents.index_select(0, seen).unflatten(0, (batch, -1)),
+            actions=torch.stack([session.actions for session in sessions]),
+            known=torch.stack([session.known for session in sessions]),
+            step=step,
+            cache=FrameCache(
+                self.pool.keys.index_select(0, past).unflatten(0, (batch, -1)),
+                self.pool.values.index_select(0, past).unflatten(0, (batch, -1)),
+                step,
+            ),
+            seeds=[session.seed for session in sessions],
+            prompts=[session.prompt for session in sessions],
+            guidance=[session.guidance for session in sessions],
+        )
+
+    def advance(self, old: Session, row: int, state: State, outcome: Outcome, frame: np.ndarray) -> Session:
+        """A session after the frame in `row` of an outcome. The old one's oldest block is given up."""
+        block = self.pool.take()
+        self.pool.write(block, outcome.keys[row], outcome.values[row], outcome.latents[row])
+        self.pool.drop(old.blocks[:1])
+        return Session(
+            seed=old.seed,
+            step=old.step + 1,
+            prompt=old.prompt,
+            guidance=old.guidance,
+            blocks=(*old.blocks[1:], block),
+            actions=state.actions[row].clone(),
+            known=state.known[row].clone(),
+            frame=frame,
+            reward=float(outcome.reward[row]),
+            ended=float(outcome.ended[row]),
+        )
+
+    def newborn(self, seed: int, prompt: str, guidance: float) -> Session:
+        """A session that has no frame yet."""
+        config, device = self.config, self.pool.keys.device
+        actions = torch.zeros(config.action_history, config.action_size, device=device)
+        nothing = np.zeros((*self.frame_size, 3), np.uint8)
+        blocks = (NOTHING,) * self.need
+        return Session(seed, 0, prompt, guidance, blocks, actions, torch.zeros_like(actions[:, 0]), nothing)
