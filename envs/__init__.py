@@ -11,9 +11,13 @@ from worldsim.envs.world_env import SHIPPED, WorldEnv
 
 __all__ = ["SHIPPED", "WorldEnv"]
 
-gym.register("worldsim/World-v0", entry_point="worldsim.envs.world_env:WorldEnv")
-gym.register("worldsim/CarRacing-v0", entry_point="worldsim.envs.world_env:WorldEnv", kwargs={"world": "car-racing"})
-gym.register("worldsim/Doom-v0", entry_point="worldsim.envs.world_env:WorldEnv", kwargs={"world": "doom"})
+for name, settings in {"World": {}, "CarRacing": {"world": "car-racing"}, "Doom": {"world": "doom"}}.items():
+    gym.register(
+        f"worldsim/{name}-v0",
+        entry_point="worldsim.envs.world_env:WorldEnv",
+        vector_entry_point="worldsim.envs.vector_env:WorldVectorEnv",
+        kwargs=settings,
+    )
 gym.register(
     "worldsim/RealCarRacing-v0",
     entry_point="worldsim.data.games.car_racing:CarRacingGame",

@@ -235,9 +235,9 @@ def table(report: dict[str, Any]) -> str:
     share = report["share_of_peak"]
     return "\n".join(
         [
-            f"{report['world']}: {report['steps']} steps of {report['sessions']} session(s), "
-            f"{report['runtime']}, {report['dtype']}, {report['denoising_steps']} denoising steps, {report['machine']['threads']} thread(s) of "
-            f"{report['machine']['cpu']}",
+            f"{report['world']}: {report['steps']} steps of {report['sessions']} session(s), {report['runtime']}, "
+            f"{report['dtype']}, {report['denoising_steps']} denoising steps, {report['machine']['threads']} thread(s) "
+            f"of {report['machine']['cpu']}",
             "",
             f"step       median {step['median']:.2f} ms, p95 {step['p95']:.2f} ms, "
             f"{report['frames_per_second']:.1f} frames/s",

@@ -1,0 +1,248 @@
+"""Many episodes of one generated world, stepped together on one engine.
+
+Sub-environment i is, bit for bit, the single environment (`WorldEnv`) with the same seed and prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, iterate
+
+from worldsim.engine.engine import Engine, Opening, Step
+from worldsim.engine.session import Snapshot
+from worldsim.envs.world_env import check_options, make_engine, opening_of
+from worldsim.errors import ConfigError, InputError, SessionError
+
+MEMORY_MB = 1024  # of the engine, at least; more where that many environments need more
+SPARE = 1.5  # memory for so many times the environments: forks, snapshots, the shared beginnings
+
+
+class WorldVectorEnv(VectorEnv):
+    """Vectorised `WorldEnv`; `gymnasium.make_vec` makes one by itself.
+
+    Args:
+        num_envs: how many.
+        world: a shipped world ("car-racing", "doom"), a world folder, or a hub id.
+        render_mode: None or "rgb_array".
+        autoreset_mode: when an episode that is over begins anew: at the next step (Gymnasium's default), in the same
+            step, or never (then `reset(options={"reset_mask": mask})` does it).
+        prompt: what resets use when their options say nothing; one for all, or one each.
+        max_episode_steps: truncate after so many steps, besides what the world's card says.
+        steps, history_sigma, guidance: of the sampler; None keeps the card's.
+        threads: CPU cores to use (default: all).
+        runtime: what computes, see `Engine`.
+        engine: share this one.
+
+    Raises:
+        WorldError: the world cannot be loaded.
+        ConfigError: a setting that is not allowed.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 12, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(  # noqa: D107  -- the class says it
+        self,
+        num_envs: int = 1,
+        world: str | Path = "car-racing",
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        prompt: str | Sequence[str | None] | None = None,
+        max_episode_steps: int | None = None,
+        steps: int | None = None,
+        history_sigma: float | None = None,
+        guidance: float | None = None,
+        threads: int | None = None,
+        runtime: str = "auto",
+        engine: Engine | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ConfigError(f"num_envs is {num_envs}; it must be at least 1.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ConfigError(f"render_mode is {render_mode!r}; allowed: None, 'rgb_array'.")
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self._own_engine = engine is None
+        self.engine = engine or make_engine(world, MEMORY_MB, steps, history_sigma, guidance, threads, runtime)
+        if self._own_engine and num_envs * SPARE > self.engine.table.capacity:
+            needed = int(num_envs * SPARE * self.engine.table.session_bytes / 1e6) + 1
+            self.engine = make_engine(self.engine.world, needed, steps, history_sigma, guidance, threads, runtime)
+        self.world = self.engine.world
+        card = self.world.card
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "render_fps": card.fps, "autoreset_mode": self.autoreset_mode}
+        self.single_action_space = self.world.action_space
+        self.single_observation_space = spaces.Box(0, 255, (*card.frame_size, 3), np.uint8)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.default_prompts = self._each(prompt, "prompt")
+        limits = [limit for limit in (card.episode_steps, max_episode_steps) if limit is not None]
+        self.max_episode_steps = min(limits) if limits else None
+        self._generators: list[np.random.Generator | None] = [None] * num_envs
+        self._sessions: list[int | None] = [None] * num_envs
+        self._steps = np.zeros(num_envs, np.int64)
+        self._over = np.zeros(num_envs, np.bool_)
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin episodes.
+
+        Args:
+            seed: of each sub-environment; a number means seed, seed + 1, ...; None goes on with their generators.
+            options: "prompt", "start", "snapshot" as in `WorldEnv.reset`, one for all or a list with one each;
+                "reset_mask": which sub-environments begin anew, bool (num_envs,).
+
+        Raises:
+            InputError: an unknown option, or one that does not fit.
+        """
+        options = dict(options or {})
+        check_options(options, also=("reset_mask",))
+        chosen = self._mask(options.pop("reset_mask", None))
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else self._each(seed, "seed")
+        for i in np.flatnonzero(chosen):
+            if seeds[i] is not None:
+                self._generators[i] = seeding.np_random(seeds[i])[0]
+        if isinstance(seed, int):
+            self._np_random, self._np_random_seed = seeding.np_random(seed)
+        given = {name: self._each(options.get(name), name) for name in ("prompt", "start", "snapshot")}
+        self._begin(np.flatnonzero(chosen).tolist(), given)
+        infos: dict[str, Any] = {}
+        for i in np.flatnonzero(chosen).tolist():
+            infos = self._add_info(infos, {"prompt": self.engine.sessions[self._session(i)].prompt}, i)
+        return self._observations(), infos
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Draw the next frame of every episode.
+
+        Returns:
+            Frames (num_envs, H, W, 3), rewards float64, terminations and truncations (num_envs,), infos.
+
+        Raises:
+            SessionError: before the first reset; or an episode is over and `autoreset_mode` is DISABLED.
+            ActionError: an action is outside the action space.
+        """
+        again = np.zeros(self.num_envs, np.bool_)
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            again = self._over.copy()
+        elif self._over.any():
+            which = np.flatnonzero(self._over).tolist()
+            raise SessionError(f"the episodes {which} are over; call reset(options={{'reset_mask': mask}}) for them.")
+        sessions = [self._session(i) for i in range(self.num_envs)]
+        rows = zip(range(self.num_envs), iterate(self.action_space, actions), strict=True)
+        drawn = self.engine.step({sessions[i]: action for i, action in rows if not again[i]})
+
+        rewards, infos = np.zeros(self.num_envs), {}
+        terminated, truncated = np.zeros((2, self.num_envs), np.bool_)
+        for i in np.flatnonzero(~again):
+            step = drawn[sessions[i]]
+            self._steps[i] += 1
+            rewards[i], terminated[i] = step.reward, step.ended > 0.5
+            truncated[i] = self.max_episode_steps is not None and self._steps[i] >= self.max_episode_steps
+        over = terminated | truncated
+        same_step = over if self.autoreset_mode == AutoresetMode.SAME_STEP else np.zeros_like(over)
+        for i in range(self.num_envs):
+            if same_step[i]:
+                step = drawn[sessions[i]]
+                final = {"final_obs": step.frame, "final_info": self._info(i, step)}
+                infos = self._add_info(infos, final, i)
+        if (again | same_step).any():
+            self._begin(np.flatnonzero(again | same_step).tolist(), {})
+        for i in range(self.num_envs):
+            step = None if again[i] or same_step[i] else drawn[sessions[i]]
+            infos = self._add_info(infos, self._info(i, step), i)
+        self._over = over & ~same_step
+        return self._observations(), rewards, terminated, truncated, infos
+
+    def set_prompt(self, text: str, index: int | None = None) -> None:
+        """Condition the frames from now on on `text`, of one sub-environment or of all.
+
+        Raises:
+            PromptError: the world cannot take the prompt.
+        """
+        for i in range(self.num_envs) if index is None else [index]:
+            self.engine.set_prompt(self._session(i), text)
+
+    def snapshot(self, index: int) -> Snapshot:
+        """One sub-environment's episode as it is now."""
+        return self.engine.snapshot(self._session(index))
+
+    def restore(self, snapshot: Snapshot, index: int) -> np.ndarray:
+        """Let one sub-environment go back to a snapshot, and return its frame."""
+        return self.engine.sessions[self.engine.restore(snapshot, self._session(index))].frame.copy()
+
+    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+        """The last frames in mode "rgb_array"."""
+        return tuple(self._observations()) if self.render_mode == "rgb_array" else None
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the sessions."""
+        for i, session in enumerate(self._sessions):
+            if session is not None:
+                self.engine.close(session)
+                self._sessions[i] = None
+        if self._own_engine and not self.engine.sessions:
+            self.engine.close()
+
+    def _begin(self, indices: list[int], given: dict[str, list[Any]]) -> None:
+        """Begin episodes of some sub-environments, all of them in shared passes."""
+        nothing = [None] * self.num_envs
+        prompts, starts, snapshots = (given.get(name, nothing) for name in ("prompt", "start", "snapshot"))
+        openings: dict[int, Opening] = {}
+        for i in indices:
+            opening = opening_of(self.world, self._generator(i), prompts[i], starts[i], self.default_prompts[i])
+            if snapshots[i] is None:
+                openings[i] = opening
+        begun = dict(zip(openings, self.engine.open_all(list(openings.values())), strict=True))
+        try:
+            for i in set(indices) - openings.keys():
+                begun[i] = self.engine.restore(snapshots[i])
+        except Exception:
+            for session in begun.values():
+                self.engine.close(session)
+            raise
+        for i, session in begun.items():
+            old = self._sessions[i]
+            if old is not None:
+                self.engine.close(old)
+            self._sessions[i], self._steps[i], self._over[i] = session, 0, False
+
+    def _info(self, index: int, step: Step | None) -> dict[str, Any]:
+        info: dict[str, Any] = {"prompt": self.engine.sessions[self._session(index)].prompt}
+        return info if step is None else info | {"ended": step.ended}
+
+    def _observations(self) -> np.ndarray:
+        return np.stack([self.engine.sessions[self._session(i)].frame for i in range(self.num_envs)])
+
+    def _session(self, index: int) -> int:
+        session = self._sessions[index]
+        if session is None:
+            raise SessionError(f"sub-environment {index} has no episode yet; call reset() first.")
+        return session
+
+    def _generator(self, index: int) -> np.random.Generator:
+        if self._generators[index] is None:
+            self._generators[index] = seeding.np_random()[0]
+        return self._generators[index]  # type: ignore[return-value]
+
+    def _mask(self, mask: Any) -> np.ndarray:
+        if mask is None:
+            return np.ones(self.num_envs, np.bool_)
+        if not (isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (self.num_envs,)):
+            raise InputError(f"reset_mask is {mask!r}; allowed: a bool array of shape ({self.num_envs},).")
+        if not mask.any():
+            raise InputError("reset_mask is all False; at least one sub-environment has to begin anew.")
+        return mask
+
+    def _each(self, value: Any, name: str) -> list[Any]:
+        """One value for each sub-environment."""
+        if isinstance(value, (list, tuple, np.ndarray)):
+            if len(value) != self.num_envs:
+                raise InputError(f"{name} has {len(value)} entries; allowed: one for each of {self.num_envs}.")
+            return list(value)
+        return [value] * self.num_envs
