@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from worldsim.engine.exactness import Sizes
 from worldsim.engine.stages import Stages
 
 SHARED = 3  # the last arguments of `Prepare` are the same for all rows
@@ -31,14 +32,13 @@ def spread(rows: int, sizes: Sequence[int], workers: int, largest: int) -> list[
     return pieces(rows, [size for size in sizes if size <= max(1, min(share, largest))])
 
 
-def in_pieces(stages: Stages, sizes: Callable[[], Sequence[int]]) -> Stages:
-    """The same stages, run over pieces of `sizes` alone, which are asked for when there are several rows."""
-    return Stages(
-        prepare=_Pieces(stages.prepare, sizes, SHARED),
-        denoise=_Pieces(stages.denoise, sizes),
-        judge=_Pieces(stages.judge, sizes),
-        decode=_Pieces(stages.decode, sizes),
-    )
+def in_pieces(stages: Stages, sizes: Callable[[], Sizes]) -> Stages:
+    """The same stages, run over pieces of their `sizes` alone, which are asked for when there are several rows."""
+
+    def piecewise(name: str, shared: int = 0) -> _Pieces:
+        return _Pieces(getattr(stages, name), lambda: sizes()[name], shared)
+
+    return Stages(piecewise("prepare", SHARED), piecewise("denoise"), piecewise("judge"), piecewise("decode"))
 
 
 class _Pieces:

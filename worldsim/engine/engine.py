@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from worldsim.engine.batching import in_pieces, spread
+from worldsim.engine.exactness import Sizes
 from worldsim.engine.runtimes import MOST_ROWS, Runtime
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import Outcome, SamplerConfig, Simulator, State
@@ -252,6 +253,14 @@ class Engine:
         with self._lock:
             return self._step({number: self._flatten(number, action) for number, action in actions.items()}, True)
 
+    def check(self, session: int, action: Any) -> None:
+        """Raise what `step` would raise for this session and action.
+
+        Raises:
+            SessionError, ActionError: as in `step`.
+        """
+        self._flatten(session, action)
+
     def play(
         self, actions: Mapping[int, Sequence[Any]], frames: Literal["all", "last"] = "all"
     ) -> dict[int, list[Step]]:
@@ -294,9 +303,9 @@ class Engine:
             }
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The batch sizes that are used."""
-        return self.runtime.sizes if self.exact else ANY_SIZE
+    def sizes(self) -> Sizes:
+        """The batch sizes that are used, for each stage by name."""
+        return self.runtime.sizes if self.exact else dict.fromkeys(vars(self.runtime.stages), ANY_SIZE)
 
     # How it is done.
 
@@ -305,7 +314,11 @@ class Engine:
             return {}
         timer, numbers = Timer(), list(actions)
         # One session needs no sizes, which take seconds to find where nobody has done so before.
-        sizes = [1] if len(numbers) == 1 else spread(len(numbers), self.sizes, self.threads, self.runtime.largest)
+        sizes = (
+            [1]
+            if len(numbers) == 1
+            else spread(len(numbers), self.sizes["denoise"], self.threads, self.runtime.largest)
+        )
         ends = np.cumsum(sizes).tolist()
         groups = [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         drawn = self._compute(lambda group: self._draw(group, actions, decode), groups)

@@ -12,6 +12,7 @@ from torch import Tensor
 from worldsim.engine.stages import Stages, example
 from worldsim.models.dit import DiT
 
+Sizes = dict[str, tuple[int, ...]]
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 PARTS = (1, 2, 4)  # of long sums, see `models.layers.MLP`
 ENOUGH = 8  # rows in a batch; beyond that a frame gets little cheaper
@@ -20,8 +21,8 @@ ENOUGH = 8  # rows in a batch; beyond that a frame gets little cheaper
 @torch.no_grad()
 def exact_sizes(
     stages: Stages, dynamics: DiT, passes: tuple[int, ...] = (1, 2), sizes: tuple[int, ...] = SIZES
-) -> tuple[int, ...]:
-    """The batch sizes at which every row of every stage is what it is alone.
+) -> Sizes:
+    """The batch sizes at which every row is what it is alone, for each stage by name.
 
     Args:
         stages: of a runtime.
@@ -29,11 +30,13 @@ def exact_sizes(
         passes: how many noise levels are prepared at once.
         sizes: to try; 1 is always exact.
     """
-    names = tuple(vars(stages))
-    singles = [_run(stages, dynamics, names, passes, row, row + 1) for row in range(max(sizes))]
-    rows = [torch.cat(parts) for parts in zip(*singles, strict=True)]
-    found = [size for size in sizes if size == 1 or _equal(_run(stages, dynamics, names, passes, 0, size), rows)]
-    return tuple(sorted({1, *found}))
+    found = {}
+    for name in vars(stages):
+        singles = [_run(stages, dynamics, name, passes, row, row + 1) for row in range(max(sizes))]
+        rows = [torch.cat(parts) for parts in zip(*singles, strict=True)]
+        exact = [size for size in sizes if _equal(_run(stages, dynamics, name, passes, 0, size), rows)]
+        found[name] = tuple(sorted({1, *exact}))
+    return found
 
 
 @torch.no_grad()
@@ -41,9 +44,9 @@ def exact_parts(stages: Stages, dynamics: DiT) -> int:
     """In how many parts the model has to add up its long sums, so that `ENOUGH` sessions are exact; it is left so."""
     for parts in PARTS:
         set_parts(dynamics, parts)
-        singles = [_run(stages, dynamics, ("denoise",), (1,), row, row + 1) for row in range(ENOUGH)]
+        singles = [_run(stages, dynamics, "denoise", (1,), row, row + 1) for row in range(ENOUGH)]
         rows = [torch.cat(columns) for columns in zip(*singles, strict=True)]
-        if _equal(_run(stages, dynamics, ("denoise",), (1,), 0, ENOUGH), rows):
+        if _equal(_run(stages, dynamics, "denoise", (1,), 0, ENOUGH), rows):
             return parts
     set_parts(dynamics, PARTS[0])  # parts are not what it hangs on
     return PARTS[0]
@@ -55,16 +58,13 @@ def set_parts(dynamics: DiT, parts: int) -> None:
         block.mlp.parts = parts  # type: ignore[union-attr]
 
 
-def _run(
-    stages: Stages, dynamics: DiT, names: tuple[str, ...], passes: tuple[int, ...], first: int, last: int
-) -> list[Tensor]:
-    """All that the stages give for some rows of the example inputs in one batch."""
+def _run(stages: Stages, dynamics: DiT, name: str, passes: tuple[int, ...], first: int, last: int) -> list[Tensor]:
+    """All that a stage gives for some rows of the example inputs in one batch."""
     outs: list[Tensor] = []
-    for count in passes:
-        for name, (own, shared) in example(dynamics, max(SIZES), count).items():
-            if name in names and (name == "prepare" or count == passes[0]):
-                out = getattr(stages, name)(*(arg[first:last] for arg in own), *shared)
-                outs += [out] if isinstance(out, Tensor) else list(out)
+    for count in passes if name == "prepare" else passes[:1]:
+        own, shared = example(dynamics, max(SIZES), count)[name]
+        out = getattr(stages, name)(*(arg[first:last] for arg in own), *shared)
+        outs += [out] if isinstance(out, Tensor) else list(out)
     return outs
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldsim.engine.exactness import ENOUGH, exact_parts, exact_sizes, set_parts
+from worldsim.engine.exactness import ENOUGH, Sizes, exact_parts, exact_sizes, set_parts
 from worldsim.engine.stages import Decode, Denoise, Judge, Prepare, Stages, eager, example
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean
 from worldsim.models.autoencoder import FrameAutoencoder
@@ -53,12 +53,12 @@ class Runtime:
     autoencoder: FrameAutoencoder
     stages: Stages
     parts: int
-    find_sizes: Callable[[Runtime], tuple[int, ...]]
+    find_sizes: Callable[[Runtime], Sizes]
     largest: int = ENOUGH
 
     @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """Batch sizes at which a row has the bits that it has alone."""
+    def sizes(self) -> Sizes:
+        """Batch sizes at which a row has the bits that it has alone, for each stage by name."""
         return self.find_sizes(self)
 
     @property
@@ -82,7 +82,7 @@ def build(
     name: str,
     folder: Path,
     parts: int | None = None,
-    find_sizes: Callable[[Runtime], tuple[int, ...]] | None = None,
+    find_sizes: Callable[[Runtime], Sizes] | None = None,
 ) -> Runtime:
     """A runtime.
 
@@ -119,7 +119,7 @@ def build(
     return Runtime(name, dynamics, autoencoder, stages, parts, find_sizes or (lambda own: try_sizes(world, own)))
 
 
-def try_sizes(world: World, runtime: Runtime) -> tuple[int, ...]:
+def try_sizes(world: World, runtime: Runtime) -> Sizes:
     """The exact batch sizes of a runtime, found by trying."""
     sampler = world.card.sampler
     steps = {sampler.get("steps", 2), sampler.get("first_steps", 12)}
@@ -153,8 +153,18 @@ def _compiled(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Sta
     loaded = {}
     for stage in modules:
         with _quiet():
-            loaded[stage] = torch._inductor.aoti_load_package(str(folder / f"{stage}.pt2"))
+            loaded[stage] = _Packed(torch._inductor.aoti_load_package(str(folder / f"{stage}.pt2")))
     return Stages(**loaded)
+
+
+class _Packed:
+    """A compiled stage. It takes the layout of its inputs for granted, and would read others wrongly without a word."""
+
+    def __init__(self, package: Callable[..., Any]) -> None:
+        self.package = package
+
+    def __call__(self, *args: Tensor) -> Any:
+        return self.package(*(arg.contiguous() for arg in args))
 
 
 def _export(stage: str, module: nn.Module, dynamics: DiT) -> Any:

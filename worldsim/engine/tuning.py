@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from worldsim.engine.batching import in_pieces
+from worldsim.engine.exactness import Sizes
 from worldsim.engine.runtimes import RUNTIMES, Runtime, build, try_sizes
 from worldsim.engine.simulator import SamplerConfig, Simulator
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean
@@ -61,9 +62,9 @@ def choose(world: World, name: str = "auto") -> Runtime:
         name = found.get("fastest", "eager")
     known = found["runtimes"].get(name, {})
 
-    def find_sizes(runtime: Runtime) -> tuple[int, ...]:
+    def find_sizes(runtime: Runtime) -> Sizes:
         if "sizes" in known:
-            return tuple(known["sizes"])
+            return {stage: tuple(sizes) for stage, sizes in known["sizes"].items()}
         sizes = try_sizes(world, runtime)
         _note(folder, name, {"sizes": sizes})
         return sizes
@@ -100,12 +101,13 @@ def tune(world: World, report: Callable[[str], None] = lambda line: None) -> dic
                 report(f"{name}: {error}")
                 continue
             built = time.perf_counter() - begin
-            ms = {size: time_step(world, runtime, size) for size in BATCHES if size in runtime.sizes}
+            exact = runtime.sizes["denoise"]
+            ms = {size: time_step(world, runtime, size) for size in BATCHES if size in exact}
             best = min(ms[size] / size for size in ms)
             largest = min(size for size in ms if ms[size] / size <= 1.05 * best)
             _note(folder, name, {"ms": ms, "largest": largest})
             shown = ", ".join(f"{size}: {value:.1f}" for size, value in ms.items())
-            report(f"{name}: ms a step by sessions {shown}; exact up to {runtime.sizes[-1]}; ready in {built:.0f} s")
+            report(f"{name}: ms a step by sessions {shown}; exact up to {exact[-1]}; ready in {built:.0f} s")
     finally:
         torch.set_num_threads(before)
     found = _read(folder)

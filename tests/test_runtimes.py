@@ -1,0 +1,147 @@
+"""Every runtime against eager, and where batches differ from singles."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from worldsim.engine import tuning
+from worldsim.engine.batching import in_pieces, pieces, spread
+from worldsim.engine.engine import Engine, Opening
+from worldsim.engine.exactness import ENOUGH, SIZES, exact_parts, exact_sizes
+from worldsim.engine.runtimes import Runtime, build
+from worldsim.engine.simulator import Simulator
+from worldsim.engine.stages import Stages, eager, example
+from worldsim.errors import ConfigError, RuntimeUnavailable
+from worldsim.world import World
+
+
+@pytest.fixture(scope="module", params=["compiled", "onnx", "cudagraph"])
+def runtime(request: pytest.FixtureRequest, world_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+    torch.set_num_threads(1)
+    world = World.from_pretrained(world_path, dtype=torch.float32)
+    try:
+        return build(world, request.param, tmp_path_factory.mktemp("runtime"))
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+
+
+@torch.no_grad()
+def test_stages_give_what_eager_gives(runtime: Runtime) -> None:
+    reference = eager(runtime.dynamics, runtime.autoencoder)
+    for rows in (1, 3):
+        for name, (own, shared) in example(runtime.dynamics, rows, 2).items():
+            outs = getattr(runtime.stages, name)(*own, *shared)
+            expected = getattr(reference, name)(*own, *shared)
+            for out, right in zip(*((x if isinstance(x, tuple) else (x,)) for x in (outs, expected)), strict=True):
+                if name == "decode":
+                    assert (out.int() - right.int()).abs().max() <= 1 and out.dtype == torch.uint8
+                else:
+                    torch.testing.assert_close(out, right, rtol=1e-3, atol=1e-4)
+
+
+def test_sessions_give_what_eager_gives_and_are_exact(runtime: Runtime, world_path: Path) -> None:
+    """A rollout stays close to eager's, and equals itself alone and among others."""
+    world = World.from_pretrained(world_path, dtype=torch.float32)
+    frames = {}
+    for name, stages in (("own", runtime.stages), ("eager", eager(runtime.dynamics, runtime.autoencoder))):
+        simulator = Simulator(runtime.dynamics, world.book, stages=in_pieces(stages, lambda: runtime.sizes))
+        for seeds in ([1], [1, 2, 3, 4, 5]):
+            state = simulator.begin(seeds, ["a cart"] * len(seeds))
+            simulator.step(state, None)
+            outs = [simulator.step(state, torch.eye(2)[[turn % 2] * len(seeds)]) for turn in range(4)]
+            frames[name, len(seeds)] = outs[-1].latents[0]
+    torch.testing.assert_close(frames["own", 1], frames["eager", 1], rtol=1e-2, atol=1e-2)
+    assert torch.equal(frames["own", 1], frames["own", 5])
+
+
+def test_what_is_not_exact_is_found(world: World) -> None:
+    """A stage whose bits depend on the batch gets single rows; the others keep their batches."""
+    stages = eager(world.dynamics, world.autoencoder)
+
+    def drifting(features: torch.Tensor) -> Any:
+        return tuple(out + 1e-6 * (len(features) > 3) * torch.rand_like(out) for out in stages.judge(features))
+
+    sizes = exact_sizes(Stages(**(vars(stages) | {"judge": drifting})), world.dynamics)
+    honest = exact_sizes(stages, world.dynamics)
+    assert set(sizes["judge"]) <= {1, 2, 3} and {k: v for k, v in sizes.items() if k != "judge"} == {
+        k: v for k, v in honest.items() if k != "judge"
+    }
+    assert all(1 in found and set(found) <= set(SIZES) for found in honest.values())
+
+
+def test_long_sums_get_parts_until_batches_are_exact(world: World) -> None:
+    class Kernels:
+        """Eager stages of which the denoiser is exact only once sums are in four parts."""
+
+        def __init__(self) -> None:
+            self.tried: list[int] = []
+            own = vars(eager(world.dynamics))
+            self.stages = Stages(**(own | {"denoise": self.denoise}))
+            self.own = own["denoise"]
+
+        def denoise(self, *args: torch.Tensor) -> Any:
+            parts = world.dynamics.blocks[0].mlp.parts  # type: ignore[union-attr]
+            self.tried.append(int(parts))  # type: ignore[arg-type]
+            outs = self.own(*args)
+            return outs if parts == 4 or len(args[0]) < ENOUGH else tuple(out + 1 for out in outs)
+
+    kernels = Kernels()
+    assert exact_parts(kernels.stages, world.dynamics) == 4
+    assert sorted(set(kernels.tried)) == [1, 2, 4]
+
+
+def test_rows_are_cut_into_sizes() -> None:
+    assert pieces(13, (1, 2, 8)) == [8, 2, 2, 1]
+    assert spread(9, (1, 2, 4, 8), workers=2, largest=8) == [4, 4, 1]
+    assert spread(32, SIZES, workers=1, largest=32) == [32]
+    assert spread(3, SIZES, workers=8, largest=8) == [1, 1, 1]
+    for rows in range(1, 70):
+        assert sum(spread(rows, SIZES, 2, 8)) == rows
+
+
+def test_tuning_is_remembered(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(tuning.CACHE, str(tmp_path))
+    monkeypatch.setattr(tuning, "SECONDS", 0.01)
+    monkeypatch.setattr(tuning, "BATCHES", (1, 2))
+    monkeypatch.setattr(tuning, "RUNTIMES", ("eager", "cudagraph"))
+    assert tuning.choose(world).name == "eager"  # where nothing was tuned
+    lines: list[str] = []
+    found = tuning.tune(world, lines.append)
+    assert (
+        found["fastest"] == "eager" and found["runtimes"]["eager"]["ms"]["1"] > 0 and any("exact" in x for x in lines)
+    )
+    assert torch.cuda.is_available() or "NVIDIA" in found["unavailable"]["cudagraph"]
+    path = next(tmp_path.glob("*/runtimes.json"))
+    assert json.loads(path.read_text()) == json.loads(json.dumps(found))
+    assert tuning.choose(world).largest == found["runtimes"]["eager"]["largest"]
+    for damaged in ("", "[]", "{}", '{"runtimes": 3}'):
+        path.write_text(damaged)
+        assert tuning.choose(world).name == "eager"
+    with pytest.raises(ConfigError, match="Did you mean 'eager'"):
+        tuning.choose(world, "eagre")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_cannot_be_written_is_no_error(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o500)
+    monkeypatch.setenv(tuning.CACHE, str(tmp_path / "cache"))
+    assert tuning.choose(world).sizes
+
+
+def test_inexact_mode_is_close(world: World) -> None:
+    frames = []
+    for exact in (True, False):
+        engine = Engine(world, threads=1, exact=exact)
+        numbers = engine.open_all([Opening(seed=i) for i in range(5)])
+        frames.append(engine.step({n: 1 for n in numbers})[numbers[0]].frame)
+        assert engine.stats()["exact"] is exact
+    assert np.abs(frames[0].astype(int) - frames[1].astype(int)).max() <= 2
