@@ -180,6 +180,24 @@ def bench(args: Sequence[str]) -> None:
     print(json.dumps(report, indent=2) if config.json else table(report))
 
 
+def bench_engine(args: Sequence[str]) -> None:
+    """Time an engine of a world: many sessions, forks and snapshots, a long run, a soak.
+
+    Example: worldsim bench engine car-racing --threads 2 --soak-minutes 10
+    """
+    import dataclasses
+    import json
+    from pathlib import Path
+
+    from worldsim.envs.world_env import world_path
+    from worldsim.evaluation.bench_engine import EngineBenchConfig, table
+    from worldsim.evaluation.bench_engine import bench_engine as run
+
+    config = parse(EngineBenchConfig, "bench engine", args, bench_engine.__doc__)
+    report = run(dataclasses.replace(config, world=Path(world_path(str(config.world)))))
+    print(json.dumps(report, indent=2) if config.json else table(report))
+
+
 def tune(args: Sequence[str]) -> None:
     """Build and time all runtimes of a world on this machine; from then on it runs on the fastest.
 
@@ -204,6 +222,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "info": info,
     "eval": evaluate,
     "bench": bench,
+    "bench engine": bench_engine,
     "tune": tune,
 }
 

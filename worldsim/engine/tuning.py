@@ -31,6 +31,8 @@ from worldsim.world import World
 CACHE = "WORLDSIM_CACHE"  # environment variable: another place for the cache folder
 BATCHES = (1, 2, 4, 8, 16, 32)  # that are timed
 SECONDS = 0.6  # for each
+_PACKAGE = Path(__file__).resolve().parent.parent
+_SOURCES = sorted([*_PACKAGE.glob("models/*.py"), *_PACKAGE.glob("diffusion/*.py"), *_PACKAGE.glob("engine/*.py")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +138,10 @@ def _folder(world: World) -> Path:
     """Named by the world's weights and by all of the machine that a runtime depends on."""
     machine = [torch.__version__, platform.machine(), _cpu(), world.dynamics.embed.weight.dtype, world.card.sampler]
     machine.append(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
-    digest = hashlib.blake2b(repr([world.fingerprint(), *machine]).encode(), digest_size=8).hexdigest()
-    return cache_folder() / f"{world.card.name}-{digest}"
+    digest = hashlib.blake2b(repr([world.fingerprint(), *machine]).encode(), digest_size=8)
+    for source in _SOURCES:  # another version of our own code makes other graphs
+        digest.update(source.read_bytes())
+    return cache_folder() / f"{world.card.name}-{digest.hexdigest()}"
 
 
 def _read(folder: Path) -> dict[str, Any]:

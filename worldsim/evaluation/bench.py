@@ -124,7 +124,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     assert world.path is not None
     return {
         "world": world.card.name,
-        "machine": {"cpu": _cpu(), "threads": config.threads, "torch": torch.__version__},
+        "machine": machine(config.threads),
         "steps": config.steps,
         "sessions": config.sessions,
         "runtime": runtime.name,
@@ -218,6 +218,16 @@ def _memory() -> dict[str, float]:
     except OSError:  # not Linux: the peak is all that can be had
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
         return {"VmRSS": peak, "VmHWM": peak}
+
+
+def memory_mb() -> float:
+    """Resident memory of this process in megabytes."""
+    return _memory()["VmRSS"]
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What a report says of where it was made."""
+    return {"cpu": _cpu(), "threads": threads, "torch": torch.__version__}
 
 
 def _cpu() -> str:
