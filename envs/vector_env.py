@@ -18,7 +18,7 @@ from gymnasium.vector.utils import batch_space, iterate
 from worldsim.engine.engine import Engine, Opening, Step
 from worldsim.engine.session import Snapshot
 from worldsim.envs.world_env import check_options, make_engine, opening_of
-from worldsim.errors import ConfigError, InputError, SessionError
+from worldsim.errors import ActionError, ConfigError, InputError, SessionError
 
 MEMORY_MB = 1024  # of the engine, at least; more where that many environments need more
 SPARE = 1.5  # memory for so many times the environments: forks, snapshots, the shared beginnings
@@ -134,6 +134,10 @@ class WorldVectorEnv(VectorEnv):
             which = np.flatnonzero(self._over).tolist()
             raise SessionError(f"the episodes {which} are over; call reset(options={{'reset_mask': mask}}) for them.")
         sessions = [self._session(i) for i in range(self.num_envs)]
+        if isinstance(actions, (np.ndarray, list, tuple)) and len(actions) != self.num_envs:
+            raise ActionError(
+                f"there are {len(actions)} actions; allowed: one for each of {self.num_envs} environments."
+            )
         rows = zip(range(self.num_envs), iterate(self.action_space, actions), strict=True)
         drawn = self.engine.step({sessions[i]: action for i, action in rows if not again[i]})
 

@@ -166,6 +166,8 @@ def test_bad_calls_change_nothing(world_path: Path) -> None:
         env.reset(options={"snapshot": [None, closed, None]})
     with pytest.raises(ActionError, match="outside the action space"):
         env.step(np.array([0, 7, 0]))
+    with pytest.raises(ActionError, match="2 actions"):
+        env.step(np.array([0, 0]))
     assert env._sessions == sessions and env.engine.sessions.keys() == before.keys()
     assert all(env.engine.sessions[n].step == before[n].step for n in before)
     with pytest.raises(ConfigError, match="num_envs"):

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from worldsim.engine.batching import in_pieces, spread
@@ -397,6 +398,8 @@ class Engine:
     def _flatten(self, number: int, action: Any) -> Tensor:
         self.table.get(number)
         space = self.world.action_space
+        if isinstance(space, spaces.Box) and getattr(action, "dtype", None) == np.float64:
+            action = action.astype(space.dtype)  # what numpy computes in by itself
         if not space.contains(action):
             kind = getattr(action, "dtype", type(action).__name__)
             raise ActionError(

@@ -6,6 +6,8 @@ import time
 from collections import Counter, deque
 from typing import Any
 
+from worldsim.errors import MissingDependency
+
 RECENT = 4096  # steps that latencies are computed over
 WINDOW = 10.0  # seconds that frames a second are counted over
 
@@ -57,9 +59,18 @@ class Stats:
 
 
 def prometheus(stats: dict[str, Any], world: str) -> str:
-    """The page that Prometheus reads (text format 0.0.4) of what `Engine.stats` says."""
-    from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+    """The page that Prometheus reads (text format 0.0.4) of what `Engine.stats` says.
+
+    Raises:
+        MissingDependency: prometheus_client is not installed.
+    """
+    try:
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+    except ImportError as error:
+        raise MissingDependency(
+            "prometheus_client", "a Prometheus page", 'pip install "worldsim-engine[serve]"'
+        ) from error
 
     labels = {"world": world, "runtime": stats["runtime"]}
     values = list(labels.values())

@@ -65,7 +65,7 @@ def choose(world: World, name: str = "auto") -> Runtime:
     known = found["runtimes"].get(name, {})
 
     def find_sizes(runtime: Runtime) -> Sizes:
-        if "sizes" in known:
+        if isinstance(known.get("sizes"), dict):
             return {stage: tuple(sizes) for stage, sizes in known["sizes"].items()}
         sizes = try_sizes(world, runtime)
         _note(folder, name, {"sizes": sizes})

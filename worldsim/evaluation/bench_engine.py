@@ -248,9 +248,10 @@ def table(report: dict[str, Any]) -> str:
         if age in report:
             part = report[age]
             lines.append(
-                f"at frame {part['step']}: fork {part['fork_ms']:.3f} ms and {100 * part['fork_share_of_memory']:.1f} % "
-                f"of a session's memory; saved in {part['save_ms']:.1f} ms, loaded in another process in "
-                f"{part['load_ms']:.1f} ms ({part['file_kb']:.0f} kB), {part['equal_frames']} frames equal there"
+                f"at frame {part['step']}: fork {part['fork_ms']:.3f} ms and "
+                f"{100 * part['fork_share_of_memory']:.1f} % of a session's memory; saved in {part['save_ms']:.1f} ms, "
+                f"loaded in another process in {part['load_ms']:.1f} ms ({part['file_kb']:.0f} kB), "
+                f"{part['equal_frames']} frames equal there"
             )
     if "flat" in report:
         part = report["flat"]
