@@ -15,6 +15,7 @@ COMMANDS = (
     (("r", "f2"), "reset", "new episode"),
     (("p", "space", "f4"), "pause", "pause, go on"),
     (("n", "f3"), "single_step", "one step while paused"),
+    (("backspace", "f6"), "rewind", "hold to rewind, up to 30 s"),
     (("c", "f12"), "screenshot", "screenshot (png)"),
     (("v", "f9"), "record", "start, stop video (mp4)"),
     (("e", "f5"), "save", "save as training episode"),

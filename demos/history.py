@@ -50,6 +50,11 @@ class History:
         """Keep the step that led to the frame that is added next."""
         self._steps.append((action, reward, terminated, truncated))
 
+    def take_back(self) -> None:
+        """Forget the last step and its frame: the step was taken back."""
+        self._steps.pop()
+        self._frames.pop()
+
     def episode(self, meta: dict[str, Any]) -> Episode:
         """All of it as an episode.
 

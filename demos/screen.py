@@ -77,7 +77,7 @@ class Screen:
         """Lay words over what was drawn."""
         area = self.places[0].unionall(self.places[1:])
         x = area.left + 8
-        for text, color in ((overlay.recording, RED), (overlay.paused, WARM)):
+        for text, color in ((overlay.recording, RED), (overlay.paused, WARM), (overlay.rewinding, LIT)):
             x += self._pill(text, color, x, area.top + 8) + 6 if text else 0
         if overlay.help:
             self._draw_help(overlay.help)

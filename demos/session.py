@@ -13,7 +13,8 @@ import numpy as np
 
 from worldsim.demos.history import History
 from worldsim.demos.keymap import KeyMap, keymap_for
-from worldsim.errors import MissingDependency, PromptError
+from worldsim.demos.rewind import Moment, Past
+from worldsim.errors import MissingDependency, PromptError, SessionError
 from worldsim.models.action import stack_actions
 
 LEAD_IN = 12  # frames of a real game that the world beside it begins from
@@ -50,6 +51,7 @@ class Side:
         self.takes_prompt = hasattr(env.unwrapped, "set_prompt")
         self.prompts: list[str] = list(getattr(env.unwrapped, "prompts", ()))
         self.generated = self.takes_prompt and hasattr(env.unwrapped, "prompts")
+        self.can_rewind = hasattr(env.unwrapped, "snapshot") and hasattr(env.unwrapped, "restore")
         self.prompt, self.labels = "", {}
         self._times: deque[float] = deque(maxlen=RECENT)
         self.frame = self.picture = np.zeros((1, 1, 3), np.uint8)
@@ -87,6 +89,25 @@ class Side:
     def set_prompt(self, text: str) -> None:
         """Change the prompt from the next frame on; see the environment for what it raises."""
         self.env.unwrapped.set_prompt(text)  # type: ignore[attr-defined]  -- asked for by takes_prompt
+
+    def moment(self) -> Moment:
+        """The side as it is now; only where `can_rewind`. Raises EngineFull when there is no room for a snapshot."""
+        return Moment(
+            snapshot=self.env.unwrapped.snapshot(),  # type: ignore[attr-defined]
+            reward=self.reward,
+            total=self.total,
+            terminated=self.terminated,
+            truncated=self.truncated,
+            prompt=self.prompt,
+            labels=self.labels,
+        )
+
+    def go_back(self, moment: Moment) -> None:
+        """Be again as at `moment`, and show what the environment showed then."""
+        frame = self.env.unwrapped.restore(moment.snapshot)  # type: ignore[attr-defined]
+        self.reward, self.total = moment.reward, moment.total
+        self.terminated, self.truncated = moment.terminated, moment.truncated
+        self._look(frame, {"prompt": moment.prompt, "labels": moment.labels})
 
     def _look(self, observation: Any, info: dict[str, Any]) -> None:
         image = isinstance(observation, np.ndarray) and observation.dtype == np.uint8 and observation.ndim == 3
@@ -134,11 +155,13 @@ class Session:
             self.check_prompts()
         self._seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
         self._frame_size = frame_size
+        self.past = Past(self.sides, self.fps)
         self.resets = 0
         self.reset()
 
     def reset(self) -> None:
         """Begin a new episode on every side, with one seed for all."""
+        self.past.clear()  # first: the memory it holds is needed now
         self.seed = self._seed + self.resets
         self.resets += 1
         self.steps = 0
@@ -171,6 +194,8 @@ class Session:
 
     def step(self, held: Sequence[str]) -> None:
         """Make a step on every side under the keys held, named in the order they were pressed."""
+        if self.can_rewind and not self.over:
+            self.past.keep(self.prompt, self.steps)
         going = not self.first.over
         action = self.first.keymap.action(held)
         for side in self.sides:
@@ -180,6 +205,28 @@ class Session:
             self.steps += 1
             self.history.add_step(action, self.first.reward, self.first.terminated, self.first.truncated)
             self.history.add_frame(self.first.frame, self.first.prompt, self.first.labels)
+
+    def rewind(self) -> None:
+        """Take the last step back, out of the history too; nothing when no step is kept any more.
+
+        Raises:
+            SessionError: an environment has no snapshots to go back to.
+        """
+        if not self.can_rewind:
+            names = " and ".join(side.name for side in self.sides if not side.can_rewind)
+            raise SessionError(f"Nothing is rewound: {names} cannot go back. Worlds made by worldsim can.")
+        before = self.past.go_back()
+        if before is None:
+            return
+        self.prompt = before.prompt
+        if before.steps < self.steps:  # else the first side was over, and the step was the other's alone
+            self.steps = before.steps
+            self.history.take_back()
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether all sides can: none goes back alone."""
+        return all(side.can_rewind for side in self.sides)
 
     @property
     def over(self) -> bool:
@@ -235,6 +282,7 @@ class Session:
 
     def close(self) -> None:
         """Close the environments."""
+        self.past.clear()
         for side in self.sides:
             side.env.close()
 

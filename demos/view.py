@@ -43,6 +43,7 @@ class Overlay:
     bad: bool = False
     recording: str = ""
     paused: str = ""
+    rewinding: str = ""
     help: Sequence[tuple[str, str]] = ()
 
 

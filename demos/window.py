@@ -21,6 +21,7 @@ from worldsim.errors import SessionError, WorldsimError
 
 SHORT, LONG = 4.0, 9.0  # seconds that a message stays, and one that is a warning
 OVER = "The episode is over. R begins a new one."
+OVER_BUT = "The episode is over. R begins a new one, Backspace goes back."
 IDLE = 0.25  # seconds between looks at the keyboard when nothing moves
 
 
@@ -56,15 +57,18 @@ class Player:
         due = time.perf_counter()
         try:
             while self.running and not 0 < steps <= self.total_steps:
-                if steps and self.session.over:
+                if steps and self.session.over and not self.rewinding:
                     self.reset()  # nobody may be there to do it
-                if self.paused or self.session.over:
+                if not self.moving:
                     changed, due = self.poll(IDLE), time.perf_counter()
                     self._stepped_at.clear()
                 else:
                     changed = self.poll(due - time.perf_counter())
-                    if (now := time.perf_counter()) >= due and not self.paused:
-                        self.step()
+                    if (now := time.perf_counter()) >= due and self.moving:
+                        if self.rewinding:
+                            self.rewind()
+                        else:
+                            self.step()
                         changed, due = True, max(due + 1 / self.fps, now)
                 if changed or 0 < self._until <= time.perf_counter():
                     self.present()
@@ -88,11 +92,29 @@ class Player:
         """Make one step under the keys held."""
         self.session.step(self.held.names())
         self.total_steps += 1
+        self._moved()
+
+    def rewind(self) -> None:
+        """Take one step back, or stand at the first that is kept; see `Session.rewind` for what it raises."""
+        self.session.rewind()
+        self._moved()
+
+    def _moved(self) -> None:
         self._stepped_at.append(time.perf_counter())
         if self.saver.recorded is not None:
             self._draw()
             self._try(self.saver.add_frame)
         self.held.stepped()
+
+    @property
+    def rewinding(self) -> bool:
+        """Whether the key for it is held, or was tapped since the last step."""
+        return "rewind" in self.held.names()
+
+    @property
+    def moving(self) -> bool:
+        """Whether there is a step to make or to take back."""
+        return self.rewinding or not (self.paused or self.session.over)
 
     @property
     def reached_fps(self) -> float:
@@ -139,7 +161,10 @@ class Player:
             return self._key_in_line(name)
         if name != "escape" and self.session.first.keymap.knows(name):
             return self.held.hold(code, name)
-        return name in self._commands and self._do(self._commands[name])
+        command = self._commands.get(name, "")
+        if command == "rewind" and self.session.can_rewind:
+            return self.held.hold(code, command)  # no key of a game has this name
+        return bool(command) and self._do(command)
 
     def _key_in_line(self, name: str) -> bool:
         if name not in ("return", "escape"):
@@ -236,12 +261,14 @@ class Player:
             self._message, self._until = "", 0.0
         self._draw()
         recorded = self.saver.recorded
+        over = OVER_BUT if len(self.session.past) else OVER
         self.screen.overlay(
             Overlay(
-                message=self._message or (OVER if self.session.over else ""),
+                message=self._message or (over if self.session.over else ""),
                 bad=self._bad,
                 recording="" if recorded is None else f"REC {recorded:.0f} s",
                 paused="PAUSED" if self.paused else "",
+                rewinding=f"REWIND {len(self.session.past) / self.fps:.1f} s left" if self.rewinding else "",
                 help=controls.help_rows(self.session.first.keymap) if self.helping else (),
             )
         )

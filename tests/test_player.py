@@ -2,7 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -11,12 +13,15 @@ imageio = pytest.importorskip("imageio.v3")
 
 from toy import KEYS, Endless, Toy, World, make_player, press, read_video, type_text  # noqa: E402
 
+import worldsim.envs  # noqa: E402, F401 -- registers the ids
 from worldsim.data.episodes import Dataset, read_episode  # noqa: E402
 from worldsim.demos.clip import drive  # noqa: E402
 from worldsim.demos.controls import COMMANDS  # noqa: E402
+from worldsim.demos.rewind import MOST, SECONDS  # noqa: E402
 from worldsim.demos.screen import Screen  # noqa: E402
 from worldsim.demos.session import LEAD_IN, Session, Side  # noqa: E402
 from worldsim.demos.view import Overlay, view_of  # noqa: E402
+from worldsim.demos.window import Player  # noqa: E402
 from worldsim.demos.worlds import make_env  # noqa: E402
 from worldsim.errors import DataError, PromptError, SessionError  # noqa: E402
 
@@ -80,6 +85,160 @@ def test_saved_episode_reads_back(tmp_path):
     assert cart.history.episode({}).frames.shape == (2, 64, 64, 3)
     with pytest.raises(DataError, match="--out"):
         cart.save(tmp_path / "set")
+
+
+# Rewinding
+
+
+def play(session, turns):
+    """The pictures after each step."""
+    shown = []
+    for held in turns:
+        session.step(held)
+        shown.append(session.first.picture)
+    return shown
+
+
+def test_steps_taken_back_were_never_made():
+    env = World()
+    env.limit = 7  # then the episode is over
+    session = Session([Side(env, "world")], seed=3)
+    turns = [["left"], [], ["up"], ["space"], ["right"], [], ["left", "up"]]
+    first, shown = session.first.picture, play(session, turns[:4])
+    session.set_prompt("snow")
+    shown += play(session, turns[4:])
+    assert session.over and session.first.total == 3.5
+    for _ in range(3):
+        session.rewind()
+    assert (session.steps, session.over, session.first.total, env.words) == (4, False, 2.0, "snow")
+    assert np.array_equal(play(session, turns[4:]), shown[4:]) and session.over
+    for _ in range(5):
+        session.rewind()
+    assert (session.steps, session.prompt, session.first.prompt, env.words) == (2, None, "plain", "plain")
+    assert np.array_equal(session.first.picture, shown[1])
+    shown[2:] = play(session, [["up"], ["right"], ["right"]])  # another way
+    episode = session.history.episode({})
+    assert np.array_equal(episode.frames, [first, *shown])
+    assert episode.actions.tolist() == env.actions == [1, 0, 3, 2, 2]
+    assert episode.texts() == ["plain"] * 6 and not episode.terminated.any()
+    for _ in range(9):
+        session.rewind()
+    assert session.steps == len(session.history) == 0 and np.array_equal(session.first.picture, first)
+    assert env.saved == []
+
+
+def test_a_real_world_goes_back_bit_for_bit(world_path):
+    env: Any = gym.make("worldsim/World-v0", world=str(world_path), render_mode="rgb_array")
+    pool = env.unwrapped.engine.table.pool
+    session = Session([Side(env, "world")], seed=5)
+    turns, start = [["left"], ["right"], ["right"], ["left"], ["left"], ["right"]], session.first.picture
+    shown = play(session, turns)
+    assert all((one != other).any() for one, other in zip(shown, shown[1:], strict=False))
+    rewards = session.history.episode({}).rewards
+    for i in (4, 3, 2):
+        session.rewind()
+        assert np.array_equal(session.first.picture, shown[i]) and np.array_equal(env.render(), shown[i])
+    assert session.steps == 3
+    assert np.array_equal(play(session, turns[3:]), shown[3:])
+    episode = session.history.episode({})
+    assert np.array_equal(episode.frames, [start, *shown]) and np.array_equal(episode.rewards, rewards)
+    assert pool.pinned > 0
+    session.close()
+    assert pool.pinned == pool.used == 0
+
+
+def test_what_is_kept():
+    env = World()
+    session = Session([Side(env, "world")], seed=0)
+    play(session, [[]] * (MOST + 5))
+    assert len(session.past) == len(env.saved) == MOST == min(MOST, SECONDS * session.fps)
+    session.reset()
+    assert len(session.past) == len(env.saved) == session.steps == 0
+    env.room = 3  # of snapshots: the oldest give way
+    play(session, [[]] * 8)
+    for _ in range(8):
+        session.rewind()
+    assert session.steps == 5 == env.count
+    play(session, [[]])
+    env.room = 0  # not even one: play goes on
+    play(session, [[]])
+    session.rewind()
+    assert session.steps == 7 and env.saved == []
+    env.room = 9
+    play(session, [[]])
+    session.close()
+    assert env.saved == []
+
+
+def test_sides_go_back_together():
+    one, other = World(), World()
+    one.limit, other.room = 3, 5
+    session = Session([Side(one, "one"), Side(other, "other")], seed=0)
+    play(session, [[]] * 6)
+    assert (session.steps, one.count, other.count) == (3, 3, 6) and len(one.saved) == len(other.saved) == 5
+    for count in (5, 4, 3):
+        session.rewind()
+        assert (session.steps, session.first.over, other.count) == (3, True, count)
+    session.rewind()
+    assert (session.steps, one.count, other.count, len(session.history)) == (2, 2, 2, 2) and not session.first.over
+    world = World()
+    session = Session([Side(world, "world"), Side(Endless(), "game")], seed=0)
+    play(session, [[]] * 3)
+    with pytest.raises(SessionError, match="game cannot go back"):
+        session.rewind()
+    assert session.steps == world.count == 3 and world.saved == []
+
+
+def test_holding_the_key_rewinds(player):
+    for _ in range(9):
+        player.step()
+    player.present()
+    shown = player.screen.pixels()
+    press(player, "BACKSPACE")
+    assert player.rewinding
+    player.present()
+    assert (player.screen.pixels() != shown).any()
+    for left in (8, 7, 6):
+        player.rewind()
+        assert player.session.steps == left and player.rewinding
+    press(player, "BACKSPACE", up=True)
+    assert not player.rewinding
+    press(player, "p", "BACKSPACE")
+    press(player, "BACKSPACE", up=True)  # a tap is one step, also while paused
+    assert player.moving
+    player.rewind()
+    assert player.session.steps == 5 and player.paused and not player.moving
+    press(player, "p")
+    player.run(steps=player.total_steps + 2)
+    assert player.session.steps == 7
+
+
+def test_run_goes_backwards_while_the_key_is_held(player, monkeypatch):
+    player.session.first.env.limit = 5
+    for _ in range(5):
+        player.step()
+    assert player.session.over and not player.moving
+    press(player, "F6")
+    taken = []
+
+    def rewind():
+        taken.append(player.session.steps)
+        Player.rewind(player)
+        if len(taken) == 7:  # two more than there are
+            press(player, "F6", up=True)
+
+    monkeypatch.setattr(player, "rewind", rewind)
+    player.run(steps=8)
+    assert taken == [5, 4, 3, 2, 1, 0, 0] and player.session.steps == 3
+
+
+def test_a_game_says_that_it_cannot_rewind(tmp_path):
+    player = make_player(tmp_path, Endless())
+    player.step()
+    press(player, "BACKSPACE")
+    assert player._bad and "cannot go back" in player._message and not player.rewinding
+    player.step()
+    assert player.session.steps == 2
 
 
 # Window

@@ -14,7 +14,7 @@ imageio = pytest.importorskip("imageio.v3")
 from worldsim.demos.screen import Screen, open_window  # noqa: E402
 from worldsim.demos.session import Session, Side  # noqa: E402
 from worldsim.demos.window import Player  # noqa: E402
-from worldsim.errors import PromptError  # noqa: E402
+from worldsim.errors import EngineFull, PromptError  # noqa: E402
 
 KEYS = {"": 0, "left": 1, "right": 2, "up": 3, "left+up": 4, "space": 5}
 
@@ -47,16 +47,45 @@ class Toy(gym.Env):
     def _frame(self, action):
         noise = self.np_random.integers(0, 255, (20, 30, 3), np.uint8)
         noise[:4, :4] = (self.count % 256, action, 99)
-        return noise
+        self.frame = noise
+        return noise.copy()
 
     def _info(self):
         return {"prompt": self.words, "labels": {"length": len(self.words)}}
 
 
+class Saved:
+    """A snapshot of a toy world."""
+
+    def __init__(self, world):
+        self.world = world
+        self.held = world.count, world.words, tuple(world.actions), world.np_random.bit_generator.state, world.frame
+        world.saved.append(self)
+
+    def close(self):
+        self.world.saved.remove(self)
+
+
 class World(Toy):
-    """The same as a generated world: with prompts, and starts from given frames."""
+    """The same as a generated world: with prompts, starts from given frames, and room for so many snapshots."""
 
     prompts = ["plain", "a road at night", "snow"]
+    room = 1000
+
+    def __init__(self):
+        super().__init__()
+        self.saved = []
+
+    def snapshot(self):
+        if len(self.saved) >= self.room:
+            raise EngineFull("no room")
+        return Saved(self)
+
+    def restore(self, saved):
+        assert saved in self.saved
+        self.count, self.words, actions, self.np_random.bit_generator.state, self.frame = saved.held
+        self.actions = list(actions)
+        return self.frame.copy()
 
     def set_prompt(self, text):
         if "lava" in text:

@@ -135,7 +135,8 @@ def play(args: Sequence[str]) -> None:
 
     Example: worldsim play doom --beside real-doom
 
-    Arrows or WASD play, Tab opens the prompt line, H shows the other keys. Without a screen this writes a clip.
+    Arrows or WASD play, Tab opens the prompt line, Backspace rewinds while it is held, H shows the other keys.
+    Without a screen this writes a clip.
     """
     from worldsim.demos.player import PlayConfig
     from worldsim.demos.player import play as run

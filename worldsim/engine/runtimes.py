@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldsim.engine.aoti import Library, unpack
 from worldsim.engine.exactness import ENOUGH, Sizes, exact_parts, exact_sizes, set_parts
 from worldsim.engine.stages import Decode, Denoise, Judge, Prepare, Stages, eager, example
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean
@@ -138,33 +139,22 @@ def _modules(dynamics: DiT, autoencoder: FrameAutoencoder) -> dict[str, nn.Modul
 
 def _compiled(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Stages:
     modules = _modules(dynamics, autoencoder)
-    if not all((folder / f"{stage}.pt2").is_file() for stage in modules):
-        if shutil.which("g++") is None and shutil.which("c++") is None and shutil.which("clang++") is None:
+    libraries = {stage: folder / f"{stage}.so" for stage in modules}
+    if not all(path.is_file() for path in libraries.values()):
+        if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             raise RuntimeUnavailable("the runtime 'compiled' needs a C++ compiler (g++ or clang++); install one.")
         folder.mkdir(parents=True, exist_ok=True)
         for stage, module in modules.items():
             program = _export(stage, module, dynamics)
-            part = folder / f"{stage}.part.pt2"
             with torch.no_grad(), _quiet():  # with gradients on, the weights would not be laid out beforehand
-                torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(part), inductor_configs={"freezing": True, "cpp.threads": 1}
+                package = torch._inductor.aoti_compile_and_package(
+                    program,
+                    package_path=str(folder / f"{stage}.part.pt2"),
+                    inductor_configs={"freezing": True, "cpp.threads": 1},
                 )
-            part.replace(folder / f"{stage}.pt2")
-    loaded = {}
-    for stage in modules:
-        with _quiet():
-            loaded[stage] = _Packed(torch._inductor.aoti_load_package(str(folder / f"{stage}.pt2")))
-    return Stages(**loaded)
-
-
-class _Packed:
-    """A compiled stage. It takes the layout of its inputs for granted, and would read others wrongly without a word."""
-
-    def __init__(self, package: Callable[..., Any]) -> None:
-        self.package = package
-
-    def __call__(self, *args: Tensor) -> Any:
-        return self.package(*(arg.contiguous() for arg in args))
+            unpack(Path(package), libraries[stage])
+            Path(package).unlink()
+    return Stages(**{stage: Library(path) for stage, path in libraries.items()})
 
 
 def _export(stage: str, module: nn.Module, dynamics: DiT) -> Any:
