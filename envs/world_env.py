@@ -209,7 +209,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         """
         twin = type(self)(prompt=self.default_prompt, engine=self.engine)
         twin.session, twin._steps = self.engine.fork(self._session()), self._steps
-        twin.spec, twin._np_random_seed = self.spec, self._np_random_seed
+        twin.spec, twin._np_random_seed, twin._own_engine = self.spec, self._np_random_seed, self._own_engine
         return twin
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
@@ -227,7 +227,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
     def close(self) -> None:
         """End the session, and the window if there is one; may be called again."""
         self._leave()
-        if self._own_engine and not self.engine.sessions:  # forks go on
+        if self._own_engine and not self.engine.sessions:  # forks go on, and the last one closes it
             self.engine.close()
         if self._window is not None:
             import pygame

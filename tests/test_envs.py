@@ -165,3 +165,28 @@ def test_shipped_worlds_are_small(name: str) -> None:
 def test_make_by_module_path() -> None:
     with pytest.raises(WorldNotFound):  # found and called: the id needs no import before
         gym.make("worldsim.envs:worldsim/World-v0", world="nothing/here/at/all")
+
+
+def test_snapshots_and_forks_for_planners(env: gym.Env) -> None:
+    """A fork is a world of its own that begins here; going back makes the same frames again."""
+    world: Any = env.unwrapped
+    for call in (world.snapshot, world.fork, lambda: world.restore(None)):
+        with pytest.raises(SessionError, match="reset"):
+            call()
+    env.reset(seed=1)
+    env.step(0)
+    twin, snapshot = world.fork(), world.snapshot()
+    ahead = [env.step(action)[:3] for action in (1, 0, 1)]
+    for action, (frame, reward, over) in zip((1, 0, 1), ahead, strict=True):
+        got = twin.step(action)
+        assert np.array_equal(got[0], frame) and got[1:3] == (reward, over)
+    assert not np.array_equal(world.restore(snapshot), ahead[-1][0])
+    assert np.array_equal(env.step(1)[0], ahead[0][0])
+    observation, info = env.reset(options={"snapshot": snapshot, "prompt": ""})
+    assert info["prompt"] == "" and observation.shape == ahead[0][0].shape
+    env.close()
+    assert twin.step(0)[0].any()  # its parent has left
+    twin.close()
+    twin.close()
+    snapshot.close()
+    assert world.engine.table.pool.used == 0
