@@ -14,6 +14,7 @@ from worldsim.models.dit import DiT
 
 Sizes = dict[str, tuple[int, ...]]
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
+SMALL, TRIES = ("prepare", "judge"), 6  # stages of small products
 PARTS = (1, 2, 4)  # of long sums, see `models.layers.MLP`
 ENOUGH = 8  # rows in a batch; beyond that a frame gets little cheaper
 
@@ -61,8 +62,10 @@ def set_parts(dynamics: DiT, parts: int) -> None:
 def _run(stages: Stages, dynamics: DiT, name: str, passes: tuple[int, ...], first: int, last: int) -> list[Tensor]:
     """All that a stage gives for some rows of the example inputs in one batch."""
     outs: list[Tensor] = []
-    for count in passes if name == "prepare" else passes[:1]:
-        own, shared = example(dynamics, max(SIZES), count)[name]
+    # Few of a small product's numbers show that the order of a sum has changed: these take many tries to be seen.
+    tries = [(count, seed) for count in passes for seed in range(TRIES)] if name in SMALL else [(passes[0], 0)]
+    for count, seed in tries:
+        own, shared = example(dynamics, max(SIZES), count, seed)[name]
         out = getattr(stages, name)(*(arg[first:last] for arg in own), *shared)
         outs += [out] if isinstance(out, Tensor) else list(out)
     return outs

@@ -29,10 +29,11 @@ from worldsim.engine.stages import Decode, Denoise, Judge, Prepare, Stages, eage
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean
 from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.dit import DiT
+from worldsim.models.layers import FIXED_ROWS
 from worldsim.world import World
 
 RUNTIMES = ("eager", "compiled", "onnx", "cudagraph")
-MOST_ROWS, MOST_PASSES = 64, 64  # that a compiled stage takes at once
+MOST_ROWS, MOST_PASSES = FIXED_ROWS, 64  # that a compiled stage takes at once
 
 
 @dataclass
@@ -145,13 +146,15 @@ def _compiled(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Sta
             raise RuntimeUnavailable("the runtime 'compiled' needs a C++ compiler (g++ or clang++); install one.")
         folder.mkdir(parents=True, exist_ok=True)
         for stage, module in modules.items():
-            program = _export(stage, module, dynamics)
-            with torch.no_grad(), _quiet():  # with gradients on, the weights would not be laid out beforehand
-                package = torch._inductor.aoti_compile_and_package(
-                    program,
-                    package_path=str(folder / f"{stage}.part.pt2"),
-                    inductor_configs={"freezing": True, "cpp.threads": 1},
-                )
+            try:
+                with torch.no_grad(), _quiet():  # with gradients on, the weights would not be laid out beforehand
+                    package = torch._inductor.aoti_compile_and_package(
+                        _export(stage, module, dynamics),
+                        package_path=str(folder / f"{stage}.part.pt2"),
+                        inductor_configs={"freezing": True, "cpp.threads": 1},
+                    )
+            except Exception as error:  # exporters and compilers raise many kinds
+                raise RuntimeUnavailable(f"the {stage} stage does not compile here: {error!s:.300}") from error
             unpack(Path(package), libraries[stage])
             Path(package).unlink()
     return Stages(**{stage: Library(path) for stage, path in libraries.items()})

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from worldsim.errors import ConfigError
 from worldsim.models.attention import SpaceAttention, TextAttention, TimeAttention, Words
 from worldsim.models.cache import FrameCache
-from worldsim.models.layers import MLP, LevelEmbedding, Linear, modulate, product, rope, rotate
+from worldsim.models.layers import MLP, LevelEmbedding, Linear, in_fixed_rows, modulate, product, rope, rotate
 
 SPACE_THETA = 100.0  # slowest period of patch positions, in patches
 TIME_THETA = 100.0  # the same of times, in frames; caches are tens of frames long
@@ -290,7 +290,7 @@ class DiT(nn.Module):
         """The embedding of the last actions, (B, T, D); see `Conditions` for the arguments."""
         known = known.unsqueeze(-1)
         flat = torch.cat([actions * known, known.expand_as(actions[..., :1])], dim=-1).flatten(-2)
-        return self.action(flat.to(self.embed.weight.dtype))
+        return in_fixed_rows(self.action, flat.to(self.embed.weight.dtype))
 
     def modulate(self, level: Tensor, condition: Tensor) -> Tensor:
         """The modulation of all layers (B, T, 6 L + 2, 1, D) from the embeddings of noise level and condition."""
@@ -330,7 +330,7 @@ class DiT(nn.Module):
     def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Reward logits (B, T, REWARD_BINS) and end logits (B, T) from the features of a pass over frames."""
         pooled = torch.cat([features.mean(dim=2), features.amax(dim=2)], dim=-1)  # (B, T, 2 D)
-        return self.reward_head(pooled), self.end_head(pooled).squeeze(-1)
+        return in_fixed_rows(self.reward_head, pooled), in_fixed_rows(self.end_head, pooled).squeeze(-1)
 
     @property
     def _own(self) -> int:

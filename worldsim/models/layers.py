@@ -6,6 +6,7 @@ Legend: B batch, T frames, P patches of a frame, D width, H heads, E head width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,23 @@ class Linear(nn.Linear):
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The rows of x (..., in) times weight (out, in), plus bias (out,): (..., out)."""
     return nn.functional.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+
+
+FIXED_ROWS = 64  # that `in_fixed_rows` fills up to
+
+
+def in_fixed_rows(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run a small network over rows x (..., in) among always as many rows, the others zero.
+
+    One vector a session makes products of few rows, for which kernels change with their number, and with the kernel, in
+    one of some hundred thousand numbers, the last bit (`engine.exactness`). In training it does not matter.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    count = rows.shape[0]  # not len, which an exporter would take for a constant
+    if torch.is_grad_enabled() or count > FIXED_ROWS:
+        return call(x)
+    out = call(nn.functional.pad(rows, (0, 0, 0, FIXED_ROWS - count)))[:count]
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 class LevelEmbedding(nn.Module):
