@@ -7,7 +7,6 @@ H heads, E head width, D width, C h w latent.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -173,7 +172,6 @@ def flat(words: list[Words | None]) -> list[Tensor]:
     return [part for word in words if word is not None for part in word]
 
 
-@functools.lru_cache(maxsize=24)  # trying many batch sizes takes the same rows again and again
 def example(
     dynamics: DiT, rows: int, passes: int = 2, seed: int = 0
 ) -> dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
