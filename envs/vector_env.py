@@ -15,8 +15,9 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from worldsim.engine.engine import Engine, Opening, Step
+from worldsim.engine.engine import Engine, Step
 from worldsim.engine.session import Snapshot
+from worldsim.engine.starts import Opening
 from worldsim.envs.world_env import check_options, make_engine, opening_of
 from worldsim.errors import ActionError, ConfigError, InputError, SessionError
 

@@ -9,9 +9,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldsim.engine.engine import Engine, Opening
+from worldsim.engine.engine import Engine
 from worldsim.engine.session import Snapshot
 from worldsim.engine.simulator import SamplerConfig
+from worldsim.engine.starts import Opening
 from worldsim.errors import ConfigError, InputError, SessionError
 from worldsim.world import World
 

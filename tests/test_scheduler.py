@@ -10,8 +10,9 @@ from concurrent.futures import CancelledError, Future, wait
 import numpy as np
 import pytest
 
-from worldsim.engine.engine import Engine, Opening
+from worldsim.engine.engine import Engine
 from worldsim.engine.scheduler import Scheduler
+from worldsim.engine.starts import Opening
 from worldsim.errors import ActionError, ConfigError, EngineFull, SessionError
 from worldsim.world import World
 

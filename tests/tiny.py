@@ -37,3 +37,12 @@ def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6
         "own_pool": 2,
     }
     return DynamicsTraining(data=dataset.path, autoencoder=autoencoder, out=out, **(settings | changes))
+
+
+# Ways for a session to begin.
+OPENINGS: list[Any] = [
+    {"seed": 1},
+    {"seed": 2, "prompt": "a cart"},
+    {"seed": 3, "prompt": "", "guidance": 2.5},
+    {"seed": 2**70, "start": 0, "prompt": "a cart"},
+]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,11 @@ from worldsim.engine.exactness import Sizes
 from worldsim.engine.runtimes import MOST_ROWS, Runtime
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import Outcome, SamplerConfig, Simulator, State
-from worldsim.engine.starts import check_start
-from worldsim.engine.stats import Stats, Timer
+from worldsim.engine.starts import Opening, complete
+from worldsim.engine.stats import Stats
 from worldsim.engine.table import SessionTable
 from worldsim.engine.tuning import choose
-from worldsim.errors import ActionError, ConfigError, InputError
+from worldsim.errors import ActionError, ConfigError
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
 
@@ -55,16 +56,6 @@ class Step:
     reward: float
     ended: float
     step: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opening:
-    """How a session begins; see `Engine.open`."""
-
-    seed: int = 0
-    prompt: str | None = None
-    start: int | Mapping[str, Any] | None = None
-    guidance: float | None = None
 
 
 class Engine:
@@ -155,7 +146,8 @@ class Engine:
     def open_all(self, openings: Sequence[Opening]) -> list[int]:
         """Begin several sessions, all or none; see `open`."""
         with self._lock:
-            openings = [self._complete(opening) for opening in openings]
+            config = self.simulator.dynamics.config
+            openings = [complete(opening, self.world, config.context + config.history) for opening in openings]
             self.table.admit(len(openings))
             fresh = [opening for opening in openings if opening.start is None]
             drawn = iter(self._compute(self._first, [fresh])[0] if fresh else [])
@@ -164,7 +156,7 @@ class Engine:
                 if opening.start is None:
                     sessions.append(next(drawn))
                     continue
-                clip = self._compute(self._clip, [opening])[0].session
+                clip = self._compute(self._clip, [opening])[0]
                 self.table.pool.hold(clip.blocks)  # before another clip takes its place
                 sessions.append(replace(clip, seed=opening.seed, guidance=self._guidance(opening)))
             return [self.table.add(session) for session in sessions]
@@ -313,7 +305,7 @@ class Engine:
     def _step(self, actions: dict[int, Tensor], decode: bool) -> dict[int, Step]:
         if not actions:
             return {}
-        timer, numbers = Timer(), list(actions)
+        begun, numbers = time.perf_counter(), list(actions)
         # One session needs no sizes, which take seconds to find where nobody has done so before.
         sizes = (
             [1]
@@ -330,7 +322,7 @@ class Engine:
                 frame = old.frame if frames is None else frames[row].copy()
                 new = self.sessions[number] = self.table.advance(old, row, state, outcome, frame)
                 steps[number] = Step(frame.copy(), new.reward, new.ended, new.step)
-        self.counts.note(timer.seconds(), sizes)
+        self.counts.note(time.perf_counter() - begun, sizes)
         return steps
 
     def _draw(self, numbers: list[int], actions: dict[int, Tensor], decode: bool) -> tuple[State, Outcome, Any]:
@@ -348,16 +340,16 @@ class Engine:
         frames = self.simulator.stages.decode(outcome.latents).cpu().numpy()
         return [self.table.advance(old, row, state, outcome, frames[row].copy()) for row, old in enumerate(newborn)]
 
-    def _clip(self, opening: Opening) -> Snapshot:
-        """The memory of a clip under a prompt; the last few are kept, as all sessions that begin so can share it."""
-        config, prompt = self.simulator.dynamics.config, opening.prompt or ""
-        frames, actions = check_start(opening.start, self.world, config.context + config.history)
+    def _clip(self, opening: Opening) -> Session:
+        """A session that has seen a clip; the last few are kept, as all that begin so can share its memory."""
+        assert isinstance(opening.start, Mapping)  # as `complete` makes it
+        frames, actions, prompt = opening.start["frames"], opening.start["actions"], opening.prompt or ""
         digest = hashlib.blake2b(frames.tobytes(), digest_size=16)
         digest.update(actions.numpy().tobytes())
         key = (digest.hexdigest(), self.world.book.key(prompt))
         if key in self._clips:
             self._clips.move_to_end(key)
-            return self._clips[key]
+            return self._clips[key].session
         latents = self.runtime.autoencoder.encode(torch.from_numpy(frames))
         session = self.table.newborn(0, prompt, 1.0)
         for i, frame in enumerate(frames):
@@ -365,28 +357,11 @@ class Engine:
             state.push(None if i == 0 else actions[i - 1 : i].to(self.simulator.device))
             outcome = self.simulator.take(state, latents[i : i + 1])
             session = self.table.advance(session, 0, state, outcome, frame.copy())
-        clip = self._clips[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
+        self._clips[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
         self.table.pool.drop(session.blocks)  # the snapshot holds them now
         while len(self._clips) > CLIPS:
             self._clips.popitem(last=False)[1].close()
-        return clip
-
-    def _complete(self, opening: Opening) -> Opening:
-        """The same with a prompt that the world knows, and a clip in place of its number."""
-        start, prompt, starts = opening.start, opening.prompt, self.world.starts
-        if start is None and prompt is None and starts:
-            start = int(np.random.default_rng(opening.seed % 2**64).integers(len(starts)))
-        if isinstance(start, int):
-            if not 0 <= start < len(starts):
-                raise InputError(f"start is {start}; this world carries {len(starts)} clips, numbered from 0.")
-            start = starts[start]
-        if start is not None:
-            check_start(start, self.world, 1)
-        if prompt is None:
-            known = self.world.card.prompts
-            prompt = str((start or {}).get("prompt", known[0] if known else ""))
-        self.world.book.add(prompt)
-        return replace(opening, start=start, prompt=prompt)
+        return session
 
     def _guidance(self, opening: Opening) -> float:
         return self.sampler.guidance if opening.guidance is None else opening.guidance

@@ -40,8 +40,7 @@ def exact_sizes(
         inputs = example(dynamics, max(sizes), count, seed)
         for name in vars(stages) if turn == 0 else SMALL:
             call, (own, shared) = getattr(stages, name), inputs[name]
-            singles = [_run(call, own, shared, row, row + 1) for row in range(max(sizes))]
-            rows = [torch.cat(parts) for parts in zip(*singles, strict=True)]
+            rows = _alone(call, own, shared, max(sizes))
             found[name] = tuple(n for n in found[name] if n == 1 or _equal(_run(call, own, shared, 0, n), rows))
     return {name: tuple(sorted({1, *exact})) for name, exact in found.items()}
 
@@ -52,9 +51,7 @@ def exact_parts(stages: Stages, dynamics: DiT) -> int:
     own, shared = example(dynamics, ENOUGH)["denoise"]
     for parts in PARTS:
         set_parts(dynamics, parts)
-        singles = [_run(stages.denoise, own, shared, row, row + 1) for row in range(ENOUGH)]
-        rows = [torch.cat(columns) for columns in zip(*singles, strict=True)]
-        if _equal(_run(stages.denoise, own, shared, 0, ENOUGH), rows):
+        if _equal(_run(stages.denoise, own, shared, 0, ENOUGH), _alone(stages.denoise, own, shared, ENOUGH)):
             return parts
     set_parts(dynamics, PARTS[0])  # parts are not what it hangs on
     return PARTS[0]
@@ -72,6 +69,12 @@ def _run(
     """All that a stage gives for some rows in one batch."""
     out = call(*(arg[first:last] for arg in own), *shared)
     return [out] if isinstance(out, Tensor) else list(out)
+
+
+def _alone(call: Callable[..., Any], own: tuple[Tensor, ...], shared: tuple[Tensor, ...], count: int) -> list[Tensor]:
+    """The same for the first `count` rows, each of them alone."""
+    singles = [_run(call, own, shared, row, row + 1) for row in range(count)]
+    return [torch.cat(parts) for parts in zip(*singles, strict=True)]
 
 
 def _equal(some: list[Tensor], rows: list[Tensor]) -> bool:

@@ -74,10 +74,6 @@ class Runtime:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.name}/{dtype}/{self.parts}/torch-{torch.__version__}"
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """Uint8 frames (B, H, W, 3) to latents (B, C, h, w)."""
-        return self.autoencoder.encode(frames)
-
 
 def build(
     world: World,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,39 @@ from torch import Tensor
 from worldsim.errors import ActionError, FrameError, InputError
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a session begins; see `engine.Engine.open`."""
+
+    seed: int = 0
+    prompt: str | None = None
+    start: int | Mapping[str, Any] | None = None
+    guidance: float | None = None
+
+
+def complete(opening: Opening, world: World, keep: int) -> Opening:
+    """The same with a prompt that the world knows, and for a start the clip as `check_start` gives it.
+
+    Raises:
+        InputError: the start does not fit the world.
+        PromptError: the world cannot take the prompt.
+    """
+    start, prompt, starts = opening.start, opening.prompt, world.starts
+    if start is None and prompt is None and starts:
+        start = int(np.random.default_rng(opening.seed % 2**64).integers(len(starts)))
+    if isinstance(start, int):
+        if not 0 <= start < len(starts):
+            raise InputError(f"start is {start}; this world carries {len(starts)} clips, numbered from 0.")
+        start = starts[start]
+    checked = None if start is None else check_start(start, world, keep)
+    if prompt is None:
+        known = world.card.prompts
+        prompt = str((start or {}).get("prompt", known[0] if known else ""))
+    world.book.add(prompt)
+    clip = None if checked is None else {"frames": checked[0], "actions": checked[1]}
+    return replace(opening, start=clip, prompt=prompt)
 
 
 def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor]:

@@ -12,18 +12,6 @@ RECENT = 4096  # steps that latencies are computed over
 WINDOW = 10.0  # seconds that frames a second are counted over
 
 
-class Timer:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        """Begin now."""
-        self.begun = time.perf_counter()
-
-    def seconds(self) -> float:
-        """How long ago that was."""
-        return time.perf_counter() - self.begun
-
-
 class Stats:
     """Counts steps."""
 

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from worldsim.engine.engine import Engine, Opening
+from worldsim.engine.engine import Engine
 from worldsim.engine.session import Snapshot
+from worldsim.engine.starts import Opening
 from worldsim.errors import ConfigError, RuntimeUnavailable, WorldsimError
 from worldsim.evaluation.bench import machine, memory_mb
 from worldsim.world import World
