@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from worldsim.demos.keymap import KeyMap
 from worldsim.demos.screen import Screen
 from worldsim.demos.session import Session
 from worldsim.demos.view import view_of
+from worldsim.envs.keymap import KeyMap
 from worldsim.errors import ConfigError, MissingDependency
 
 HOLD = (4, 16)  # shortest and longest time that the seeded driver holds keys, in steps

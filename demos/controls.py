@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from worldsim.demos.keymap import ARROWS, KeyMap
+from worldsim.envs.keymap import ARROWS, KeyMap
 
 PUSHED = 0.5  # how far a stick or trigger must go to count
 AXES = {0: ("left", "right"), 1: ("up", "down"), 4: ("", "down"), 5: ("", "up")}  # left stick, then triggers

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, write_episode
 from worldsim.data.frames import resize_frame
-from worldsim.demos.keymap import KeyMap
+from worldsim.envs.keymap import KeyMap
 from worldsim.errors import DataError, SessionError
 from worldsim.models.action import space_to_json, stack_actions
 

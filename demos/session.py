@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 
 from worldsim.demos.history import History
-from worldsim.demos.keymap import KeyMap, keymap_for
 from worldsim.demos.rewind import Moment, Past
+from worldsim.envs.keymap import KeyMap, keymap_for
 from worldsim.errors import MissingDependency, PromptError, SessionError
 from worldsim.models.action import stack_actions
 

@@ -24,3 +24,8 @@ gym.register(
     kwargs={"max_steps": 250},
 )
 gym.register("worldsim/RealDoom-v0", entry_point="worldsim.data.games.doom:DoomGame")
+gym.register(
+    "worldsim/Remote-v0",
+    entry_point="worldsim.bridges.client:RemoteEnv",
+    vector_entry_point="worldsim.bridges.client:RemoteVectorEnv",
+)

@@ -15,10 +15,9 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from worldsim.engine.engine import Engine, Step
-from worldsim.engine.session import Snapshot
-from worldsim.engine.starts import Opening
-from worldsim.envs.world_env import check_options, make_engine, opening_of
+from worldsim.engine.records import EngineLike, Opening, Step
+from worldsim.envs.episodes import check_options, draw_opening
+from worldsim.envs.world_env import make_engine
 from worldsim.errors import ActionError, ConfigError, InputError, SessionError
 
 MEMORY_MB = 1024  # of the engine, at least; more where that many environments need more
@@ -61,7 +60,7 @@ class WorldVectorEnv(VectorEnv):
         guidance: float | None = None,
         threads: int | None = None,
         runtime: str = "auto",
-        engine: Engine | None = None,
+        engine: EngineLike | None = None,
     ) -> None:
         if num_envs < 1:
             raise ConfigError(f"num_envs is {num_envs}; it must be at least 1.")
@@ -69,10 +68,12 @@ class WorldVectorEnv(VectorEnv):
             raise ConfigError(f"render_mode is {render_mode!r}; allowed: None, 'rgb_array'.")
         self.num_envs, self.render_mode = num_envs, render_mode
         self._own_engine = engine is None
-        self.engine = engine or make_engine(world, MEMORY_MB, steps, history_sigma, guidance, threads, runtime)
-        if self._own_engine and num_envs * SPARE > self.engine.table.capacity:
-            needed = int(num_envs * SPARE * self.engine.table.session_bytes / 1e6) + 1
-            self.engine = make_engine(self.engine.world, needed, steps, history_sigma, guidance, threads, runtime)
+        if engine is None:
+            engine = make_engine(world, MEMORY_MB, steps, history_sigma, guidance, threads, runtime)
+            if num_envs * SPARE > engine.table.capacity:
+                needed = int(num_envs * SPARE * engine.table.session_bytes / 1e6) + 1
+                engine = make_engine(engine.world, needed, steps, history_sigma, guidance, threads, runtime)
+        self.engine: EngineLike = engine
         self.world = self.engine.world
         card = self.world.card
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -173,11 +174,11 @@ class WorldVectorEnv(VectorEnv):
         for i in range(self.num_envs) if index is None else [index]:
             self.engine.set_prompt(self._session(i), text)
 
-    def snapshot(self, index: int) -> Snapshot:
+    def snapshot(self, index: int) -> Any:
         """One sub-environment's episode as it is now."""
         return self.engine.snapshot(self._session(index))
 
-    def restore(self, snapshot: Snapshot, index: int) -> np.ndarray:
+    def restore(self, snapshot: Any, index: int) -> np.ndarray:
         """Let one sub-environment go back to a snapshot, and return its frame."""
         return self.engine.sessions[self.engine.restore(snapshot, self._session(index))].frame.copy()
 
@@ -199,8 +200,9 @@ class WorldVectorEnv(VectorEnv):
         nothing = [None] * self.num_envs
         prompts, starts, snapshots = (given.get(name, nothing) for name in ("prompt", "start", "snapshot"))
         openings: dict[int, Opening] = {}
+        clips = len(self.world.starts)
         for i in indices:
-            opening = opening_of(self.world, self._generator(i), prompts[i], starts[i], self.default_prompts[i])
+            opening = draw_opening(clips, self._generator(i), prompts[i], starts[i], self.default_prompts[i])
             if snapshots[i] is None:
                 openings[i] = opening
         begun = dict(zip(openings, self.engine.open_all(list(openings.values())), strict=True))

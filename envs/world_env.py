@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldsim.engine.engine import Engine
-from worldsim.engine.session import Snapshot
-from worldsim.engine.simulator import SamplerConfig
-from worldsim.engine.starts import Opening
-from worldsim.errors import ConfigError, InputError, SessionError
-from worldsim.world import World
+from worldsim.engine.records import EngineLike
+from worldsim.envs.episodes import check_options, draw_opening
+from worldsim.errors import ConfigError, SessionError
+
+if TYPE_CHECKING:  # an environment of a remote engine needs none of these, and no torch
+    from worldsim.engine.engine import Engine
+    from worldsim.world import World
 
 WORLDS = Path(__file__).resolve().parent / "worlds"
 SHIPPED = ("car-racing", "doom")
-OPTIONS = ("prompt", "start", "snapshot")
 MEMORY_MB = 256  # of one environment's engine: its forks and snapshots
 
 
@@ -35,23 +35,19 @@ def make_engine(
     guidance: float | None = None,
     threads: int | None = None,
     runtime: str = "auto",
+    max_sessions: int | None = None,
 ) -> Engine:
     """An engine of a world by name, with some settings of its sampler changed."""
+    from worldsim.engine.engine import Engine
+    from worldsim.engine.simulator import SamplerConfig
+    from worldsim.world import World
+
     found = world if isinstance(world, World) else World.from_pretrained(world_path(world))
     changes = {"steps": steps, "history_sigma": history_sigma, "guidance": guidance}
     sampler = SamplerConfig(**{**found.card.sampler, **{k: v for k, v in changes.items() if v is not None}})
-    return Engine(found, sampler=sampler, runtime=runtime, threads=threads, memory_mb=memory_mb)
-
-
-def opening_of(
-    world: World, rng: np.random.Generator, prompt: str | None, start: Any, default_prompt: str | None
-) -> Opening:
-    """How an episode begins: its noise and, where nothing is asked for, its clip are drawn from `rng`."""
-    prompt = default_prompt if prompt is None else prompt
-    seed = int(rng.integers(2**62))
-    if start is None and prompt is None and world.starts:
-        start = int(rng.integers(len(world.starts)))
-    return Opening(seed=seed, prompt=prompt, start=start)
+    return Engine(
+        found, sampler=sampler, runtime=runtime, threads=threads, memory_mb=memory_mb, max_sessions=max_sessions
+    )
 
 
 class WorldEnv(gym.Env[np.ndarray, Any]):
@@ -97,7 +93,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         history_sigma: float | None = None,
         guidance: float | None = None,
         runtime: str = "auto",
-        engine: Engine | None = None,
+        engine: EngineLike | None = None,
     ) -> None:
         """Load the world, or share the `engine` of another environment.
 
@@ -108,7 +104,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"render_mode is {render_mode!r}; allowed: None, 'rgb_array', 'human'.")
         self._own_engine = engine is None
-        self.engine = engine or make_engine(world, MEMORY_MB, steps, history_sigma, guidance, 1, runtime)
+        self.engine: EngineLike = engine or make_engine(world, MEMORY_MB, steps, history_sigma, guidance, 1, runtime)
         self.world = self.engine.world
         card = self.world.card
         self.render_mode = render_mode
@@ -151,9 +147,8 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         super().reset(seed=seed)
         options = options or {}
         check_options(options)
-        opening = opening_of(
-            self.world, self.np_random, options.get("prompt"), options.get("start"), self.default_prompt
-        )
+        clips = len(self.world.starts)
+        opening = draw_opening(clips, self.np_random, options.get("prompt"), options.get("start"), self.default_prompt)
         if options.get("snapshot") is not None:
             session = self.engine.restore(options["snapshot"])
             if options.get("prompt") is not None:
@@ -184,7 +179,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         info = {"prompt": self.prompt, "ended": step.ended}
         return step.frame, step.reward, step.ended > 0.5, truncated, info
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Any:
         """The episode as it is now; `restore`, `reset(options={"snapshot": ...})` and `Snapshot.save` take it.
 
         Raises:
@@ -192,7 +187,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         """
         return self.engine.snapshot(self._session())
 
-    def restore(self, snapshot: Snapshot) -> np.ndarray:
+    def restore(self, snapshot: Any) -> np.ndarray:
         """Go back to a snapshot, and return its frame. The count of steps towards truncation goes on.
 
         Raises:
@@ -262,15 +257,3 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         pygame.event.pump()
         pygame.display.flip()
         self._clock.tick(self.metadata["render_fps"])
-
-
-def check_options(options: dict[str, Any], also: tuple[str, ...] = ()) -> None:
-    """Check the names of reset options.
-
-    Raises:
-        InputError: an unknown one.
-    """
-    allowed = (*OPTIONS, *also)
-    unknown = set(options) - set(allowed)
-    if unknown:
-        raise InputError(f"reset got the options {sorted(unknown)}; allowed: {', '.join(map(repr, allowed))}.")

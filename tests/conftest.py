@@ -14,6 +14,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
+from hosting import HostProcess, hosting
 from tiny import tiny_autoencoder, tiny_dynamics
 
 from worldsim.data.episodes import Dataset
@@ -82,3 +83,10 @@ def dummy_screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     if "pygame" in sys.modules:
         sys.modules["pygame"].quit()
+
+
+@pytest.fixture(scope="session")
+def host(world_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    """A running host of the tiny world, for all tests that leave it as it is."""
+    with hosting([world_path], tmp_path_factory.mktemp("host")) as process:
+        yield process

@@ -17,11 +17,11 @@ from toy import KEYS, Endless, Toy, World, read_video  # noqa: E402
 
 from worldsim import cli  # noqa: E402 -- after the packages that may be missing
 from worldsim.demos.clip import drive, read_script, write_clip  # noqa: E402
-from worldsim.demos.keymap import KeyMap, read_keys  # noqa: E402
 from worldsim.demos.player import PlayConfig, play  # noqa: E402
 from worldsim.demos.screen import Screen  # noqa: E402
 from worldsim.demos.session import Session, Side  # noqa: E402
 from worldsim.demos.worlds import make_env, short_name  # noqa: E402
+from worldsim.envs.keymap import KeyMap, read_keys  # noqa: E402
 from worldsim.errors import ConfigError, WorldNotFound  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("dummy_screen")

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import OPENINGS
 
-from worldsim.engine.engine import Engine, Step
+from worldsim.engine.engine import Engine
+from worldsim.engine.records import Opening, Step
 from worldsim.engine.session import Snapshot
 from worldsim.engine.stages import Stages
-from worldsim.engine.starts import Opening
 from worldsim.engine.stats import prometheus
 from worldsim.errors import (
     ActionError,

@@ -13,8 +13,8 @@ imageio = pytest.importorskip("imageio.v3")
 from toy import KEYS, Toy  # noqa: E402
 
 from worldsim.demos.controls import Held, axis_key, button_key, hat_keys  # noqa: E402
-from worldsim.demos.keymap import KeyMap, derive_keys, keymap_for, read_keys, rest_action  # noqa: E402
 from worldsim.demos.line import LONGEST, PromptLine  # noqa: E402
+from worldsim.envs.keymap import KeyMap, derive_keys, keymap_for, read_keys, rest_action  # noqa: E402
 from worldsim.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("dummy_screen")

@@ -15,10 +15,10 @@ from worldsim.engine import tuning
 from worldsim.engine.batching import in_pieces, pieces, spread
 from worldsim.engine.engine import Engine
 from worldsim.engine.exactness import ENOUGH, SIZES, exact_parts, exact_sizes
+from worldsim.engine.records import Opening
 from worldsim.engine.runtimes import Runtime, build
 from worldsim.engine.simulator import Simulator
 from worldsim.engine.stages import Stages, eager, example
-from worldsim.engine.starts import Opening
 from worldsim.errors import ConfigError, RuntimeUnavailable
 from worldsim.models.dit import DiTConfig
 from worldsim.world import World

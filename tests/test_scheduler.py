@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from worldsim.engine.engine import Engine
+from worldsim.engine.records import Opening
 from worldsim.engine.scheduler import Scheduler
-from worldsim.engine.starts import Opening
 from worldsim.errors import ActionError, ConfigError, EngineFull, SessionError
 from worldsim.world import World
 

@@ -214,6 +214,41 @@ def tune(args: Sequence[str]) -> None:
     print(f"{config.world} now runs on: {found['fastest']}")
 
 
+def serve(args: Sequence[str]) -> None:
+    """Host worlds for game engines, browsers and agents elsewhere.
+
+    Example: worldsim serve --worlds car-racing doom --web
+    Clients come by ZeroMQ (docs/protocol.md). --resume goes on with the sessions of a host that was stopped or killed.
+    """
+    from worldsim.bridges.serve import ServeConfig
+    from worldsim.bridges.serve import serve as run
+
+    run(parse(ServeConfig, "serve", args, serve.__doc__, flat=True))
+
+
+def top(args: Sequence[str]) -> None:
+    """Watch a host: its sessions, requests and latencies.
+
+    Example: worldsim top --address tcp://127.0.0.1:5570
+    """
+    from worldsim.bridges.top import TopConfig
+    from worldsim.bridges.top import top as run
+
+    run(parse(TopConfig, "top", args, top.__doc__))
+
+
+def keys(args: Sequence[str]) -> None:
+    """Make a pair of keys for a host or a client, for connections over a network.
+
+    Example: worldsim keys alice --folder keys
+    """
+    from worldsim.bridges.keys import KeysConfig
+    from worldsim.bridges.keys import make_keys as run
+
+    for path in run(parse(KeysConfig, "keys", args, keys.__doc__)):
+        print(path)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "record": record,
     "data sheet": data_sheet,
@@ -225,6 +260,9 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "bench": bench,
     "bench engine": bench_engine,
     "tune": tune,
+    "serve": serve,
+    "top": top,
+    "keys": keys,
 }
 
 

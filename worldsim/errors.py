@@ -16,6 +16,8 @@ WorldsimError
 |- SessionError         a call at the wrong time, such as a step before reset (RuntimeError)
 |- EngineFull           no room for one more session or snapshot (RuntimeError)
 |- RuntimeUnavailable   a runtime that this machine cannot build (RuntimeError)
+|- BridgeError          a host that cannot be reached, or does not do what was asked (RuntimeError)
+|  `- ProtocolError     a message that the protocol does not allow; it has a code
 |- TrainingDiverged     the loss is not finite or has exploded (RuntimeError)
 `- MissingDependency    an optional package is not installed (ImportError)
 
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class WorldsimError(Exception):
@@ -90,6 +93,24 @@ class EngineFull(WorldsimError, RuntimeError):
 
 class RuntimeUnavailable(WorldsimError, RuntimeError):
     """This machine cannot build a runtime."""
+
+
+class BridgeError(WorldsimError, RuntimeError):
+    """A host cannot be reached, or does not do what was asked."""
+
+
+class ProtocolError(BridgeError):
+    """A message that the protocol does not allow.
+
+    Attributes:
+        code: one of `bridges.protocol.ERRORS`.
+        more: further fields of the error.
+    """
+
+    def __init__(self, code: str, message: str, more: dict[str, Any] | None = None) -> None:
+        """Say what was wrong, with its `code`."""
+        super().__init__(message)
+        self.code, self.more = code, more or {}
 
 
 class TrainingDiverged(WorldsimError, RuntimeError):

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -24,10 +24,11 @@ from torch import Tensor
 
 from worldsim.engine.batching import in_pieces, spread
 from worldsim.engine.exactness import Sizes
+from worldsim.engine.records import Opening, Step
 from worldsim.engine.runtimes import MOST_ROWS, Runtime
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import Outcome, SamplerConfig, Simulator, State
-from worldsim.engine.starts import Opening, complete
+from worldsim.engine.starts import complete
 from worldsim.engine.stats import Stats
 from worldsim.engine.table import SessionTable
 from worldsim.engine.tuning import choose
@@ -39,23 +40,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 ANY_SIZE = tuple(range(1, MOST_ROWS // 2 + 1))  # of batches that need not be exact; guidance doubles their rows
 CLIPS = 32  # clips to begin from whose memory is kept
-
-
-@dataclass(frozen=True)
-class Step:
-    """One frame of a session.
-
-    Attributes:
-        frame: uint8 (H, W, 3); yours to keep and to change.
-        reward: learned.
-        ended: learned probability that the episode ended with this frame.
-        step: how many frames the session has by now.
-    """
-
-    frame: np.ndarray
-    reward: float
-    ended: float
-    step: int
 
 
 class Engine:
@@ -192,15 +176,19 @@ class Engine:
         with self._lock:
             return self.table.fork(session, seed)
 
-    def snapshot(self, session: int) -> Snapshot:
+    def snapshot(self, session: int, *, share: bool = True) -> Snapshot:
         """A session as it is now, to restore or to save.
+
+        Args:
+            session: which.
+            share: its memory, at no cost; False copies it, outside of the engine's memory.
 
         Raises:
             SessionError: there is no such session.
             EngineFull: the memory of snapshots and that of the open sessions would not fit.
         """
         with self._lock:
-            return self.table.snapshot(session)
+            return self.table.snapshot(session) if share else self.table.copy(session)
 
     def restore(self, snapshot: Snapshot, session: int | None = None, *, exact: bool = True) -> int:
         """Go back to a snapshot.

@@ -16,7 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from worldsim.engine.engine import Engine, Step
+from worldsim.engine.engine import Engine
+from worldsim.engine.records import Step
 from worldsim.errors import ConfigError, SessionError, WorldsimError
 
 Result = TypeVar("Result")

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worldsim.engine.records import Opening
 from worldsim.errors import ActionError, FrameError, InputError
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opening:
-    """How a session begins; see `engine.Engine.open`."""
-
-    seed: int = 0
-    prompt: str | None = None
-    start: int | Mapping[str, Any] | None = None
-    guidance: float | None = None
 
 
 def complete(opening: Opening, world: World, keep: int) -> Opening:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from typing import Any
 
 from worldsim.errors import MissingDependency
@@ -54,38 +55,44 @@ def prometheus(stats: dict[str, Any], world: str) -> str:
     """
     try:
         from prometheus_client import CollectorRegistry, generate_latest
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
     except ImportError as error:
         raise MissingDependency(
             "prometheus_client", "a Prometheus page", 'pip install "worldsim-engine[serve]"'
         ) from error
 
-    labels = {"world": world, "runtime": stats["runtime"]}
-    values = list(labels.values())
-
     class Page:
         def collect(self) -> Any:
-            gauges = ("sessions", "capacity", "session_bytes", "memory_bytes", "memory_budget_bytes", "pinned_bytes")
-            for name in (*gauges, "frames_per_second"):
-                metric = GaugeMetricFamily(f"worldsim_{name}", name.replace("_", " "), labels=list(labels))
-                metric.add_metric(values, stats[name])
-                yield metric
-            for name in ("frames", "steps"):
-                metric = CounterMetricFamily(f"worldsim_{name}", f"{name} drawn", labels=list(labels))
-                metric.add_metric(values, stats[name])
-                yield metric
-            latency = GaugeMetricFamily("worldsim_step_ms", "recent step latency", labels=[*labels, "quantile"])
-            for name, value in stats["step_ms"].items():
-                latency.add_metric([*values, f"0.{name[1:]}"], value)
-            yield latency
-            summary = SummaryMetricFamily("worldsim_step_seconds", "all steps", labels=list(labels))
-            summary.add_metric(values, stats["steps"], stats["busy_seconds"])
-            yield summary
-            batches = CounterMetricFamily("worldsim_batches", "batches by size", labels=[*labels, "size"])
-            for size, count in stats["batches"].items():
-                batches.add_metric([*values, str(size)], count)
-            yield batches
+            return metrics({world: stats})
 
     registry = CollectorRegistry()
     registry.register(Page())  # type: ignore[arg-type]  -- a collector is whatever collects
     return generate_latest(registry).decode()
+
+
+def metrics(worlds: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    """Prometheus metrics of what engines say of themselves, by the name of their world."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+
+    labels = ["world", "runtime"]
+    rows = [([world, stats["runtime"]], stats) for world, stats in worlds.items()]
+    gauges = ("sessions", "capacity", "session_bytes", "memory_bytes", "memory_budget_bytes", "pinned_bytes")
+    for name in (*gauges, "frames_per_second"):
+        metric = GaugeMetricFamily(f"worldsim_{name}", name.replace("_", " "), labels=labels)
+        for values, stats in rows:
+            metric.add_metric(values, stats[name])
+        yield metric
+    for name in ("frames", "steps"):
+        metric = CounterMetricFamily(f"worldsim_{name}", f"{name} drawn", labels=labels)
+        for values, stats in rows:
+            metric.add_metric(values, stats[name])
+        yield metric
+    latency = GaugeMetricFamily("worldsim_step_ms", "recent step latency", labels=[*labels, "quantile"])
+    summary = SummaryMetricFamily("worldsim_step_seconds", "all steps", labels=labels)
+    batches = CounterMetricFamily("worldsim_batches", "batches by size", labels=[*labels, "size"])
+    for values, stats in rows:
+        for name, value in stats["step_ms"].items():
+            latency.add_metric([*values, f"0.{name[1:]}"], value)
+        summary.add_metric(values, stats["steps"], stats["busy_seconds"])
+        for size, count in stats["batches"].items():
+            batches.add_metric([*values, str(size)], count)
+    yield from (latency, summary, batches)

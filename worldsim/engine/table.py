@@ -147,6 +147,13 @@ class SessionTable:
             self.make_room()
         return Snapshot(session, self.belongs, self.pool, None)
 
+    def copy(self, number: int) -> Snapshot:
+        """A session as it is now, sharing nothing with it."""
+        shared = Snapshot(self.get(number), self.belongs, self.pool, None)
+        free = Snapshot(shared.session, self.belongs, None, shared.memory)
+        shared.close()
+        return free
+
     def restore(self, snapshot: Snapshot, number: int | None, exact: bool) -> int:
         """A session, or a new one, as a snapshot says."""
         old = None if number is None else self.get(number)

@@ -23,8 +23,8 @@ import torch
 from tqdm import tqdm
 
 from worldsim.engine.engine import Engine
+from worldsim.engine.records import Opening
 from worldsim.engine.session import Snapshot
-from worldsim.engine.starts import Opening
 from worldsim.errors import ConfigError, RuntimeUnavailable, WorldsimError
 from worldsim.evaluation.bench import machine, memory_mb
 from worldsim.world import World

@@ -1,0 +1,91 @@
+"""Actions as they come in a request: JSON, a buffer, or keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from worldsim.bridges.hosted import Keys
+from worldsim.envs.keymap import KeyMap
+from worldsim.errors import ActionError, ProtocolError
+
+MOST_KEYS = 16
+
+
+def from_json(space: spaces.Space, value: Any) -> Any:
+    """An element of `space` from plain JSON; whether it really is one is for the engine to say.
+
+    Raises:
+        ActionError: it cannot be one.
+    """
+    try:
+        if isinstance(space, spaces.Dict):
+            if not isinstance(value, dict) or set(value) != set(space.spaces):
+                raise ActionError(f"the action must be an object with the entries {', '.join(space.spaces)}.")
+            return {key: from_json(inner, value[key]) for key, inner in space.spaces.items()}
+        if isinstance(space, spaces.Discrete):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ActionError(f"the action must be an integer; allowed: {space}.")
+            return value
+        return _cast(space, np.asarray(value))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, ActionError):
+            raise
+        raise ActionError(f"the action cannot be read ({error}); allowed: {space}.") from None
+
+
+def to_json(space: spaces.Space, action: Any) -> Any:
+    """The inverse of `from_json`, exact: a float32 comes back as it was."""
+    if isinstance(space, spaces.Dict):
+        return {key: to_json(inner, action[key]) for key, inner in space.spaces.items()}
+    return np.asarray(action).tolist()
+
+
+def from_request(
+    space: spaces.Space, keymap: KeyMap, header: Mapping[str, Any], buffers: Mapping[str, Any]
+) -> Any | Keys:
+    """What `step` and `input` carry: an action, or keys.
+
+    Raises:
+        ProtocolError: bad-field, none or several of the three ways; bad-action, unknown keys.
+        ActionError: it cannot be an action.
+    """
+    given = [name for name in ("action", "keys") if header.get(name) is not None]
+    given += ["buffer action"] if "action" in buffers else []
+    if len(given) != 1:
+        raise ProtocolError("bad-field", f"there must be one of action, keys, buffer action; got {given or 'none'}.")
+    if given[0] == "action":
+        return from_json(space, header["action"])
+    if given[0] == "keys":
+        names = tuple(name for name in header["keys"].split("+") if name)
+        unknown = [name for name in names if not keymap.knows(name)]
+        if unknown or len(names) > MOST_KEYS:
+            raise ProtocolError("bad-action", f"the keys {unknown[:8]} mean nothing here; known: {keymap.names}.")
+        return Keys(names)
+    return from_buffer(space, buffers["action"])
+
+
+def from_buffer(space: spaces.Space, array: Any) -> Any:
+    """An element of `space` from a raw buffer.
+
+    Raises:
+        ActionError: it cannot be one.
+    """
+    if not isinstance(array, np.ndarray) or isinstance(space, spaces.Dict):
+        raise ActionError(f"the action must be a raw buffer, or JSON for a Dict space; allowed: {space}.")
+    if isinstance(space, spaces.Discrete):
+        return from_json(space, array.item() if array.size == 1 else None)
+    return _cast(space, array)
+
+
+def _cast(space: spaces.Space, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "iuf":
+        raise ActionError(f"the action must be numbers, not {array.dtype}; allowed: {space}.")
+    if isinstance(space, spaces.Box):
+        return array.astype(space.dtype)
+    if array.dtype.kind == "f" or not np.array_equal(array.astype(space.dtype), array):
+        raise ActionError(f"the action must be integers that fit; allowed: {space}.")
+    return array.astype(space.dtype)

@@ -1,0 +1,248 @@
+"""A client's connection to a host: requests that are tried again until they are answered. numpy and pyzmq only."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.auth
+
+from worldsim.bridges import protocol
+from worldsim.bridges.frames import SharedReader, from_jpeg
+from worldsim.bridges.protocol import Message
+from worldsim.errors import (
+    ActionError,
+    BridgeError,
+    ConfigError,
+    EngineFull,
+    InputError,
+    PromptError,
+    ProtocolError,
+    SessionError,
+    SnapshotMismatch,
+    WorldsimError,
+)
+
+ERRORS: dict[str, type[WorldsimError]] = {
+    "bad-action": ActionError,
+    "bad-prompt": PromptError,
+    "bad-start": InputError,
+    "bad-snapshot": SnapshotMismatch,
+    "no-snapshot": SnapshotMismatch,
+    "no-session": SessionError,
+    "full": EngineFull,
+}
+"""What a local engine would raise; any other code is a ProtocolError."""
+
+QUEUE = 64  # messages that may wait at a socket
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionConfig:
+    """How to reach a host."""
+
+    timeout: float = 5.0
+    """Seconds without a reply after which a request is sent again, over a new connection."""
+    patience: float = 60.0
+    """Seconds after which it is given up: as long as a host may need to be started again."""
+    encoding: str = "auto"
+    """Of frames: raw, jpeg, shm; auto is shm where host and client share memory, else raw."""
+    quality: int = 90
+    """Of jpeg."""
+    key: Path | None = None
+    """The client's secret CURVE key, for a host that has keys."""
+    host_key: Path | None = None
+    """The host's public CURVE key."""
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if min(self.timeout, self.patience) <= 0:
+            raise ConfigError(f"timeout is {self.timeout} and patience {self.patience}; allowed: over 0.")
+        if self.encoding not in ("auto", *protocol.ENCODINGS):
+            raise ConfigError(f"encoding is {self.encoding!r}; allowed: auto, {', '.join(protocol.ENCODINGS)}.")
+        if (self.key is None) != (self.host_key is None):
+            raise ConfigError("key and host_key go together: the client's secret key and the host's public one.")
+
+
+class Connection:
+    """Talks to a host; for one thread.
+
+    Args:
+        address: such as "tcp://127.0.0.1:5570" or "ipc:///run/...".
+        config: settings.
+
+    Attributes:
+        hello: what the host said of itself and its worlds.
+        pushed: messages that came unasked: frames of watched sessions, goodbyes.
+        encoding: of frames, as agreed.
+
+    Raises:
+        BridgeError: there is no host, or it does not speak this version.
+    """
+
+    def __init__(self, address: str, config: ConnectionConfig | None = None, name: str = "worldsim.bridges.client"):
+        """Connect and say hello."""
+        self.address, self.config, self.name = address, config or ConnectionConfig(), name
+        self.client = secrets.token_urlsafe(24)
+        self.pushed: deque[Message] = deque(maxlen=QUEUE)
+        self._ids = 0
+        self._context = zmq.Context()
+        self._socket: zmq.Socket | None = None
+        self._poller = zmq.Poller()
+        self._reader = SharedReader()
+        self._greeted = False
+        self.hello: dict[str, Any] = {}
+        self.encoding = "raw"
+        try:
+            self._connect()
+            self._greet(time.monotonic() + self.config.patience)
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, verb: str, buffers: protocol.Buffers | None = None, **fields: Any) -> Message:
+        """Ask, and wait for the answer.
+
+        A request whose answer is lost is sent again; the host does nothing twice. A host that was started anew is
+        greeted anew.
+
+        Args:
+            verb: one of `protocol.VERBS`.
+            buffers: as `protocol.pack` takes them.
+            fields: of the request; those that are None are left out.
+
+        Raises:
+            BridgeError: no answer in time.
+            WorldsimError: what the host says is wrong, as what a local engine would raise; else a ProtocolError.
+        """
+        self._ids += 1
+        header = {"v": protocol.VERSION, "id": self._ids, "verb": verb}
+        header |= {name: value for name, value in fields.items() if value is not None}
+        return self._ask(protocol.pack(header, buffers), self._ids, time.monotonic() + self.config.patience)
+
+    def poll(self, seconds: float) -> Message | None:
+        """The next message that comes unasked, within some seconds."""
+        end = time.monotonic() + seconds
+        while not self.pushed:
+            message = self._receive(max(0.0, end - time.monotonic()))
+            if message is not None and not self._is_push(message) or message is None and time.monotonic() >= end:
+                return None
+        return self.pushed.popleft()
+
+    def frame(self, buffer: Any) -> Any:
+        """A frame out of a message's buffers, uint8; one from shared memory is read-only and changes some steps on."""
+        if isinstance(buffer, bytes):
+            return from_jpeg(buffer)
+        return self._reader.read(buffer) if isinstance(buffer, Mapping) else buffer
+
+    def close(self) -> None:
+        """Let go of the connection; sessions live on until their leases end. May be called again."""
+        if self._socket is not None:
+            self._socket.close(linger=100)
+            self._socket = None
+        self._reader.forget()
+        self._context.term()
+
+    def _ask(self, parts: list[Any], number: int, end: float, greet: bool = True) -> Message:
+        while True:
+            if greet and not self._greeted:
+                self._greet(end)
+            self._send(parts)
+            message = self._answer(number, min(end, time.monotonic() + self.config.timeout))
+            if message is None:
+                if time.monotonic() >= end:
+                    raise BridgeError(
+                        f"the host at {self.address} has not answered for {self.config.patience:g} s. Is it running "
+                        "(worldsim serve)? Give it more `patience`, or start it again with --resume."
+                    )
+                self._connect()  # a fresh connection: the old one may be dead without knowing
+                continue
+            error = message.header.get("error")
+            if error is None:
+                return message
+            if error["code"] == "hello-first":
+                self._greeted = False
+            elif error["code"] in ("too-fast", "stopping"):
+                time.sleep(min(float(error.get("wait", 0.1)), max(0.0, end - time.monotonic())))
+            else:
+                raise _error(error)
+            if time.monotonic() >= end:
+                raise _error(error)
+
+    def _greet(self, end: float) -> None:
+        self._ids += 1
+        fields = {"client": self.client, "name": self.name}
+        header = {"v": protocol.VERSION, "id": self._ids, "verb": "hello", **fields}
+        self.hello = self._ask(protocol.pack(header), self._ids, end, greet=False).header
+        self._greeted = True
+        if self.config.encoding == "auto":
+            self.encoding = "shm" if SharedReader.shares(self.hello.get("shm")) else "raw"
+        else:
+            self.encoding = self.config.encoding
+
+    def _connect(self) -> None:
+        if self._socket is not None:
+            self._poller.unregister(self._socket)
+            self._socket.close(linger=0)
+        socket = self._socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.SNDHWM, QUEUE)
+        socket.setsockopt(zmq.RCVHWM, QUEUE)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        if self.config.key is not None and self.config.host_key is not None:
+            public, secret = zmq.auth.load_certificate(self.config.key)
+            if secret is None:
+                raise ConfigError(f"{self.config.key} is a public key; give the secret one: {self.config.key}_secret.")
+            socket.curve_publickey, socket.curve_secretkey = public, secret
+            socket.curve_serverkey = zmq.auth.load_certificate(self.config.host_key)[0]
+        try:
+            socket.connect(self.address)
+        except zmq.ZMQError as error:
+            raise BridgeError(
+                f"{self.address!r} is no address ({error}); try tcp://127.0.0.1:{protocol.PORT}"
+            ) from error
+        self._poller.register(socket, zmq.POLLIN)
+        self._greeted = False
+
+    def _send(self, parts: list[Any]) -> None:
+        assert self._socket is not None
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            pass  # nobody is there; it is sent again when the time for an answer is over
+
+    def _answer(self, number: int, end: float) -> Message | None:
+        while (left := end - time.monotonic()) > 0:
+            message = self._receive(left)
+            if message is None:
+                return None
+            if not self._is_push(message) and message.header.get("id") == number:
+                return message  # another id: an answer to what was asked before, and came late
+        return None
+
+    def _receive(self, seconds: float) -> Message | None:
+        assert self._socket is not None
+        if not self._poller.poll(int(1000 * seconds)):
+            return None
+        frames = self._socket.recv_multipart(copy=False)
+        return protocol.unpack([frame.buffer for frame in frames])
+
+    def _is_push(self, message: Message) -> bool:
+        push = message.header.get("verb") in protocol.PUSHES
+        if push:
+            self.pushed.append(message)
+        return push
+
+
+def _error(error: Mapping[str, Any]) -> WorldsimError:
+    code, message = str(error.get("code")), str(error.get("message"))
+    kind = ERRORS.get(code)
+    if kind is not None:
+        return kind(message)
+    return ProtocolError(code, f"{message} ({code})", {k: v for k, v in error.items() if k not in ("code", "message")})

@@ -1,0 +1,158 @@
+"""How frames travel: raw, as JPEG, or through memory that host and client share. No torch."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldsim.errors import BridgeError, MissingDependency, ProtocolError
+
+SLOTS = 4  # frames of a session that lie in shared memory: the last one, and some that may still be looked at
+PREFIX = "worldsim-shm-"
+
+
+def to_jpeg(frame: np.ndarray, quality: int) -> bytes:
+    """A frame as a JPEG file.
+
+    Raises:
+        ProtocolError: unsupported, where simplejpeg is not installed.
+    """
+    try:
+        import simplejpeg
+    except ImportError:
+        raise ProtocolError(
+            "unsupported", 'this host cannot encode JPEG; on it run: pip install "worldsim-engine[serve]".'
+        ) from None
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=quality, colorspace="RGB")
+
+
+def from_jpeg(data: bytes) -> np.ndarray:
+    """The frame of a JPEG file, uint8 (H, W, 3).
+
+    Raises:
+        MissingDependency: simplejpeg is not installed.
+    """
+    try:
+        import simplejpeg
+    except ImportError as error:
+        raise MissingDependency("simplejpeg", "reading JPEG frames", "pip install simplejpeg") from error
+    return simplejpeg.decode_jpeg(data, colorspace="RGB")
+
+
+def can_jpeg() -> bool:
+    """Whether `to_jpeg` works here."""
+    try:
+        import simplejpeg  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class SharedFolder:
+    """Where a host's shared frames lie: files that only its own user can open.
+
+    Attributes:
+        path: the folder, in memory where the system has such a place.
+        nonce: what the file `nonce` there says; a client that reads it shares the memory.
+    """
+
+    def __init__(self) -> None:
+        """Make it, and remove those of hosts that are no more."""
+        root = (
+            Path("/dev/shm") if sys.platform == "linux" and Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+        )
+        for old in root.glob(f"{PREFIX}*"):
+            number = old.name[len(PREFIX) :].split("-")[0]
+            if number.isdigit() and not _alive(int(number)):
+                shutil.rmtree(old, ignore_errors=True)
+        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
+        self.nonce = secrets.token_hex(16)
+        (self.path / "nonce").write_text(self.nonce)
+
+    def offer(self) -> dict[str, str]:
+        """What `hello` says of it."""
+        return {"path": str(self.path / "nonce"), "nonce": self.nonce}
+
+    def close(self) -> None:
+        """Remove it; those who look at a frame keep it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Ring:
+    """A session's last frames in a shared file, each in the slot of its number."""
+
+    def __init__(self, folder: SharedFolder, shape: tuple[int, ...]) -> None:
+        """Make the file."""
+        self.shape, self.size = shape, int(np.prod(shape))
+        self.path = folder.path / secrets.token_hex(8)
+        with self.path.open("wb") as file:
+            file.truncate(self.size * SLOTS)
+        self.memory = np.memmap(self.path, np.uint8, "r+", shape=(SLOTS, *shape))
+
+    def put(self, frame: np.ndarray, step: int) -> dict[str, Any]:
+        """Write a frame; what a message says of it."""
+        slot = step % SLOTS
+        self.memory[slot] = frame
+        where = {"path": str(self.path), "offset": slot * self.size}
+        return {"dtype": "uint8", "shape": list(self.shape), **where}
+
+    def close(self) -> None:
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)
+
+
+class SharedReader:
+    """A client's side: opens what a host offers, and reads frames."""
+
+    def __init__(self) -> None:
+        """Nothing is open yet."""
+        self._files: dict[str, mmap.mmap] = {}
+
+    @staticmethod
+    def shares(offer: Any) -> bool:
+        """Whether the host's memory is this machine's, and may be read."""
+        if not isinstance(offer, Mapping):
+            return False
+        try:
+            return Path(offer["path"]).read_text() == offer["nonce"]
+        except (OSError, KeyError, TypeError, ValueError):
+            return False
+
+    def read(self, about: Mapping[str, Any]) -> np.ndarray:
+        """The frame at the place that a message names, uint8, read-only: it changes when SLOTS more were drawn.
+
+        Raises:
+            BridgeError: it cannot be read.
+        """
+        try:
+            path, offset, shape = str(about["path"]), int(about["offset"]), tuple(map(int, about["shape"]))
+            if path not in self._files:
+                with open(path, "rb") as file:
+                    self._files[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            count = int(np.prod(shape))
+            return np.frombuffer(self._files[path], np.uint8, count, offset).reshape(shape)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise BridgeError(f"the frame in shared memory cannot be read ({error}); ask for 'raw' frames.") from error
+
+    def forget(self) -> None:
+        """Let go of all files."""
+        self._files.clear()
+
+
+def _alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
