@@ -149,7 +149,7 @@ class RemoteEngine:
             ((number, action),) = actions.items()
             known, (plain, buffers) = self._get(number), self._action(action)
             message = self._call("step", buffers, session=known.token, step=known.step, action=plain)
-            frame = np.array(self.connection.frame(message.buffers["frame"]))
+            frame = self.connection.frame(message.buffers["frame"])
             about = message.header
             return {number: self._advance(number, frame, about["reward"], about["ended"], about["step"])}
         drawn: dict[int, Step] = {}
@@ -266,14 +266,14 @@ class RemoteEngine:
             fields["actions"] = [self._plain(action) for action in actions.values()]
         tokens, steps = [one.token for one in known.values()], [one.step for one in known.values()]
         message = self._call("step_batch", buffers, sessions=tokens, steps=steps, **fields)
-        about, frames = message.header, np.array(message.buffers["frames"])
+        about, frames = message.header, message.buffers["frames"]
         rows = zip(actions, frames, about["rewards"], about["ended"], about["steps"], strict=True)
         return {row[0]: self._advance(*row) for row in rows}
 
     def _advance(self, number: int, frame: np.ndarray, reward: float, ended: float, step: int) -> Step:
         known = self.sessions[number]
         self.sessions[number] = replace(known, frame=frame, reward=reward, ended=ended, step=step)
-        return Step(frame.copy(), reward, ended, step)
+        return Step(np.array(frame), reward, ended, step)  # a copy: the other is what the host has sent, to be read
 
 
 class RemoteEnv(WorldEnv):

@@ -30,7 +30,7 @@ def receive(service: Service, peer: bytes, parts: Sequence[Any], key: str = "") 
         if size > service.message_bytes:
             raise ProtocolError("too-large", f"the message has {size} bytes; allowed: {service.message_bytes}.")
         client = _client(service, peer, header, key, now)
-        message = protocol.unpack(parts)
+        message = protocol.unpack(parts, header)
         verb = protocol.check_request(message)
         service.counts[verb] += 1
         if service.stopping:

@@ -18,6 +18,7 @@ from worldsim.errors import BridgeError, MissingDependency, ProtocolError
 
 SLOTS = 4  # frames of a session that lie in shared memory: the last one, and some that may still be looked at
 PREFIX = "worldsim-shm-"
+MOST_FILES = 256  # open at a client before it looks which are no more
 
 
 def to_jpeg(frame: np.ndarray, quality: int) -> bytes:
@@ -136,6 +137,8 @@ class SharedReader:
         try:
             path, offset, shape = str(about["path"]), int(about["offset"]), tuple(map(int, about["shape"]))
             if path not in self._files:
+                if len(self._files) >= MOST_FILES:
+                    self._files = {name: file for name, file in self._files.items() if os.path.exists(name)}
                 with open(path, "rb") as file:
                     self._files[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             count = int(np.prod(shape))

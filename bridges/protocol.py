@@ -252,6 +252,8 @@ class Message:
     buffers: dict[str, Any] = dataclass_field(default_factory=dict)
 
 
+_NAMES = {np.dtype(name): name for name in DTYPES}  # numpy takes long to name them
+_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 Buffers = Mapping[str, "np.ndarray | bytes | Mapping[str, Any]"]
 
 
@@ -270,23 +272,25 @@ def pack(header: Mapping[str, Any], buffers: Buffers | None = None) -> list[Any]
             described.append({"name": name, "encoding": "jpeg"})
             parts.append(buffer)
         else:
-            array = np.ascontiguousarray(buffer)
-            described.append({"name": name, "dtype": str(array.dtype), "shape": list(array.shape), "encoding": "raw"})
-            parts.append(array.data.cast("B") if array.size else b"")
+            array = np.asarray(buffer, order="C")
+            dtype = _NAMES.get(array.dtype, str(array.dtype))
+            described.append({"name": name, "dtype": dtype, "shape": list(array.shape), "encoding": "raw"})
+            parts.append(array.reshape(-1).data.cast("B") if array.size else b"")
     whole = {**header, "buffers": described} if described else header
-    return [json.dumps(whole, separators=(",", ":"), allow_nan=False).encode(), *parts]
+    return [_JSON.encode(whole).encode(), *parts]
 
 
-def unpack(parts: Sequence[Any]) -> Message:
+def unpack(parts: Sequence[Any], header: dict[str, Any] | None = None) -> Message:
     """Take a message apart.
 
     Args:
         parts: bytes, or memory that numpy can look into; arrays share it.
+        header: if `read_header` has read it already.
 
     Raises:
         ProtocolError: bad-message, bad-buffer, too-large.
     """
-    header = read_header(parts)
+    header = read_header(parts) if header is None else header
     described = header.get("buffers", [])
     if not isinstance(described, list) or len(described) > MAX_BUFFERS:
         raise ProtocolError("bad-buffer", f"'buffers' must be a list of at most {MAX_BUFFERS} objects.")

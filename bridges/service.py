@@ -40,7 +40,6 @@ from worldsim.errors import (
 )
 
 log = logging.getLogger("worldsim.host")
-ACTIVE = 0.25  # seconds after which a session is no longer waited for
 MOST_PEERS = 4096  # connections and clients that are remembered
 ENDED = 0.5  # probability over which an episode is over
 CODES: list[tuple[type[Exception], str]] = [
@@ -71,7 +70,7 @@ class ServiceConfig:
     rate: float = 10_000
     """Requests a second of one client at most, with bursts of as many."""
     wait_ms: float = 2.0
-    """How long a request waits for those of other sessions, to be drawn in the same pass."""
+    """How long a session that got its frame is waited for, so that it can be drawn in the same pass as others."""
 
     def __post_init__(self) -> None:
         """Check."""
@@ -154,7 +153,7 @@ class Served:
     keymap: KeyMap
     about: dict[str, Any]
     wishes: list[Wish] = field(default_factory=list)
-    asked: dict[str, float] = field(default_factory=dict)  # sessions that asked of late, by token
+    answered: dict[str, float] = field(default_factory=dict)  # when each got its last frame, until it asks again
 
 
 class Service:
@@ -281,7 +280,7 @@ class Service:
         """End a session, with all that it has."""
         served = self.worlds[hosted.world]
         served.wishes = [wish for wish in served.wishes if not self._dropped(wish, hosted)]
-        served.asked.pop(hosted.token, None)
+        served.answered.pop(hosted.token, None)
         served.engine.close(hosted.number)
         if hosted.ring is not None:
             hosted.ring.close()
@@ -383,20 +382,19 @@ class Service:
         served = self.worlds[wish.sessions[0].world]
         served.wishes.append(wish)
         for hosted in wish.sessions:
-            served.asked[hosted.token] = wish.came
+            served.answered.pop(hosted.token, None)
 
     def patience(self, now: float) -> float:
         """Seconds until something has to be done, if no message comes."""
         times = [hosted.due for hosted in self.sessions.values() if hosted.fps and not hosted.pending]
-        for served in self.worlds.values():
-            if served.wishes:
-                times.append(now if self._complete(served, now) else served.wishes[0].came + self.config.wait_ms / 1000)
+        times += [self._ready(served) for served in self.worlds.values() if served.wishes]
         return max(0.0, min(times) - now) if times else 1.0
 
-    def _complete(self, served: Served, now: float) -> bool:
-        """Whether all who are likely to ask have asked."""
-        served.asked = {token: when for token, when in served.asked.items() if now - when < ACTIVE}
-        return sum(len(wish.sessions) for wish in served.wishes) >= len(served.asked)
+    def _ready(self, served: Served) -> float:
+        """When to draw what is wished for: when nobody is left who got a frame just now and is likely to ask again."""
+        wait, now = self.config.wait_ms / 1000, time.monotonic()
+        served.answered = {token: when for token, when in served.answered.items() if now - when < wait}
+        return max(served.answered.values()) + wait if served.answered else now
 
     def draw(self) -> None:
         """Draw what is wished for where it is time; see `patience`."""
@@ -405,9 +403,7 @@ class Service:
             if hosted.fps and not hosted.pending and hosted.due <= now:
                 self._tick(hosted, now)
         for served in self.worlds.values():
-            if not served.wishes:
-                continue
-            if self._complete(served, now) or now - served.wishes[0].came >= self.config.wait_ms / 1000:
+            if served.wishes and self._ready(served) <= time.monotonic():
                 self.draw_all(served.name)
 
     def draw_all(self, world: str) -> None:
@@ -450,6 +446,8 @@ class Service:
                     hosted.mark = wish.call.mark if wish.call else None
                     action = to_json(served.engine.world.action_space, wish.actions[hosted.number])
                     self.note(hosted, {"step": action, "by": hosted.mark})
+                    if not hosted.fps:
+                        served.answered[hosted.token] = time.monotonic()
             if wish.call is not None:
                 self.latencies.append(time.monotonic() - wish.came)
                 self._answer(wish)
@@ -584,6 +582,5 @@ def _serve(name: str, engine: Engine) -> Served:
 
 def _clip_bytes(engine: Engine) -> int:
     """How large a request may be: a clip that fills what a session can see, and then some."""
-    config = engine.simulator.dynamics.config
     height, width = engine.world.card.frame_size
-    return 2**20 + 4 * (config.context + config.history) * height * width * 3
+    return 2**20 + 4 * engine.reach * height * width * 3

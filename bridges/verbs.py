@@ -422,9 +422,8 @@ def _begin_anew(service: Service, sessions: Sequence[Hosted], openings: list[Ope
     try:
         fresh = engine.open_all(openings)
     except EngineFull:
-        config = engine.simulator.dynamics.config
         for opening in openings:  # what could fail below fails here
-            complete(opening, engine.world, config.context + config.history)
+            complete(opening, engine.world, engine.reach)
         kept = [engine.snapshot(number, share=False) for number in numbers]
         for number in numbers:
             engine.close(number)

@@ -199,6 +199,21 @@ def bench_engine(args: Sequence[str]) -> None:
     print(json.dumps(report, indent=2) if config.json else table(report))
 
 
+def bench_bridge(args: Sequence[str]) -> None:
+    """Time the bridge: steps through a host against steps in this process, and against bare ZeroMQ.
+
+    Example: worldsim bench bridge --clients 32
+    """
+    import json
+
+    from worldsim.bridges.bench import BridgeBenchConfig, table
+    from worldsim.bridges.bench import bench_bridge as run
+
+    config = parse(BridgeBenchConfig, "bench bridge", args, bench_bridge.__doc__)
+    report = run(config)
+    print(json.dumps(report, indent=2) if config.json else table(report))
+
+
 def tune(args: Sequence[str]) -> None:
     """Build and time all runtimes of a world on this machine; from then on it runs on the fastest.
 
@@ -259,6 +274,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "eval": evaluate,
     "bench": bench,
     "bench engine": bench_engine,
+    "bench bridge": bench_bridge,
     "tune": tune,
     "serve": serve,
     "top": top,

@@ -100,6 +100,12 @@ class Engine:
         self._lock = threading.RLock()
         self._workers: ThreadPoolExecutor | None = None
 
+    @property
+    def reach(self) -> int:
+        """How many of the last frames of a clip have an effect on a session that begins from it."""
+        config = self.simulator.dynamics.config
+        return config.context + config.history
+
     # Sessions come and go.
 
     def open(
@@ -130,8 +136,7 @@ class Engine:
     def open_all(self, openings: Sequence[Opening]) -> list[int]:
         """Begin several sessions, all or none; see `open`."""
         with self._lock:
-            config = self.simulator.dynamics.config
-            openings = [complete(opening, self.world, config.context + config.history) for opening in openings]
+            openings = [complete(opening, self.world, self.reach) for opening in openings]
             self.table.admit(len(openings))
             fresh = [opening for opening in openings if opening.start is None]
             drawn = iter(self._compute(self._first, [fresh])[0] if fresh else [])

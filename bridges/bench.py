@@ -1,0 +1,334 @@
+"""What the bridge costs on this machine: a step through it against a step in this process, beside bare ZeroMQ.
+
+Two engines: a still one, whose step takes no time and whose frames have any size, shows the bridge alone; a real world
+shows what is left of its speed for clients elsewhere. Host and clients are processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import zmq
+
+from worldsim.bridges import protocol
+from worldsim.bridges.client import RemoteEngine
+from worldsim.bridges.connection import ConnectionConfig
+from worldsim.bridges.host import Host, HostConfig, ipc_address
+from worldsim.engine.records import Opening, Step
+from worldsim.envs.world_env import make_engine
+from worldsim.errors import BridgeError, ConfigError
+from worldsim.evaluation.bench import machine
+from worldsim.models.action import space_from_json
+
+SIZES = {"64x64": (64, 64), "1280x720": (720, 1280)}  # (height, width)
+WARM = 20  # steps that are not counted
+BLOCK = 25  # steps that are timed in a row before it is another way's turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeBenchConfig:
+    """What to time."""
+
+    world: str = "car-racing"
+    """The real world."""
+    steps: int = 500
+    """Of each way."""
+    clients: int = 32
+    """That step the real world together."""
+    threads: int = 1
+    """CPU cores of its engine."""
+    seconds: float = 10.0
+    """For them, and for as many local sessions."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if min(self.steps, self.clients, self.threads) < 1 or not self.seconds > 0:
+            raise ConfigError("steps, clients, threads must be at least 1 and seconds above 0.")
+
+
+class StillEngine:
+    """Sessions whose every frame is one of two: what the bridge does beside is all that takes time."""
+
+    def __init__(self, frame_size: tuple[int, int]) -> None:
+        """Make the frames."""
+        rng = np.random.default_rng(0)
+        coarse = rng.integers(0, 256, (2, frame_size[0] // 16, frame_size[1] // 16, 3), np.uint8)
+        self._frames = coarse.repeat(16, 1).repeat(16, 2)  # patches of colour, about as hard on JPEG as a game is
+        space = {"type": "box", "low": [-1.0] * 3, "high": [1.0] * 3, "dtype": "float32"}
+        card = SimpleNamespace(
+            name="still", frame_size=frame_size, fps=60.0, action_space=space, keys={}, prompts=[], episode_steps=None
+        )
+        action_space = space_from_json(space)
+        self.world = SimpleNamespace(card=card, action_space=action_space, starts=[], fingerprint=lambda: "still")
+        self.sessions: dict[int, Any] = {}
+        self.reach = 1
+
+    def open_all(self, openings: Sequence[Opening]) -> list[int]:
+        """Begin sessions."""
+        numbers = [len(self.sessions) + 1 + i for i in range(len(openings))]
+        for number in numbers:
+            self.sessions[number] = SimpleNamespace(frame=self._frames[0], step=1, prompt="", reward=0.0, ended=0.0)
+        return numbers
+
+    def close(self, session: int | None = None) -> None:
+        """End one."""
+        self.sessions.pop(session or 0, None)
+
+    def check(self, session: int, action: Any) -> None:
+        """Any action will do."""
+
+    def step(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+        """The other frame; a copy, as an engine gives."""
+        steps = {}
+        for number in actions:
+            known = self.sessions[number]
+            known.step += 1
+            known.frame = self._frames[known.step % 2]
+            steps[number] = Step(known.frame.copy(), 0.0, 0.0, known.step)
+        return steps
+
+    def stats(self) -> dict[str, Any]:
+        """Nothing to say."""
+        return {}
+
+
+def bench_bridge(config: BridgeBenchConfig) -> dict[str, Any]:
+    """Time the bridge; nothing else should run meanwhile.
+
+    Returns:
+        still: by frame size: p50 and p99 ms of a step in this process, through the bridge by tcp, ipc, shared memory and
+            JPEG, and of a bare ZeroMQ echo of the same bytes.
+        real: p50 ms of a step of the real world here and through the bridge, in turns, and frames/s of many clients and
+            of as many local sessions.
+    """
+    report: dict[str, Any] = {"machine": machine(config.threads), "still": {}}
+    for name, size in SIZES.items():
+        report["still"][name] = _still(size, config.steps)
+    report["real"] = _real(config)
+    return report
+
+
+def _still(size: tuple[int, int], steps: int) -> dict[str, dict[str, float]]:
+    """Every way of a still frame of one size, in turns."""
+    engine, action = StillEngine(size), np.zeros(3, np.float32)
+    local = engine.open_all([Opening()])[0]
+    ways: dict[str, Callable[[], Any]] = {"in process": lambda: engine.step({local: action})}
+    remotes = []
+    with _process("still", str(size[0]), str(size[1])) as address, _process("echo", str(size[0]), str(size[1])) as bare:
+        ipc = ipc_address(int(address.rsplit(":", 1)[1]))
+        for name, (where, encoding) in {
+            "tcp raw": (address, "raw"),
+            "ipc raw": (ipc, "raw"),
+            "tcp header, shared memory": (address, "shm"),
+            "tcp jpeg": (address, "jpeg"),
+        }.items():
+            remote = RemoteEngine(where, config=ConnectionConfig(encoding=encoding))
+            number = remote.open_all([Opening()])[0]
+            ways[name] = lambda remote=remote, number=number: remote.step({number: action})
+            remotes.append(remote)
+        for name, where in {"bare echo, tcp": bare, "bare echo, ipc": ipc_address(int(bare.rsplit(":", 1)[1]))}.items():
+            ways[name] = _echo_client(where)
+        times = _in_turns(ways, steps)
+        for remote in remotes:
+            remote.close()
+    base = times["in process"]["p50"]
+    return {name: {**found, "cost": found["p50"] - base} for name, found in times.items()}
+
+
+def _in_turns(ways: Mapping[str, Callable[[], Any]], steps: int) -> dict[str, dict[str, float]]:
+    """p50 and p99 in ms of each way; a block of each, again and again, so that the machine's moods hit all alike."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        for _ in range(WARM):
+            way()
+    while min(map(len, times.values())) < steps:
+        for name, way in ways.items():
+            for _ in range(BLOCK):
+                begun = time.perf_counter()
+                way()
+                times[name].append(1000 * (time.perf_counter() - begun))
+    return {
+        name: {"p50": statistics.median(t), "p99": sorted(t)[int(0.99 * (len(t) - 1))]} for name, t in times.items()
+    }
+
+
+def _real(config: BridgeBenchConfig) -> dict[str, Any]:
+    engine = make_engine(config.world, 1024, threads=config.threads)
+    action = engine.world.action_space.sample()
+    with _process("world", config.world, str(config.threads)) as address:
+        remote = RemoteEngine(address)
+        here, there = engine.open(seed=1), remote.open_all([Opening(seed=1)])[0]
+        ways = {"in process": lambda: engine.step({here: action}), "remote": lambda: remote.step({there: action})}
+        single = _in_turns(ways, config.steps)
+        engine.close(here)
+        remote.close()
+        local = many = 0.0
+        for _ in range(2):  # in turns
+            local += _local(engine, config.clients, action, config.seconds / 2) / 2
+            many += _clients(address, config.clients, config.seconds / 2) / 2
+    engine.close()
+    facts = {"runtime": engine.runtime.name, "clients": config.clients, "threads": config.threads}
+    return {**facts, "single": single, "local_fps": local, "remote_fps": many, "ratio": many / local}
+
+
+def _local(engine: Any, sessions: int, action: Any, seconds: float) -> float:
+    """Frames/s of sessions in this process."""
+    numbers = engine.open_all([Opening(seed=i) for i in range(sessions)])
+    engine.step(dict.fromkeys(numbers, action))
+    frames, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        frames += len(engine.step(dict.fromkeys(numbers, action)))
+    spent = time.perf_counter() - begun
+    for number in numbers:
+        engine.close(number)
+    return frames / spent
+
+
+def _clients(address: str, count: int, seconds: float) -> float:
+    """Frames/s of clients in lock-step, each with a connection of its own; one process drives all of them."""
+    command = [sys.executable, "-m", "worldsim.bridges.bench", "clients", address, str(count), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BridgeError(f"the clients failed: {done.stderr[-1000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def drive_clients(address: str, count: int, seconds: float) -> float:
+    """What `_clients` runs in a process of its own: nobody waits for another, each asks again when it was answered."""
+    poller, sockets, sessions = zmq.Poller(), {}, {}
+    context = zmq.Context()
+    for i in range(count):
+        socket = context.socket(zmq.DEALER)
+        socket.connect(address)
+        _ask(socket, 1, "hello", client=f"bench-client-{i}")
+        opened = _ask(socket, 2, "open", seed=i)
+        poller.register(socket, zmq.POLLIN)
+        sockets[socket], sessions[socket] = 3, (opened["session"], opened["step"])
+    action = [0.0, 0.5, 0.0]
+
+    def step(socket: zmq.Socket) -> None:
+        token, now = sessions[socket]
+        header = {"v": 1, "id": sockets[socket], "verb": "step", "session": token, "step": now, "action": action}
+        socket.send_multipart(protocol.pack(header), copy=False)
+
+    for socket in sockets:
+        step(socket)
+    frames, begun = -count, 0.0  # the first round is not counted
+    while frames <= 0 or time.perf_counter() - begun < seconds:
+        for socket, _ in poller.poll(10_000):
+            reply = protocol.unpack(socket.recv_multipart()).header
+            sessions[socket] = sessions[socket][0], reply["step"]
+            sockets[socket] += 1
+            frames += 1
+            if frames == 0:
+                begun = time.perf_counter()
+            step(socket)
+    spent = time.perf_counter() - begun
+    for socket, (token, _) in sessions.items():
+        socket.recv_multipart()
+        _ask(socket, sockets[socket] + 1, "close", session=token)
+    context.destroy(linger=0)
+    return frames / spent
+
+
+def _ask(socket: zmq.Socket, number: int, verb: str, **fields: Any) -> dict[str, Any]:
+    socket.send_multipart(protocol.pack({"v": 1, "id": number, "verb": verb, **fields}))
+    reply = protocol.unpack(socket.recv_multipart()).header
+    if "error" in reply:
+        raise BridgeError(f"{verb}: {reply['error']['message']}")
+    return reply
+
+
+def _echo_client(address: str) -> Callable[[], Any]:
+    """A round trip of the bytes of a step, without a protocol."""
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.connect(address)
+    request = protocol.pack(
+        {"v": 1, "id": 1, "verb": "step", "session": "0" * 32, "step": 1, "action": [0.0, 0.0, 0.0]}
+    )
+
+    def trip() -> Any:
+        socket.send_multipart(request, copy=False)
+        return np.array(np.frombuffer(socket.recv_multipart(copy=False)[1].buffer, np.uint8))
+
+    return trip
+
+
+def _echo_host(frame: np.ndarray) -> None:
+    """Answers anything with a header and a frame."""
+    socket = zmq.Context.instance().socket(zmq.ROUTER)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    socket.bind(ipc_address(port))
+    print(f"tcp://127.0.0.1:{port}", flush=True)
+    header = b"x" * 180
+    while True:
+        peer, _ = socket.recv_multipart()
+        socket.send_multipart([peer, header, frame], copy=False)
+
+
+class _process:
+    """A host in a process of its own, for a while; gives its address."""
+
+    def __init__(self, *words: str) -> None:
+        command = [sys.executable, "-m", "worldsim.bridges.bench", *words]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> str:
+        assert self.process.stdout is not None
+        address = self.process.stdout.readline().strip()
+        if not address:
+            raise BridgeError("the host of the benchmark did not start; what it said is above.")
+        return address
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report for people."""
+    lines = [f"machine: {json.dumps(report['machine'])}"]
+    for size, ways in report["still"].items():
+        lines += ["", f"still frames of {size}: ms a step{'':18} p50      p99     cost"]
+        lines += [f"  {way:40} {f['p50']:8.3f} {f['p99']:8.3f} {f['cost']:8.3f}" for way, f in ways.items()]
+    real = report["real"]
+    lines += ["", f"{real['runtime']}, one session: ms a step{'':16} p50      p99"]
+    lines += [f"  {way:40} {found['p50']:8.3f} {found['p99']:8.3f}" for way, found in real["single"].items()]
+    lines.append(
+        f"{real['clients']} remote clients {real['remote_fps']:.0f} frames/s, as many local sessions "
+        f"{real['local_fps']:.0f}: {100 * real['ratio']:.0f} % ({real['threads']} core(s) for the engine)"
+    )
+    return "\n".join(lines)
+
+
+def _main(words: Sequence[str]) -> None:
+    """The processes of the benchmark."""
+    kind, *rest = words
+    if kind == "clients":
+        print(drive_clients(rest[0], int(rest[1]), float(rest[2])))
+    elif kind == "echo":
+        _echo_host(np.zeros((int(rest[0]), int(rest[1]), 3), np.uint8))
+    else:
+        if kind == "still":
+            engine: Any = StillEngine((int(rest[0]), int(rest[1])))
+        else:
+            engine = make_engine(rest[0], 1024, threads=int(rest[1]))
+            _ = engine.sizes  # tried now, not by the first client
+        with Host({engine.world.card.name: engine}, HostConfig(port=0)) as host:
+            print(host.address, flush=True)
+            host.run()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

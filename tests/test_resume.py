@@ -1,0 +1,132 @@
+"""A host that is killed at random moments, and clients that do not notice."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hosting import HostProcess, digest, drive
+
+from worldsim.bridges.client import RemoteEngine
+from worldsim.bridges.connection import ConnectionConfig
+from worldsim.engine.engine import Engine
+from worldsim.engine.records import EngineLike, Opening
+from worldsim.world import World
+
+PATIENT = ConnectionConfig(timeout=1.0, patience=180.0)
+
+
+def play(engine: EngineLike, seed: int, frames: int, stop: threading.Event | None = None) -> list[str]:
+    """A life with everything in it: steps, batches, words, a snapshot that is gone back to, a fork, resets.
+
+    Returns:
+        What was seen, in order: hashes of frames, rewards, prompts.
+    """
+    rng = random.Random(seed)
+    openings = [Opening(seed=seed), Opening(seed=seed + 1, prompt="a cart"), Opening(seed=seed, start=0)]
+    sessions = engine.open_all(openings)
+    seen = [digest(engine.sessions[number].frame) for number in sessions]
+    kept: Any = None
+    for count, action in enumerate(drive(frames, seed)):
+        if stop is not None and stop.is_set():
+            break
+        chosen = sessions if rng.random() < 0.5 else sessions[:1]
+        for number, step in engine.step({number: action for number in chosen}).items():
+            seen += [digest(step.frame), repr(step.reward), str(engine.sessions[number].step)]
+        event = rng.randrange(30)
+        if event == 0:
+            engine.set_prompt(sessions[0], rng.choice(["a cart", ""]))
+            seen.append(engine.sessions[sessions[0]].prompt)
+        elif event == 1:
+            kept = engine.snapshot(sessions[0])
+        elif event == 2 and kept is not None:
+            engine.restore(kept, sessions[0])
+            seen.append(digest(engine.sessions[sessions[0]].frame))
+        elif event == 3:
+            twin = engine.fork(sessions[0])
+            seen.append(digest(engine.step({twin: action})[twin].frame))
+            engine.close(twin)
+        elif event == 4:
+            engine.close(sessions[-1])
+            sessions[-1] = engine.open_all([Opening(seed=count)])[0]
+            seen.append(digest(engine.sessions[sessions[-1]].frame))
+    for number in sessions:
+        engine.close(number)
+    return seen
+
+
+def killed(world_path: Path, folder: Path, kills: int, clients: int, frames: int, every: str, low: float) -> None:
+    seed = random.SystemRandom().randrange(1000)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    local = Engine(World.from_pretrained(world_path), runtime="eager", threads=1)
+    unbroken = [play(local, seed + 10 * i, frames) for i in range(clients)]
+    local.close()
+
+    words = ("--every", every)
+    host = HostProcess([world_path], folder, 0, *words)
+    seen: dict[int, list[str]] = {}
+    failures: list[BaseException] = []
+
+    def client(i: int) -> None:
+        try:
+            engine = RemoteEngine(host.address, config=PATIENT)
+            seen[i] = play(engine, seed + 10 * i, frames)
+            engine.close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(clients)]
+    for thread in threads:
+        thread.start()
+    done = 0
+    try:
+        while any(thread.is_alive() for thread in threads):
+            threads[0].join(low + rng.random() * 0.5)
+            if done < kills and any(thread.is_alive() for thread in threads):
+                host.kill(signal.SIGKILL)
+                done += 1
+                host = HostProcess([world_path], folder, host.port, "--resume", *words)
+        for thread in threads:
+            thread.join()
+        left = [path for path in (folder / "sessions").iterdir() if (path / "meta.json").exists()]
+    finally:
+        host.kill()
+    if failures:
+        raise failures[0]
+    print(f"{done} kills")
+    assert done == kills
+    for i in range(clients):
+        assert seen[i] == unbroken[i]
+    assert left == []  # every session was closed, none was lost or left over
+
+
+def test_killed_twice(world_path: Path, tmp_path: Path) -> None:
+    killed(world_path, tmp_path, kills=2, clients=2, frames=250, every="0.3", low=0.2)
+
+
+@pytest.mark.slow
+def test_killed_fifty_times(world_path: Path, tmp_path: Path) -> None:
+    killed(world_path, tmp_path, kills=50, clients=3, frames=4000, every="0.5", low=0.1)
+
+
+def test_graceful_stop_and_resume(world_path: Path, tmp_path: Path) -> None:
+    host = HostProcess([world_path], tmp_path)
+    engine = RemoteEngine(host.address, config=PATIENT)
+    number = engine.open_all([Opening(seed=5)])[0]
+    first = [engine.step({number: action})[number].frame for action in drive(10)]
+    host.kill(signal.SIGTERM)
+    assert host.process.returncode == 0
+    host = HostProcess([world_path], tmp_path, host.port, "--resume")
+    rest = [engine.step({number: action})[number].frame for action in drive(20)[10:]]
+    host.kill()
+    engine.connection.close()
+    local = Engine(World.from_pretrained(world_path), runtime="eager", threads=1)
+    number = local.open(seed=5)
+    for action, frame in zip(drive(20), [*first, *rest], strict=True):
+        assert np.array_equal(local.step({number: action})[number].frame, frame)
