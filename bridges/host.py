@@ -108,7 +108,7 @@ class Host:
     @property
     def address(self) -> str:
         """Where clients on this machine reach it."""
-        return f"tcp://127.0.0.1:{self.port}" if self.config.bind in ("0.0.0.0", "*") else self._tcp(self.port)
+        return tcp_address(self.config, "127.0.0.1" if self.config.bind in ("0.0.0.0", "*") else None, self.port)
 
     def run(self) -> None:
         """Serve until `stop` is called, then write all sessions and say goodbye."""
@@ -165,22 +165,15 @@ class Host:
                 raise ConfigError(f"{config.key} is a public key; the host needs the secret one: {config.key}_secret.")
             socket.curve_publickey, socket.curve_secretkey, socket.curve_server = public, secret, True
 
-    def _tcp(self, port: int | str) -> str:
-        bind = f"[{self.config.bind}]" if ":" in self.config.bind else self.config.bind
-        return f"tcp://{bind}:{port}"
-
     def _bind(self) -> int:
-        address = self._tcp(self.config.port or "*")
         try:
-            self._socket.bind(address)
+            self._socket.bind(tcp_address(self.config))
             bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
             port = int(bound.rsplit(":", 1)[1])
             if self.config.ipc:
                 self._socket.bind(ipc_address(port))
         except zmq.ZMQError as error:
-            raise BridgeError(
-                f"cannot bind {address}: {error}. Another host may be there; give another --port, or 0 for a free one."
-            ) from error
+            raise _taken(self.config, error) from error
         return port
 
     def _take_in(self) -> None:
@@ -213,6 +206,31 @@ class Host:
                 raise LookupError(peer) from None
             raise
         return True
+
+
+def tcp_address(config: HostConfig, bind: str | None = None, port: int | None = None) -> str:
+    """The address that a config says, with another port or host name in it."""
+    bind, port = bind or config.bind, port or config.port
+    return f"tcp://{f'[{bind}]' if ':' in bind else bind}:{port or '*'}"
+
+
+def check_free(config: HostConfig) -> None:
+    """Find out that an address is taken before worlds are loaded.
+
+    Raises:
+        BridgeError: it is taken, or is none.
+    """
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        socket.setsockopt(zmq.IPV6, ":" in config.bind)
+        try:
+            socket.bind(tcp_address(config))
+        except zmq.ZMQError as error:
+            raise _taken(config, error) from error
+
+
+def _taken(config: HostConfig, error: Exception) -> BridgeError:
+    hint = "Another host may be there; give another --port, or 0 for a free one."
+    return BridgeError(f"cannot bind {tcp_address(config)}: {error}. {hint}")
 
 
 def ipc_address(port: int) -> str:

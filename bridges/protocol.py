@@ -480,7 +480,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "list": (f"a list of 1 to {MAX_BATCH} entries", _is_list),
     "object": ("an object", lambda v: isinstance(v, dict)),
-    "action": ("a number, a list or an object", lambda v: _is_number(v) or isinstance(v, (list, dict))),
+    "action": ("any JSON; the world's action space says which", lambda v: True),
     "start": (
         'the number of a clip from 0, or {"frames": NAME, "actions": NAME or list} with names of buffers',
         _is_start,

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from worldsim.bridges.host import LOOPBACK, Host, HostConfig, check_bind
+from worldsim.bridges.host import LOOPBACK, Host, HostConfig, check_bind, check_free
 from worldsim.bridges.metrics import serve_metrics
 from worldsim.engine.engine import Engine
 from worldsim.engine.tuning import cache_folder
@@ -86,6 +86,7 @@ def serve(config: ServeConfig) -> None:
     """
     set_up_log(config.log_format)
     check_bind(replace(config.host, checkpoints=config.host.checkpoints or Path()))
+    check_free(config.host)
     engines = load(config)
     place = config.host
     if config.checkpoint and place.checkpoints is None:
