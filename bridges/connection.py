@@ -222,7 +222,8 @@ class Connection:
             message = self._receive(left)
             if message is None:
                 return None
-            if not self._is_push(message) and message.header.get("id") == number:
+            unread = message.header.get("id") is None and "error" in message.header  # it could not even be read
+            if not self._is_push(message) and (message.header.get("id") == number or unread):
                 return message  # another id: an answer to what was asked before, and came late
         return None
 

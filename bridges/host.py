@@ -23,7 +23,7 @@ from worldsim.bridges.checkpoints import Checkpoints
 from worldsim.bridges.dispatch import receive
 from worldsim.bridges.frames import SharedFolder
 from worldsim.bridges.resume import resume
-from worldsim.bridges.service import Service, ServiceConfig
+from worldsim.bridges.service import MOST_PEERS, Service, ServiceConfig
 from worldsim.engine.engine import Engine
 from worldsim.errors import BridgeError, ConfigError
 
@@ -190,8 +190,10 @@ class Host:
             if parts and not parts[0]:  # a REQ socket's empty part
                 parts = parts[1:]
                 self._enveloped.add(peer)
-                if len(self._enveloped) > 4 * protocol.MAX_CREDITS:
-                    self._enveloped.clear()
+                if len(self._enveloped) > MOST_PEERS:
+                    self._enveloped = {peer}
+            else:
+                self._enveloped.discard(peer)
             receive(self.service, peer, parts, key)
 
     def _send(self, peer: bytes, parts: list[Any]) -> bool:

@@ -105,14 +105,19 @@ _SESSION = Field("session", "token", "whose")
 _OPENING = (
     _maybe("seed", "int", "of the noise; 0 if not given"),
     _maybe("prompt", "text", "words for the frames from now on; the start's own or the world's first if not given"),
-    _maybe("start", "start", "the number of a clip that the world carries, or a clip in buffers; drawn if not given"),
+    _maybe(
+        "start",
+        "start",
+        "the number of a clip that the world carries, or a clip in buffers; if not given, a prompt "
+        "begins from words alone, and with neither the seed chooses one of the world's clips",
+    ),
     _maybe("guidance", "number", "on the prompt; the world's own if not given"),
 )
 _ENCODING = (
     _maybe("encoding", "encoding", "of the frames; raw if not given"),
     _maybe("quality", "quality", "of jpeg, 1 to 100; 90 if not given"),
 )
-_STEP = Field("step", "int", "how many frames the session has")
+_STEP = Field("step", "int", "how many frames the session has; more than one after a start from a clip")
 _STATE = (_STEP, Field("prompt", "text", "in force for the next frame"))
 _DRAWN = (
     _STEP,

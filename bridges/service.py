@@ -571,7 +571,7 @@ def _serve(name: str, engine: Engine) -> Served:
         "frame_size": list(card.frame_size),
         "fps": card.fps,
         "action_space": card.action_space,
-        "keys": keymap.named() if card.keys else {},
+        "keys": {} if isinstance(space, spaces.Dict) else keymap.named(),
         "prompts": card.prompts,
         "starts": len(world.starts),
         "episode_steps": card.episode_steps,
