@@ -107,8 +107,8 @@ def bench_bridge(config: BridgeBenchConfig) -> dict[str, Any]:
     """Time the bridge; nothing else should run meanwhile.
 
     Returns:
-        still: by frame size: p50 and p99 ms of a step in this process, through the bridge by tcp, ipc, shared memory and
-            JPEG, and of a bare ZeroMQ echo of the same bytes.
+        still: by frame size: p50 and p99 ms of a step in this process, through the bridge by tcp, ipc, shared memory
+            and JPEG, and of a bare ZeroMQ echo of the same bytes.
         real: p50 ms of a step of the real world here and through the bridge, in turns, and frames/s of many clients and
             of as many local sessions.
     """

@@ -126,7 +126,7 @@ class Late(Trouble):
         elif asked.turn == 3 and self.first is not None:
             for one in (self.first, asked, asked):
                 host.reply(one)
-        elif asked.turn == 4:
+        elif asked.turn == 4 and asked.times == 1:
             host.later(0.4, asked)
         else:
             host.reply(asked)
@@ -180,8 +180,10 @@ class Error(Trouble):
 
     def refuse(self, host: ScriptedHost, asked: Asked) -> dict[str, Any] | None:
         """Fail once."""
-        wrong = asked.turn == 3 and asked.times == 1
-        return {"code": "failed", "message": "made up."} if wrong else None
+        if asked.turn != 3 or host.tries["error"]:
+            return None
+        host.tries["error"] += 1
+        return {"code": "failed", "message": "made up."}
 
 
 class Push(Trouble):
@@ -193,7 +195,7 @@ class Push(Trouble):
 
     def answer(self, host: ScriptedHost, asked: Asked) -> None:
         """Push it while the client waits; the reply comes later."""
-        if asked.turn not in (3, 5):
+        if asked.turn not in (3, 5) or asked.times > 1:
             host.reply(asked)
             return
         fields, frame = {"resume": True}, None
@@ -303,12 +305,12 @@ class ScriptedHost:
         self._context.destroy(linger=100)
 
     def serve(self, ended: Callable[[], bool], patience: float) -> None:
-        """Serve until the client has ended, or is silent for too long.
+        """Serve until the client has ended, has done something wrong, or is silent for too long.
 
         Raises:
             Failed: it is silent.
         """
-        while not ended():
+        while not ended() and not (self.faults and time.monotonic() - self.marks["fault"] > 1):
             for due, asked in list(self._later):
                 if due <= time.monotonic():
                     self._later.remove((due, asked))
@@ -316,6 +318,8 @@ class ScriptedHost:
             if self._socket.poll(10):
                 self.heard = time.monotonic()
                 self._take(self._socket.recv_multipart())
+                if self.faults:
+                    self.marks.setdefault("fault", self.heard)
             elif time.monotonic() - self.heard > patience:
                 last = f"{self.done} steps were done, and no request has come"
                 raise Failed("requests until all frames are drawn", f"silence for {patience:g} s: {last}")

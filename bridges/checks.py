@@ -134,12 +134,13 @@ def _error_faults(error: Any) -> list[str]:
 def brief(value: Any) -> str:
     """A value in a line of words."""
     if isinstance(value, str):
-        return value if len(value) <= 160 else f"{value[:157]}..."
+        return value if len(value) <= 400 else f"{value[:397]}..."
     if isinstance(value, Message):
         error = value.header.get("error")
         kept = {k: v for k, v in value.header.items() if k not in ("v", "id", "verb", "buffers")}
         return f"a reply to {value.header.get('verb')}: {brief(repr(error or kept))}"
-    return brief(repr(value))
+    text = repr(value)
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def brief_header(message: Message) -> str:

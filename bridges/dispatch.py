@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worldsim.bridges import protocol
-from worldsim.bridges.service import MOST_PEERS, Call, Client, Service
+from worldsim.bridges.records import Call, Client
+from worldsim.bridges.service import MOST_PEERS, Service
 from worldsim.bridges.verbs import HANDLERS
 from worldsim.errors import ProtocolError
 

@@ -22,8 +22,9 @@ from worldsim.bridges import protocol
 from worldsim.bridges.checkpoints import Checkpoints
 from worldsim.bridges.dispatch import receive
 from worldsim.bridges.frames import SharedFolder
+from worldsim.bridges.records import ServiceConfig
 from worldsim.bridges.resume import resume
-from worldsim.bridges.service import MOST_PEERS, Service, ServiceConfig
+from worldsim.bridges.service import MOST_PEERS, Service
 from worldsim.engine.engine import Engine
 from worldsim.errors import BridgeError, ConfigError
 

@@ -144,8 +144,8 @@ VERBS: dict[str, Verb] = {
         (
             Field("host", "token", "made up by the host when it started"),
             Field("software", "text", "of the host"),
-            Field("worlds", "list", "one object each: name, frame_size [height, width], fps, action_space, keys, "
-                  "prompts, starts (how many), episode_steps, fingerprint"),
+            Field("worlds", "list", "one object each: name, frame_size [height, width], fps, action_space, keys "
+                  "(combinations and their actions), prompts, starts (how many), episode_steps, fingerprint"),
             Field("lease", "number", "seconds that a session lives without a request"),
             Field("limits", "object", "sessions, snapshots, rate (requests a second), message_bytes"),
             Field("encodings", "list", "what this host can send"),
@@ -187,7 +187,12 @@ VERBS: dict[str, Verb] = {
         (Field("session", "token", "the twin's"), Field("watch", "token", "the twin's"), _WORLD, *_STATE),
         ("frame",),
     ),
-    "render": Verb("The last frame again.", (_SESSION, *_ENCODING), (*_STATE, _ROLE, _WORLD), ("frame",)),
+    "render": Verb(
+        "The last frame again.",
+        (_SESSION, *_ENCODING),
+        (*_STATE, _ROLE, _WORLD, _maybe("watch", "token", "for the owner: who knows it may watch")),
+        ("frame",),
+    ),
     "close": Verb("End a session.", (_SESSION,)),
     "keep": Verb("Renew leases and do nothing else.", (_SESSIONS,)),
     "stats": Verb("Counts and latencies of the host.", (), (Field("stats", "object", "by name"),)),

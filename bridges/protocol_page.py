@@ -28,14 +28,16 @@ client                                             host
 hello   client=TOKEN                  ->
                                       <-           worlds, limits, lease, encodings
 open    world=car-racing seed=7       ->
-                                      <-           session=TOKEN step=1 + frame
-step    session step=1 action=[0,1,0] ->
-                                      <-           step=2 reward terminated truncated + frame
-step    session step=2 keys=left+up   ->
-                                      <-           step=3 ...
+                                      <-           session=TOKEN step=5 + frame
+step    session step=5 action=[0,1,0] ->
+                                      <-           step=6 reward terminated truncated + frame
+step    session step=6 keys=left+up   ->
+                                      <-           step=7 ...
 close   session                       ->
                                       <-           (done)
 ```
+
+Wait for the reply of `close` before you disconnect: a request may be lost with its connection.
 
 ## Messages
 
@@ -70,7 +72,10 @@ Lock-step is the way above: a frame for each `step`. For real time, `run` starts
 at a pace, under the action that `input` said last, as a game does; `pause` ends that. `watch` has every frame pushed to
 the connection that asks, as long as it has credits; each `watch` adds some. Without credits the newest frame waits and
 takes the place of the one before; `dropped` says how many were left out. Watching works in lock-step too, for any number of
-connections: with the session's own token, with a player's, or with its `watch` token, which permits nothing else.
+connections, and after `reset` and `restore`: with the session's own token, with a player's, or with its `watch` token, which permits nothing else.
+
+What is watched belongs to the connection: `watch` again after a new one. What `input` holds belongs to the session, and
+stays held through `reset`, `restore` and `pause`.
 
 `share` makes a token for a second player. With `turns` a `step` out of turn is refused; in real time the clock takes the
 action of whose turn it is. With `split` the second player's parts of the action come from what it holds (`input`), the

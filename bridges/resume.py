@@ -9,7 +9,8 @@ from typing import Any
 from worldsim.bridges.actions import from_json
 from worldsim.bridges.checkpoints import Record
 from worldsim.bridges.hosted import Hosted, Mark, Share
-from worldsim.bridges.service import Client, Kept, Service
+from worldsim.bridges.records import Client, Kept
+from worldsim.bridges.service import Service
 from worldsim.engine.records import Opening
 from worldsim.errors import BridgeError, WorldsimError
 

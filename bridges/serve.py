@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -86,6 +87,8 @@ def serve(config: ServeConfig) -> None:
     """
     set_up_log(config.log_format)
     check_bind(replace(config.host, checkpoints=config.host.checkpoints or Path()))
+    if config.web:
+        import worldsim.bridges.web  # noqa: F401  -- what it lacks is told before worlds are loaded
     check_free(config.host)
     engines = load(config)
     place = config.host
@@ -100,8 +103,8 @@ def serve(config: ServeConfig) -> None:
         try:
             host.run()
         finally:
-            if page is not None:
-                page.terminate()
+            if page is not None and page.stdin is not None:
+                page.stdin.close()
                 page.wait(10)
             if stop_metrics is not None:
                 stop_metrics()
@@ -145,10 +148,10 @@ def set_up_log(log_format: str) -> None:
 
 
 def _start_page(config: ServeConfig, host: Host) -> subprocess.Popen[bytes]:
-    """The page runs in a process of its own, as any other client: it cannot hold up the host."""
-    words = ["--host", host.address, "--bind", config.host.bind, "--port", str(config.web_port)]
-    if config.web_token:
-        words += ["--token", config.web_token]
+    """The page runs in a process of its own, as any other client: it cannot hold up the host. It ends with the host."""
+    words = ["--host", host.address, "--bind", config.host.bind, "--port", str(config.web_port), "--attached"]
     if config.host.key is not None:
         words += ["--key", str(config.host.key), "--host-key", str(config.host.key).removesuffix("_secret")]
-    return subprocess.Popen([sys.executable, "-m", "worldsim.bridges.web", *words])
+    secrets = os.environ | ({"WORLDSIM_WEB_TOKEN": config.web_token} if config.web_token else {})
+    command = [sys.executable, "-m", "worldsim.bridges.web", *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr, env=secrets)

@@ -17,7 +17,8 @@ from worldsim.bridges import protocol
 from worldsim.bridges.actions import from_buffer, from_json, from_request
 from worldsim.bridges.frames import can_jpeg
 from worldsim.bridges.hosted import Hosted, Role, Share, Watch, check_parts, new_token, resolve
-from worldsim.bridges.service import Answer, Call, Served, Service, Wish
+from worldsim.bridges.records import Answer, Call, Served, Wish
+from worldsim.bridges.service import Service
 from worldsim.engine.records import Opening
 from worldsim.engine.starts import complete
 from worldsim.errors import EngineFull, ProtocolError
@@ -137,6 +138,7 @@ def restore(service: Service, call: Call) -> Answer:
         service.worlds[hosted.world].engine.restore(service.kept(token, hosted.world), hosted.number)
         hosted.mark = call.mark
         service.save(hosted)
+        service.push_all(hosted)
     return _state(service, hosted), {"frame": service.picture(hosted, hosted.encoding, hosted.quality)}
 
 
@@ -154,6 +156,7 @@ def render(service: Service, call: Call) -> Answer:
     hosted, role = service.found(call.header["session"], "owner", "player", "watcher")
     encoding, quality = _encoding(service, call, hosted)
     fields = {**_state(service, hosted), "role": role, "world": hosted.world}
+    fields |= {"watch": hosted.watch} if role == "owner" else {}
     return fields, {"frame": service.picture(hosted, encoding, quality)}
 
 
@@ -251,10 +254,11 @@ def watch(service: Service, call: Call) -> Answer:
     hosted, role = service.found(call.header["session"], "owner", "player", "watcher")
     encoding, quality = _encoding(service, call, hosted)
     known = hosted.watchers.get(call.peer)
-    watching = Watch(call.header["id"], call.header["session"], encoding, quality, 0)
+    watching = Watch(call.header["id"], call.header["session"], encoding, quality, call.header["credits"])
     if known is not None:
-        watching.credits, watching.dropped, watching.waiting = known.credits, known.dropped, known.waiting
-    watching.credits = min(watching.credits + call.header["credits"], protocol.MAX_CREDITS)
+        watching.dropped, watching.waiting = known.dropped, known.waiting
+        again = known.id == watching.id  # the very same request: its credits were added already
+        watching.credits = min(known.credits + (0 if again else watching.credits), protocol.MAX_CREDITS)
     hosted.watchers[call.peer] = watching
     if watching.waiting and watching.credits:
         service.push(hosted, call.peer)
@@ -401,10 +405,11 @@ def _begun(service: Service, hosted: Hosted, opening: Opening | None) -> None:
 
 
 def _restarted(service: Service, hosted: Hosted, opening: Opening, call: Call) -> None:
-    hosted.episode, hosted.mark, hosted.held = 0, call.mark, {}
+    hosted.episode, hosted.mark = 0, call.mark
     if hosted.share is not None:
         hosted.share.since = service.record(hosted).step
     _write_beginning(service, hosted, opening)
+    service.push_all(hosted)
 
 
 def _write_beginning(service: Service, hosted: Hosted, opening: Opening | None) -> None:

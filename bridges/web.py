@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import signal
 import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ except ImportError as cause:
     raise missing from cause
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TOKEN = "WORLDSIM_WEB_TOKEN"  # environment variable
 PAGE = Path(__file__).parent / "page"
 FILES = {"style.css": "text/css", "play.js": "text/javascript", "client.js": "text/javascript"}
 QUEUE = 64  # messages that may wait at the host's socket for one browser
@@ -69,8 +71,8 @@ class WebConfig:
     """Address of the page; any but a loopback one needs a token."""
     port: int = 8570
     """0 takes a free one."""
-    token: str | None = None
-    """A password for the page."""
+    token: str | None = field(default_factory=lambda: os.environ.get(TOKEN))
+    """A password for the page (default: what the environment variable WORLDSIM_WEB_TOKEN says; others cannot see it)."""
     key: Path | None = None
     """Secret CURVE key, for a host that has keys."""
     host_key: Path | None = None

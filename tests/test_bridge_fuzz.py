@@ -17,7 +17,8 @@ from worldsim.bridges.checkpoints import Checkpoints
 from worldsim.bridges.dispatch import receive
 from worldsim.bridges.frames import SharedFolder
 from worldsim.bridges.protocol import ERRORS, Message, pack, unpack
-from worldsim.bridges.service import Service, ServiceConfig
+from worldsim.bridges.records import ServiceConfig
+from worldsim.bridges.service import Service
 from worldsim.engine.engine import Engine
 from worldsim.world import World
 
