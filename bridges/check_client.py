@@ -310,7 +310,7 @@ class ScriptedHost:
         Raises:
             Failed: it is silent.
         """
-        while not ended() and not (self.faults and time.monotonic() - self.marks["fault"] > 1):
+        while not ended() and not (self.faults and time.monotonic() - self.marks["fault"] > 0.3):
             for due, asked in list(self._later):
                 if due <= time.monotonic():
                     self._later.remove((due, asked))

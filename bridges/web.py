@@ -72,7 +72,7 @@ class WebConfig:
     port: int = 8570
     """0 takes a free one."""
     token: str | None = field(default_factory=lambda: os.environ.get(TOKEN))
-    """A password for the page (default: what the environment variable WORLDSIM_WEB_TOKEN says; others cannot see it)."""
+    """A password for the page (default: the environment variable WORLDSIM_WEB_TOKEN, which others cannot see)."""
     key: Path | None = None
     """Secret CURVE key, for a host that has keys."""
     host_key: Path | None = None

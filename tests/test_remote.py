@@ -150,7 +150,8 @@ def test_jpeg_is_near(host: HostProcess) -> None:
 
 
 def test_errors_are_those_of_a_local_engine(remote: RemoteEngine, local: Engine) -> None:
-    for engine in (remote, local):
+    engines: list[Any] = [remote, local]
+    for engine in engines:
         number = engine.open_all([Opening(seed=1)])[0]
         with pytest.raises(ActionError, match="outside the action space"):
             engine.step({number: 5})
@@ -209,7 +210,8 @@ def test_settings(host: HostProcess) -> None:
         RemoteEngine(host.address, world="nothing")
     with pytest.raises(ConfigError, match="unknown setting"):
         RemoteEnv(host.address, pace=3)
-    for wrong in ({"timeout": 0}, {"encoding": "png"}, {"key": Path("x")}):
+    wrongs: list[dict[str, Any]] = [{"timeout": 0}, {"encoding": "png"}, {"key": Path("x")}]
+    for wrong in wrongs:
         with pytest.raises(ConfigError):
             ConnectionConfig(**wrong)
 

@@ -31,6 +31,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from worldsim.engine.engine import Engine
 from worldsim.envs.stable_baselines import SB3VecEnv
 from worldsim.envs.vector_env import WorldVectorEnv
 
@@ -200,7 +201,7 @@ def main(frames: int = 2048, envs: int = 8, threads: int = 2) -> None:
 
     games, ratios = [game] * envs, {}
     first = world()
-    assert isinstance(first, WorldVectorEnv)
+    assert isinstance(first, WorldVectorEnv) and isinstance(first.engine, Engine)
     print(f"{envs} environments, {threads} threads, runtime of the world: {first.engine.runtime.name}")
     ratios["stepping"] = ratio("stepping", Random(first, steps), Random(SyncVectorEnv(games), steps), frames)
     stable = Stable(SB3VecEnv(world(autoreset_mode="SameStep")), steps), Stable(DummyVecEnv(games), steps)
