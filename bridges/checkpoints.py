@@ -102,6 +102,7 @@ class Checkpoints:
         self._close(hosted.token)
         self._saved.pop(hosted.token, None)
         self._numbers.pop(hosted.token, None)
+        (self._place(hosted) / "meta.json").unlink(missing_ok=True)  # first: what is left without it is nothing
         shutil.rmtree(self._place(hosted), ignore_errors=True)
 
     def close(self) -> None:

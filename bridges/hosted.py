@@ -72,6 +72,8 @@ class Hosted:
         born: the request that opened it.
         mark: the last request that drew a frame or began anew.
         pending: the request that waits for its frame.
+        seen: the highest id of each client's requests that change the session: older ones come late.
+        kept: the last snapshot that was asked for, and the request.
         episode: frames since the last reset.
         held: by role, the action held, or the keys.
         fps: of the clock; 0 while it stands.
@@ -89,6 +91,8 @@ class Hosted:
     quality: int = 90
     mark: Mark | None = None
     pending: Mark | None = None
+    seen: dict[str, int] = field(default_factory=dict)
+    kept: tuple[Mark, str] | None = None
     episode: int = 0
     share: Share | None = None
     held: dict[str, Any] = field(default_factory=dict)

@@ -56,7 +56,7 @@ ERRORS: dict[str, str] = {
     "no-snapshot": "no snapshot goes by that token: it never was, was dropped, or made room for newer ones",
     "not-allowed": "the token, or the key of the connection, does not permit this",
     "not-your-turn": "another player's turn; the reply's `turn` says whose",
-    "out-of-order": "`step` is not the number of frames that the session has; the reply's `step` is",
+    "out-of-order": "`step` is not the number of frames that the session has (the reply's is), or the request comes late",
     "wrong-mode": "the session's clock runs and draws the frames: `pause` it to step, or send `input`",
     "bad-action": "the action is outside the world's action space, or the keys mean nothing in this world",
     "bad-prompt": "the world cannot take that prompt",

@@ -46,8 +46,8 @@ Wait for the reply of `close` before you disconnect: a request may be lost with 
 - A message is a multipart: a **header**, then **buffers**. The header is one JSON object in UTF-8, without NaN or
   Infinity. Its field `buffers` says what the other parts are, in order: `name`, `encoding`, and for `raw` also `dtype` and
   `shape`. Numbers in raw buffers are little-endian, the last index runs fastest; a frame is uint8 (height, width, 3), RGB.
-- Every request has `v` (the version, {protocol.VERSION}), `id` (an integer that this client has not used before) and
-  `verb`. Unknown fields are refused. A field that is null counts as missing.
+- Every request has `v` (the version, {protocol.VERSION}), `id` (an integer, higher than that of this client's requests
+  before) and `verb`. Unknown fields are refused. A field that is null counts as missing.
 - Every reply has `v`, and `id` and `verb` of the request. If it has `error`, nothing was done: `code` is one of those
   below, `message` is for people, and some codes bring more.
 - Pushes come unasked, to those who watch; tell them by their `verb`: {", ".join(PUSHES)}.
@@ -59,6 +59,9 @@ does not do it twice: it answers again. `step` names the number of frames the se
 host knows another number it refuses (`out-of-order`, with its own `step`), and draws nothing. A new connection says
 `hello` with the **same** `client` token first; a host that answers `hello-first` was started anew, or has forgotten the
 connection: say hello, and send the request again.
+
+Of several requests without a reply the oldest is sent again first. One that changes a session is refused
+(`out-of-order`) if the host has had a newer one of this client for that session: it has come twice, the second time late.
 
 A session belongs to its token, not to a connection. It lives until `close`, or until nobody has steered it for `lease`
 seconds. Every request of the owner or the player renews that.

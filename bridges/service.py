@@ -80,6 +80,7 @@ class Service:
         self.sessions: dict[str, Hosted] = {}
         self.tokens: dict[str, tuple[Hosted, Role]] = {}
         self.born: dict[Mark, Hosted] = {}
+        self.over: OrderedDict[Mark, None] = OrderedDict()  # requests that began sessions which have ended since
         self.snapshots: OrderedDict[str, Kept] = OrderedDict()  # by token, oldest first
         self.peers: OrderedDict[bytes, Client] = OrderedDict()
         self.clients: OrderedDict[str, Client] = OrderedDict()
@@ -181,6 +182,9 @@ class Service:
             hosted.ring.close()
         del self.sessions[hosted.token]
         self.born.pop(hosted.born, None)
+        self.over[hosted.born] = None
+        if len(self.over) > MOST_PEERS:
+            self.over.popitem(last=False)
         for token in hosted.tokens():
             self.tokens.pop(token, None)
         if self.checkpoints is not None:

@@ -16,7 +16,7 @@ import worldsim
 from worldsim.bridges import protocol
 from worldsim.bridges.actions import from_buffer, from_json, from_request
 from worldsim.bridges.frames import can_jpeg
-from worldsim.bridges.hosted import Hosted, Role, Share, Watch, check_parts, new_token, resolve
+from worldsim.bridges.hosted import Hosted, Mark, Role, Share, Watch, check_parts, new_token, resolve
 from worldsim.bridges.records import Answer, Call, Served, Wish
 from worldsim.bridges.service import Service
 from worldsim.engine.records import Opening
@@ -49,7 +49,7 @@ def hello(service: Service, call: Call) -> Answer:
 
 def open_(service: Service, call: Call) -> Answer:
     """Begin a session; the one that this very request has begun before, if it has."""
-    hosted = service.born.get(call.mark)
+    hosted = _begun_before(service, call.mark)
     if hosted is None:
         served = service.served(call.get("world"))
         opening, kept = _opening(call, call.header), call.get("snapshot")
@@ -67,7 +67,7 @@ def open_(service: Service, call: Call) -> Answer:
 
 def fork(service: Service, call: Call) -> Answer:
     """Open a twin."""
-    hosted = service.born.get(call.mark)
+    hosted = _begun_before(service, call.mark)
     if hosted is None:
         parent, _ = service.found(call.header["session"], "owner")
         served = service.worlds[parent.world]
@@ -92,7 +92,7 @@ def reset(service: Service, call: Call) -> Answer:
 
 def step(service: Service, call: Call) -> Answer | None:
     """Wish for the next frame."""
-    hosted, role = service.found(call.header["session"], *STEERING)
+    hosted, role = _steered(service, call, call.header["session"], *STEERING)
     served = service.worlds[hosted.world]
     space = served.engine.world.action_space
     given = from_request(space, served.keymap, call.header, call.buffers)
@@ -117,7 +117,7 @@ def step(service: Service, call: Call) -> Answer | None:
 
 def prompt(service: Service, call: Call) -> Answer:
     """Condition the frames from now on."""
-    hosted, _ = service.found(call.header["session"], *STEERING)
+    hosted, _ = _steered(service, call, call.header["session"], *STEERING)
     words = call.header["prompt"]
     service.worlds[hosted.world].engine.set_prompt(hosted.number, words)
     service.note(hosted, {"prompt": words})
@@ -126,8 +126,10 @@ def prompt(service: Service, call: Call) -> Answer:
 
 def snapshot(service: Service, call: Call) -> Answer:
     """Keep the session as it is."""
-    hosted, _ = service.found(call.header["session"], "owner")
-    return {"snapshot": service.keep(call.client, hosted), "step": service.record(hosted).step}, {}
+    hosted, _ = _steered(service, call, call.header["session"], "owner")
+    if hosted.kept is None or hosted.kept[0] != call.mark:
+        hosted.kept = call.mark, service.keep(call.client, hosted)
+    return {"snapshot": hosted.kept[1], "step": service.record(hosted).step}, {}
 
 
 def restore(service: Service, call: Call) -> Answer:
@@ -191,10 +193,11 @@ def stats(service: Service, call: Call) -> Answer:
 def open_batch(service: Service, call: Call) -> Answer:
     """Begin several sessions, all or none."""
     marks = [(call.client.token, f"{call.header['id']}.{i}") for i in range(len(call.header["openings"]))]
-    known = [service.born[mark] for mark in marks if mark in service.born]
+    known = [hosted for mark in marks if (hosted := _begun_before(service, mark))]
     if len(known) < len(marks):
         for hosted in known:  # the host was killed while it wrote them down
             service.remove(hosted, "incomplete")
+            service.over.pop(hosted.born, None)
         served = service.served(call.get("world"))
         openings = [_opening(call, one) for one in call.header["openings"]]
         _admit(service, call, len(openings))
@@ -222,7 +225,7 @@ def reset_batch(service: Service, call: Call) -> Answer:
 
 def step_batch(service: Service, call: Call) -> Answer | None:
     """Wish for the next frame of several sessions."""
-    sessions = [service.found(token, "owner")[0] for token in call.header["sessions"]]
+    sessions = [_steered(service, call, token, "owner")[0] for token in call.header["sessions"]]
     served = _one_world(service, sessions)
     _same_length("steps", call.header["steps"], sessions)
     space = served.engine.world.action_space
@@ -274,7 +277,7 @@ def unwatch(service: Service, call: Call) -> Answer:
 
 def run(service: Service, call: Call) -> Answer:
     """Start the clock, or give it another pace."""
-    hosted, _ = service.found(call.header["session"], "owner")
+    hosted, _ = _steered(service, call, call.header["session"], "owner")
     if hosted.pending and not hosted.fps:
         raise ProtocolError("wrong-mode", "a step of this session is being drawn; start the clock when it is done.")
     hosted.fps = float(call.get("fps", service.worlds[hosted.world].about["fps"]))
@@ -285,7 +288,7 @@ def run(service: Service, call: Call) -> Answer:
 
 def pause(service: Service, call: Call) -> Answer:
     """Stop the clock. A frame that it has wished for already is still drawn."""
-    hosted, _ = service.found(call.header["session"], "owner")
+    hosted, _ = _steered(service, call, call.header["session"], "owner")
     if hosted.fps:
         hosted.fps = 0.0
         service.note(hosted, {"fps": 0.0})
@@ -296,7 +299,7 @@ def pause(service: Service, call: Call) -> Answer:
 
 def input_(service: Service, call: Call) -> Answer:
     """Hold an action."""
-    hosted, role = service.found(call.header["session"], *STEERING)
+    hosted, role = _steered(service, call, call.header["session"], *STEERING)
     served = service.worlds[hosted.world]
     given = from_request(served.engine.world.action_space, served.keymap, call.header, call.buffers)
     served.engine.check(hosted.number, resolve(given, served.keymap))
@@ -307,7 +310,7 @@ def input_(service: Service, call: Call) -> Answer:
 
 def share(service: Service, call: Call) -> Answer:
     """Let a second player in; a player from before is out."""
-    hosted, _ = service.found(call.header["session"], "owner")
+    hosted, _ = _steered(service, call, call.header["session"], "owner")
     served = service.worlds[hosted.world]
     mode, every, parts = call.header["mode"], call.get("every", 1), call.get("parts", [])
     if mode == "turns" and (every < 1 or parts):
@@ -450,6 +453,34 @@ def _opened(service: Service, hosted: Hosted) -> Answer:
     return fields, {"frame": service.picture(hosted, hosted.encoding, hosted.quality)}
 
 
+def _steered(service: Service, call: Call, token: str, *roles: Role) -> tuple[Hosted, Role]:
+    """A session that a request is about to change: see `Service.found`.
+
+    A request that was sent again over a new connection may come a second time over the old one, after newer ones.
+
+    Raises:
+        ProtocolError: no-session, not-allowed; out-of-order, it comes late.
+    """
+    hosted, role = service.found(token, *roles)
+    number, last = call.header["id"], hosted.seen.get(call.client.token, -1)
+    if number < last:
+        now = service.record(hosted).step
+        raise ProtocolError("out-of-order", f"request {number} comes after {last}; it is too late.", {"step": now})
+    hosted.seen[call.client.token] = number
+    return hosted, role
+
+
+def _begun_before(service: Service, mark: Mark) -> Hosted | None:
+    """The session that this very request has begun.
+
+    Raises:
+        ProtocolError: no-session, it has ended since.
+    """
+    if mark in service.over:
+        raise ProtocolError("no-session", "the session that this request began has ended.")
+    return service.born.get(mark)
+
+
 def _state(service: Service, hosted: Hosted) -> dict[str, Any]:
     record = service.record(hosted)
     return {"step": record.step, "prompt": record.prompt}
@@ -462,7 +493,7 @@ def _states(service: Service, sessions: Sequence[Hosted]) -> dict[str, Any]:
 
 def _free(service: Service, call: Call, token: str) -> Hosted:
     """A session that may begin anew or go back: it is one's own, and no frame of it is being drawn."""
-    hosted, _ = service.found(token, "owner")
+    hosted, _ = _steered(service, call, token, "owner")
     if hosted.pending:
         if hosted.fps:
             service.draw_all(hosted.world)

@@ -284,3 +284,35 @@ def test_garbage_on_the_wire(host: HostProcess) -> None:
             except OSError:
                 pass  # it hung up, as it may
     assert reference(host.address, 9, drive(3)) == reference(host.address, 9, drive(3))
+
+
+def test_a_request_that_comes_late_changes_nothing(host: HostProcess) -> None:
+    """It was sent again over a new connection, answered there, and then arrives over the old one too."""
+    one = Connection(host.address)
+    about = opened(one)
+    token = about["session"]
+    late = one._ids + 1
+    one.call("prompt", session=token, prompt="a cart")
+    one.call("prompt", session=token, prompt="")
+    kept = one.call("snapshot", session=token).header["snapshot"]
+    one.call("step", session=token, step=about["step"], action=1)
+
+    def again(number: int, verb: str, **fields: Any) -> dict[str, Any]:
+        assert one._socket is not None
+        one._socket.send_multipart(protocol.pack({"v": 1, "id": number, "verb": verb, "session": token, **fields}))
+        return protocol.unpack(one._socket.recv_multipart()).header
+
+    assert again(late, "prompt", prompt="a cart")["error"]["code"] == "out-of-order"
+    assert again(late, "restore", snapshot=kept)["error"]["code"] == "out-of-order"
+    assert again(late, "reset")["error"]["code"] == "out-of-order"
+    now = one.call("render", session=token).header
+    assert now["prompt"] == "" and now["step"] == about["step"] + 1
+    # A request that began a session which has ended begins no second one.
+    number = one._ids + 1
+    other = opened(one)["session"]
+    one.call("close", session=other)
+    assert one._socket is not None
+    one._socket.send_multipart(protocol.pack({"v": 1, "id": number, "verb": "open", "seed": 1, "prompt": "a cart"}))
+    assert protocol.unpack(one._socket.recv_multipart()).header["error"]["code"] == "no-session"
+    one.call("close", session=token)
+    one.close()
