@@ -296,6 +296,7 @@ class ScriptedHost:
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._greeted: set[bytes] = set()
         self._book: dict[int, Asked] = {}  # by id
+        self._highest = 0  # id
         self._later: list[tuple[float, Asked]] = []
         self._unanswered: int | None = None  # the id of the step that has no reply yet
 
@@ -403,7 +404,11 @@ class ScriptedHost:
             asked.times, asked.turn, asked.reply, asked.frame = known.times + 1, known.turn, known.reply, known.frame
             if asked.times == MOST_TRIES:
                 self.faults.append(f"{asked.verb} came {MOST_TRIES} times; expected a pause before it is sent again")
-        elif asked.verb == "step":
+        elif asked.verb != "hello" and header["id"] < self._highest:
+            self.faults.append(f"the new id {header['id']} came after {self._highest}; expected a higher one")
+        if asked.verb != "hello":  # which may overtake a request that was lost on its way
+            self._highest = max(self._highest, header["id"])
+        if known is None and asked.verb == "step":
             if self._unanswered is not None:
                 self.faults.append(
                     f"a step came while the one before, id {self._unanswered}, had no reply yet: expected that the "

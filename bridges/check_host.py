@@ -791,6 +791,16 @@ def _repeat_share(lab: Lab) -> None:
     expect(first == again, f"the token {first[:6]}...", f"{again[:6]}..., and the first one permits nothing more")
 
 
+@check("repeat-snapshot")
+def _repeat_snapshot(lab: Lab) -> None:
+    """A snapshot with the same id again is the same snapshot."""
+    game = lab.open()
+    header = game.peer.header("snapshot", session=game.token)
+    first = game.peer.must(header)
+    _alike(game.peer.must(header), first)
+    game.peer.ask("restore", session=game.token, snapshot=first.header["snapshot"])
+
+
 def _alike(came: Message, first: Message) -> None:
     expect(came.header == first.header, f"the first reply again ({brief_header(first)})", brief_header(came))
     for name, buffer in first.buffers.items():
@@ -811,7 +821,7 @@ def _out_of_order(lab: Lab) -> None:
 
 @check("reordering")
 def _reordering(lab: Lab) -> None:
-    """Of two steps that come in the wrong order the first is refused, and granted when it is sent again."""
+    """Of two steps that come in the wrong order the first is refused, when it comes again too; a new one is granted."""
     game = lab.open()
     early = game.request() | {"step": game.step + 1}
     game.peer.send(early)
@@ -819,14 +829,35 @@ def _reordering(lab: Lab) -> None:
     refused = game.peer.answer(early["id"])
     expect(refused.header.get("error", {}).get("code") == "out-of-order", "out-of-order", refused)
     game.take(game.peer.answer(header["id"]))
-    game.take(game.peer.must(early))
+    game.peer.refuse("out-of-order", early)
     game.same()
+    game.play()
     game.peer.send(header := game.request())
     game.peer.send(reset := game.peer.header("reset", session=game.token))  # may find the step waiting
     game.take(game.peer.answer(header["id"]))
     reply = game.peer.answer(reset["id"])
     code = reply.header.get("error", {}).get("code")
     expect(code in (None, "out-of-order"), "the reset to be granted, or out-of-order", reply)
+
+
+@check("late")
+def _late(lab: Lab) -> None:
+    """A request that comes once more after newer ones of its client changes nothing, and is refused."""
+    game = lab.open()
+    peer, words = game.peer, (lab.world["prompts"] or [""])[-1]
+    headers = [
+        peer.header("reset", session=game.token, seed=5),
+        peer.header("prompt", session=game.token, prompt=words),
+    ]
+    game.step = peer.must(headers[0]).header["step"]
+    peer.must(headers[1])
+    game.play(*lab.actions(2))
+    for header in headers:
+        peer.refuse("out-of-order", header)
+        game.same()
+    opened = peer.header("open", world=lab.world["name"])
+    peer.ask("close", session=peer.must(opened).header["session"])
+    peer.refuse("no-session", opened)
 
 
 @check("reconnect")
@@ -844,9 +875,8 @@ def _reconnect(lab: Lab) -> None:
         old, game.peer = game.peer, lab.peer(token)
         old.send(header := game.request())
         time.sleep(wait)
-        game.take(game.peer.must(header))
+        game.take(game.peer.insist(header))
         game.same()
-        game.peer.pushes(0.05)
     game.play()
     other = lab.peer()
     error = other.refuse("out-of-order", game.request() | {"step": game.step - 1, "id": header["id"]})

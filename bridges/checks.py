@@ -327,6 +327,16 @@ class Peer:
         expect("error" not in reply.header, f"{header['verb']} to be granted", reply)
         return reply
 
+    def insist(self, header: Mapping[str, Any]) -> Message:
+        """The same as a client does: the request is sent again where the reply went elsewhere."""
+        end = time.monotonic() + self.lab.patience
+        while True:
+            self.send(header)
+            message = self.receive(0.5)
+            if message is not None and message.header.get("id") == header["id"]:
+                return message
+            expect(time.monotonic() < end, f"a reply to {header['verb']}", "none")
+
     def refused(self, code: str | Sequence[str], verb: Any, buffers: Any = None, **fields: Any) -> dict[str, Any]:
         """Send a request that must be refused with a code, or one of several; the error."""
         return self.refuse(code, self.header(verb, **fields), buffers)
