@@ -75,7 +75,7 @@ class Checkpoints:
             os.write(journal, _line(event))
             self._dirty[hosted.token] = None
 
-    def keep(self, token: str, snapshot: Snapshot, about: dict[str, str]) -> None:
+    def keep(self, token: str, snapshot: Snapshot, about: dict[str, Any]) -> None:
         """Write a snapshot that a client keeps with the host, and whose it is."""
         snapshot.save(self.kept / f"{token}.session")
         (self.kept / f"{token}.json").write_text(json.dumps(about))
@@ -85,7 +85,7 @@ class Checkpoints:
         for name in (f"{token}.json", f"{token}.session"):
             (self.kept / name).unlink(missing_ok=True)
 
-    def load_kept(self) -> Iterator[tuple[str, Path, dict[str, str]]]:
+    def load_kept(self) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         """Token, file and owner of each that is on disk, oldest first."""
         for path in sorted(self.kept.glob("*.json"), key=lambda path: path.stat().st_mtime):
             try:

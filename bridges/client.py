@@ -25,6 +25,7 @@ from worldsim.envs.world_env import WorldEnv
 from worldsim.errors import ActionError, BridgeError, ConfigError, InputError, SessionError
 from worldsim.models.action import space_from_json
 
+LEAVING = 8  # sessions that may be closed here before the host is told
 LOCAL = f"tcp://127.0.0.1:{protocol.PORT}"
 
 
@@ -127,7 +128,7 @@ class RemoteEngine:
         if session is not None:
             self._leaving.append(self._get(session).token)
             del self.sessions[session]
-            if len(self._leaving) >= protocol.MAX_BATCH or not self.sessions:
+            if len(self._leaving) >= LEAVING or not self.sessions:
                 self._leave()
             return
         self._leaving += [known.token for known in self.sessions.values()]

@@ -32,6 +32,8 @@ log = logging.getLogger("worldsim.host")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_AT_ONCE = 256  # messages that are taken in before time passes: a flood does not stop the clocks
 QUEUE = 64  # messages that may wait for one slow peer, or from it
+PARTING = 100  # ms of silence after which a host that stops is gone
+LONGEST_PARTING = 2.0  # seconds, even if there is no silence
 TIDY = 0.05  # seconds between two looks at leases and checkpoints
 
 
@@ -125,6 +127,9 @@ class Host:
                 self._take_in()
             self.service.draw()
         self.service.bye()
+        end = time.monotonic() + LONGEST_PARTING
+        while time.monotonic() < end and poller.poll(PARTING):  # who asks now is told why there is nothing
+            self._take_in()
 
     def stop(self) -> None:
         """Let `run` come to its end; may be called from another thread or a signal handler."""

@@ -74,6 +74,7 @@ class Hosted:
         pending: the request that waits for its frame.
         seen: the highest id of each client's requests that change the session: older ones come late.
         kept: the last snapshot that was asked for, and the request.
+        shared: the request that let the second player in.
         episode: frames since the last reset.
         held: by role, the action held, or the keys.
         fps: of the clock; 0 while it stands.
@@ -93,6 +94,7 @@ class Hosted:
     pending: Mark | None = None
     seen: dict[str, int] = field(default_factory=dict)
     kept: tuple[Mark, str] | None = None
+    shared: Mark | None = None
     episode: int = 0
     share: Share | None = None
     held: dict[str, Any] = field(default_factory=dict)

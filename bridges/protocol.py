@@ -32,6 +32,7 @@ MAX_NAME = 64  # characters of a world's or a program's name
 MAX_BATCH = 256  # sessions in one request
 MAX_CREDITS = 10_000
 MAX_DIMENSIONS = 5
+MAX_GUIDANCE = 20
 MAX_LENGTH = 65_536  # along one dimension
 MAX_INT = 2**63 - 1
 
@@ -49,14 +50,14 @@ ERRORS: dict[str, str] = {
     "unknown-verb": "no such verb",
     "bad-field": "a field is missing, is unknown to the verb, or has a value that is not allowed",
     "bad-buffer": "a buffer is not what its description says, or a described one is missing",
-    "too-large": "a part, a list or the message is over its limit",
+    "too-large": "the header or the whole message is over its limit",
     "hello-first": "this connection has not said `hello` yet, or the host has started anew since",
     "no-world": "the host does not serve that world",
     "no-session": "no session goes by that token: it never was, was closed, or its lease ended",
     "no-snapshot": "no snapshot goes by that token: it never was, was dropped, or made room for newer ones",
     "not-allowed": "the token, or the key of the connection, does not permit this",
     "not-your-turn": "another player's turn; the reply's `turn` says whose",
-    "out-of-order": "`step` is not the number of frames that the session has (the reply's is), or the request comes late",
+    "out-of-order": "`step` is not the number of frames the session has (the reply's is), or the request comes late",
     "wrong-mode": "the session's clock runs and draws the frames: `pause` it to step, or send `input`",
     "bad-action": "the action is outside the world's action space, or the keys mean nothing in this world",
     "bad-prompt": "the world cannot take that prompt",
@@ -111,7 +112,7 @@ _OPENING = (
         "the number of a clip that the world carries, or a clip in buffers; if not given, a prompt "
         "begins from words alone, and with neither the seed chooses one of the world's clips",
     ),
-    _maybe("guidance", "number", "on the prompt; the world's own if not given"),
+    _maybe("guidance", "guidance", "on the prompt; the world's own if not given"),
 )
 _ENCODING = (
     _maybe("encoding", "encoding", "of the frames; raw if not given"),
@@ -476,6 +477,7 @@ def _is_list(value: Any) -> bool:
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("an integer from 0 to 2^63 - 1", lambda v: _is_int(v) and 0 <= v <= MAX_INT),
     "number": ("a finite number", _is_number),
+    "guidance": (f"a number from 0 to {MAX_GUIDANCE}", lambda v: _is_number(v) and 0 <= v <= MAX_GUIDANCE),
     "bool": ("true or false", lambda v: isinstance(v, bool)),
     "text": (f"a string of at most {MAX_TEXT} characters", lambda v: _is_text(v, MAX_TEXT)),
     "name": (f"a string of at most {MAX_NAME} characters", lambda v: _is_text(v, MAX_NAME)),

@@ -34,8 +34,8 @@ class ServiceConfig:
 
     def __post_init__(self) -> None:
         """Check."""
-        if min(self.lease, self.sessions, self.snapshots, self.rate) <= 0 or self.wait_ms < 0:
-            raise ConfigError(f"{self}: lease, sessions, snapshots, rate must be over 0 and wait_ms at least 0.")
+        if min(self.sessions, self.snapshots, self.rate) < 1 or not self.lease > 0 or not self.wait_ms >= 0:
+            raise ConfigError(f"{self}: sessions, snapshots, rate from 1; lease over 0; wait_ms from 0.")
 
 
 @dataclass
@@ -93,6 +93,12 @@ class Wish:
     actions: dict[int, Any]  # by the engine's number, of those sessions that are to be stepped
     came: float
     call: Call | None = None
+    peers: set[bytes] = field(default_factory=set)  # connections over which the request came
+
+    def __post_init__(self) -> None:
+        """The one that it came over first."""
+        if self.call is not None:
+            self.peers.add(self.call.peer)
 
 
 @dataclass
@@ -101,6 +107,7 @@ class Kept:
 
     owner: str
     world: str
+    episode: int  # frames of the session's episode
     snapshot: Snapshot | Path  # a path where it still lies on disk, since the host was started anew
 
 

@@ -29,7 +29,7 @@ def resume(service: Service) -> int:
     if checkpoints is None:
         return 0
     for token, path, about in checkpoints.load_kept():
-        service.snapshots[token] = Kept(about["owner"], about["world"], path)
+        service.snapshots[token] = Kept(about["owner"], about["world"], about["episode"], path)
         service.clients.setdefault(f"resumed/{about['owner']}", Client(about["owner"], seen=time.monotonic()))
     waiting: dict[str, tuple[Hosted, list[dict[str, Any]]]] = {}
     for place, record in checkpoints.load():

@@ -199,22 +199,24 @@ class Service:
             other.pending = None
         if wish.call is not None:
             gone = ProtocolError("no-session", "the session was closed before its frame was drawn.")
-            self.refuse(wish.call.peer, wish.call.header, gone)
+            for peer in wish.peers:
+                self.refuse(peer, wish.call.header, gone)
         return True
 
     def keep(self, client: Client, hosted: Hosted) -> str:
         """Take a snapshot, and return its token; the client's oldest goes where it has too many."""
         token, taken = new_token(), self.worlds[hosted.world].engine.snapshot(hosted.number)
         if self.checkpoints is not None:
-            self.checkpoints.keep(token, taken, {"owner": client.owner, "world": hosted.world})
-        self.snapshots[token] = Kept(client.owner, hosted.world, taken)
+            about = {"owner": client.owner, "world": hosted.world, "episode": hosted.episode}
+            self.checkpoints.keep(token, taken, about)
+        self.snapshots[token] = Kept(client.owner, hosted.world, hosted.episode, taken)
         mine = [token for token, kept in self.snapshots.items() if kept.owner == client.owner]
         for old in mine[: max(0, len(mine) - self.config.snapshots)]:
             self.drop(old)
         return token
 
-    def kept(self, token: str, world: str) -> Snapshot:
-        """A snapshot by its token.
+    def kept(self, token: str, world: str) -> tuple[Snapshot, int]:
+        """A snapshot by its token, and how many frames its episode had.
 
         Raises:
             ProtocolError: no-snapshot.
@@ -225,7 +227,7 @@ class Service:
             raise ProtocolError("no-snapshot", f"no snapshot of {world} goes by that token.")
         if isinstance(kept.snapshot, Path):
             kept.snapshot = Snapshot.load(kept.snapshot)
-        return kept.snapshot
+        return kept.snapshot, kept.episode
 
     def drop(self, token: str) -> None:
         """Forget a snapshot."""
@@ -371,17 +373,18 @@ class Service:
         assert wish.call is not None
         try:
             fields, buffers = self.drawn_reply(wish.call, wish.sessions)
-            self.send_to(wish.call.peer, protocol.pack(protocol.reply_to(wish.call.header, **fields), buffers))
+            parts = protocol.pack(protocol.reply_to(wish.call.header, **fields), buffers)
         except Exception as error:
-            self.refuse(wish.call.peer, wish.call.header, error)
+            parts = protocol.pack(protocol.error_to(wish.call.header, self.explain(error)))
+        for peer in wish.peers:
+            self.send_to(peer, parts)
 
     def _fail(self, wish: Wish, error: Exception) -> None:
         for hosted in wish.sessions:
             hosted.fps = 0.0
-        if wish.call is not None:
-            self.refuse(wish.call.peer, wish.call.header, error)
-        else:
-            self.explain(error)
+        explained = self.explain(error)
+        for peer in wish.peers if wish.call is not None else ():
+            self.send_to(peer, protocol.pack(protocol.error_to(wish.call.header, explained)))
 
     def push_all(self, hosted: Hosted) -> None:
         """Send everyone who watches the last frame."""

@@ -56,11 +56,12 @@ def open_(service: Service, call: Call) -> Answer:
         _admit(service, call, 1)
         encoding, quality = _encoding(service, call)
         if kept is None:
-            number = served.engine.open_all([opening])[0]
+            number, episode = served.engine.open_all([opening])[0], 0
         else:
-            number = served.engine.restore(service.kept(kept, served.name))
+            snapshot, episode = service.kept(kept, served.name)
+            number = served.engine.restore(snapshot)
         hosted = _new(service, call, served, number, call.mark)
-        hosted.encoding, hosted.quality = encoding, quality
+        hosted.encoding, hosted.quality, hosted.episode = encoding, quality, episode
         _begun(service, hosted, None if kept else opening)
     return _opened(service, hosted)
 
@@ -137,8 +138,9 @@ def restore(service: Service, call: Call) -> Answer:
     hosted = _free(service, call, call.header["session"])
     token = call.header["snapshot"]
     if hosted.mark != call.mark:
-        service.worlds[hosted.world].engine.restore(service.kept(token, hosted.world), hosted.number)
-        hosted.mark = call.mark
+        kept, episode = service.kept(token, hosted.world)
+        service.worlds[hosted.world].engine.restore(kept, hosted.number)
+        hosted.mark, hosted.episode = call.mark, episode
         service.save(hosted)
         service.push_all(hosted)
     return _state(service, hosted), {"frame": service.picture(hosted, hosted.encoding, hosted.quality)}
@@ -228,6 +230,8 @@ def step_batch(service: Service, call: Call) -> Answer | None:
     sessions = [_steered(service, call, token, "owner")[0] for token in call.header["sessions"]]
     served = _one_world(service, sessions)
     _same_length("steps", call.header["steps"], sessions)
+    if any(hosted.share for hosted in sessions):
+        raise ProtocolError("not-allowed", "a session of two players is stepped by itself.")
     space = served.engine.world.action_space
     if "actions" in call.buffers:
         given = call.buffers["actions"]
@@ -245,8 +249,6 @@ def step_batch(service: Service, call: Call) -> Answer | None:
     for number, action in wanted.items():
         served.engine.check(number, action)
     for hosted in sessions:
-        if hosted.share is not None:
-            raise ProtocolError("not-allowed", "a session of two players is stepped by itself.")
         hosted.pending = call.mark
     service.wish(Wish(sessions, wanted, call.came, call))
     return None
@@ -311,6 +313,8 @@ def input_(service: Service, call: Call) -> Answer:
 def share(service: Service, call: Call) -> Answer:
     """Let a second player in; a player from before is out."""
     hosted, _ = _steered(service, call, call.header["session"], "owner")
+    if hosted.share is not None and hosted.shared == call.mark:
+        return {"player": hosted.share.token}, {}
     served = service.worlds[hosted.world]
     mode, every, parts = call.header["mode"], call.get("every", 1), call.get("parts", [])
     if mode == "turns" and (every < 1 or parts):
@@ -320,7 +324,7 @@ def share(service: Service, call: Call) -> Answer:
             raise ProtocolError("bad-field", "split needs 'parts'.")
         check_parts(parts, served.engine.world.action_space, served.keymap)
     hosted.share = Share(mode, new_token(), every, service.record(hosted).step, parts)
-    hosted.held = {}
+    hosted.held, hosted.shared = {}, call.mark
     service.list_tokens(hosted)
     service.save(hosted)
     return {"player": hosted.share.token}, {}
@@ -369,8 +373,8 @@ def _opening(call: Call, fields: dict[str, Any]) -> Opening:
     if isinstance(start, dict):
         frames, actions = start["frames"], start.get("actions", [])
         for name in (frames, *([actions] if isinstance(actions, str) else [])):
-            if name not in call.buffers:
-                raise ProtocolError("bad-buffer", f"'start' names the buffer {name[:64]!r}, which is not there.")
+            if not isinstance(call.buffers.get(name), np.ndarray):
+                raise ProtocolError("bad-buffer", f"'start' names the buffer {name[:64]!r}; there is no raw one.")
         if not isinstance(actions, (str, list)):
             raise ProtocolError("bad-field", "'actions' of 'start' must be the name of a buffer, or a list.")
         between = call.buffers[actions] if isinstance(actions, str) else actions
@@ -498,7 +502,9 @@ def _free(service: Service, call: Call, token: str) -> Hosted:
         if hosted.fps:
             service.draw_all(hosted.world)
         else:
-            raise ProtocolError("out-of-order", "a step of this session is being drawn; wait for its reply.")
+            now = service.record(hosted).step
+            error = "a step of this session is being drawn; wait for its reply."
+            raise ProtocolError("out-of-order", error, {"step": now})
     return hosted
 
 
@@ -512,7 +518,7 @@ def _expected(service: Service, call: Call, sessions: Sequence[Hosted], steps: S
     if all(hosted.pending == call.mark for hosted in sessions):
         for wish in service.worlds[sessions[0].world].wishes:
             if wish.call is not None and wish.call.mark == call.mark:
-                wish.call.peer = call.peer  # it comes over a new connection
+                wish.peers.add(call.peer)  # it comes over another connection, and which of them lives is not known
         return None
     for hosted, step in zip(sessions, steps, strict=True):
         now = service.record(hosted).step

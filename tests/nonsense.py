@@ -85,7 +85,7 @@ def likely(rng: random.Random, kind: str, tokens: list[str]) -> Any:
         "tokens": list(dict.fromkeys(some)),
         "int": rng.randrange(6),
         "ints": [rng.randrange(6) for _ in some],
-        "number": rng.random() * 3,
+        "guidance": rng.random() * 3,
         "text": rng.choice(["a cart", "", "left", "right"]),
         "name": "CartPole-v1",
         "start": rng.choice([0, 1, {"frames": "a", "actions": "b"}]),

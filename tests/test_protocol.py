@@ -85,7 +85,7 @@ GOOD: dict[str, Any] = {
 BAD: dict[str, list[Any]] = {
     "token": ["short", "a" * 65, "no spaces here", 12345678, None, [], "ümlaut-token"],
     "int": [-1, 2**63, 1.0, "1", True, []],
-    "number": ["1", True, [], 2**70],
+    "guidance": ["1", True, [], -0.1, 20.5, 2**70],
     "text": [1, "x" * (protocol.MAX_TEXT + 1), "\ud800", []],
     "name": [1, "x" * (protocol.MAX_NAME + 1)],
     "start": [-1, 1.5, "0", {}, {"frames": 1}, {"frames": "a", "more": "b"}, True],

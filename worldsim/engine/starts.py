@@ -61,7 +61,12 @@ def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor
             "3) with T >= 1. Resize with worldsim.data.frames.resize_frame."
         )
     actions = start.get("actions", [])
-    count = len(next(iter(actions.values()))) if isinstance(actions, dict) else len(actions)
+    try:
+        count = len(next(iter(actions.values()))) if isinstance(actions, dict) else len(actions)
+    except (StopIteration, TypeError) as error:
+        raise ActionError(
+            f"start['actions'] are {actions!r:.80}; allowed: one action between each two frames."
+        ) from error
     if count != len(frames) - 1:
         raise ActionError(
             f"start has {len(frames)} frames and {count} actions; there must be one action between each two frames: "
@@ -73,5 +78,7 @@ def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor
             flat = torch.from_numpy(flatten_actions(world.action_space, actions))
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ActionError(f"start['actions'] are not of the action space {world.action_space}: {error}") from error
+        if flat.shape != (count, world.dynamics.config.action_size):
+            raise ActionError(f"start['actions'] are not {count} actions of the space {world.action_space}.")
     kept = frames[-keep:]
     return kept, flat[count - (len(kept) - 1) :]

