@@ -105,14 +105,16 @@ def fuzz(address: str, process: int, messages: int, seed: int, report_every: flo
 
     Returns:
         Counts of replies by error code; memory of the host in MB before, after a tenth, and after; whether who plays
-        saw the frames of a quiet host; and how many sessions are left over once all that were told of are closed.
+        saw the frames of a quiet host; how many sessions are left over once all that were told of are closed; and how
+        many messages the fuzzer was too slow to take, among which may be one that told of a session.
     """
     rng, counts = random.Random(seed), {"sent": 0, "replies": 0}
     codes: dict[str, int] = {}
     player = RemoteEngine(address)
     actions = [player.world.action_space.sample() for _ in range(20)]
     numbers = player.open_all([Opening(seed=1), Opening(seed=1)])
-    others = player.connection.call("stats").header["stats"]["sessions"]
+    stats = player.connection.call("stats").header["stats"]
+    others, before_unsent = stats["sessions"], stats["requests"].get("unsent", 0)
     expected = [digest(player.step({numbers[0]: action})[numbers[0]].frame) for action in actions]
     context, tokens, seen = zmq.Context(), [], []
     opened: set[str] = set()
@@ -150,11 +152,12 @@ def fuzz(address: str, process: int, messages: int, seed: int, report_every: flo
         opened.update(_opened(header))
     for token in opened:
         player.connection.call("close", session=token)
-    left = player.connection.call("stats").header["stats"]["sessions"] - others
+    stats = player.connection.call("stats").header["stats"]
+    left, unsent = stats["sessions"] - others, stats["requests"].get("unsent", 0) - before_unsent
     player.close()
     context.destroy(linger=0)
     return {**counts, "seconds": seconds, "codes": codes, "memory_mb": [before, warm, after],
-            "equal": seen == expected, "sessions_left": left}  # fmt: skip
+            "equal": seen == expected, "sessions_left": left, "unsent": unsent}  # fmt: skip
 
 
 def _opened(header: dict[str, Any]) -> list[str]:

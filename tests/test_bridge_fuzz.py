@@ -48,7 +48,7 @@ def test_storm(engine: Engine, tmp_path: Path) -> None:
     sent: list[tuple[bytes, Message]] = []
 
     def send(peer: bytes, parts: list[Any]) -> bool:
-        if rng.random() < 0.01:
+        if peer != b"good" and rng.random() < 0.01:
             raise LookupError(peer)  # gone
         sent.append((peer, unpack([bytes(part) for part in parts])))
         return rng.random() < 0.95  # sometimes too slow to take it
@@ -109,4 +109,4 @@ def test_storm_over_sockets(host: HostProcess) -> None:
     report = fuzz(host.address, host.process.pid, messages=4000, seed=random.SystemRandom().randrange(10**6))
     print(report)
     assert host.process.poll() is None
-    assert report["equal"] and report["sessions_left"] == 0
+    assert report["equal"] and report["sessions_left"] <= report["unsent"]
