@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from worldsim.errors import ConfigError
 from worldsim.models.attention import SpaceAttention, TextAttention, TimeAttention, Words
 from worldsim.models.cache import FrameCache
-from worldsim.models.layers import MLP, LevelEmbedding, Linear, in_fixed_rows, modulate, product, rope, rotate
+from worldsim.models.layers import (
+    MLP,
+    LevelEmbedding,
+    Linear,
+    OutLinear,
+    in_fixed_rows,
+    modulate,
+    product,
+    rope,
+    rotate,
+)
 
 SPACE_THETA = 100.0  # slowest period of patch positions, in patches
 TIME_THETA = 100.0  # the same of times, in frames; caches are tens of frames long
@@ -200,7 +210,7 @@ class DiT(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(len(config.pattern)))
         self.modulation = Linear(width, (6 * len(config.pattern) + 2) * width)  # of all blocks and the output
-        self.final = Linear(width, config.latent_channels * patch_size)
+        self.final = OutLinear(width, config.latent_channels * patch_size)
         self.reward_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, REWARD_BINS))
         self.end_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
         self._initialise()
