@@ -7,6 +7,7 @@ shows what is left of its speed for clients elsewhere. Host and clients are proc
 from __future__ import annotations
 
 import json
+import secrets
 import statistics
 import subprocess
 import sys
@@ -130,10 +131,12 @@ def _still(size: tuple[int, int], steps: int) -> dict[str, dict[str, float]]:
         for name, (where, encoding) in {
             "tcp raw": (address, "raw"),
             "ipc raw": (ipc, "raw"),
-            "tcp header, shared memory": (address, "shm"),
+            "shared memory": (address, "shm"),
+            "shared memory, read in place": (address, "shm"),
             "tcp jpeg": (address, "jpeg"),
         }.items():
-            remote = RemoteEngine(where, config=ConnectionConfig(encoding=encoding))
+            config = ConnectionConfig(encoding=encoding, copy="in place" not in name)
+            remote = RemoteEngine(where, config=config)
             number = remote.open_all([Opening()])[0]
             ways[name] = lambda remote=remote, number=number: remote.step({number: action})
             remotes.append(remote)
@@ -211,7 +214,7 @@ def drive_clients(address: str, count: int, seconds: float) -> float:
     for i in range(count):
         socket = context.socket(zmq.DEALER)
         socket.connect(address)
-        _ask(socket, 1, "hello", client=f"bench-client-{i}")
+        _ask(socket, 1, "hello", client=secrets.token_hex(16))
         opened = _ask(socket, 2, "open", seed=i)
         poller.register(socket, zmq.POLLIN)
         sockets[socket], sessions[socket] = 3, (opened["session"], opened["step"])

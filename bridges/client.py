@@ -274,7 +274,8 @@ class RemoteEngine:
     def _advance(self, number: int, frame: np.ndarray, reward: float, ended: float, step: int) -> Step:
         known = self.sessions[number]
         self.sessions[number] = replace(known, frame=frame, reward=reward, ended=ended, step=step)
-        return Step(np.array(frame), reward, ended, step)  # a copy: the other is what the host has sent, to be read
+        own = np.array(frame) if self.connection.config.copy else frame  # what is kept here is only read
+        return Step(own, reward, ended, step)
 
 
 class RemoteEnv(WorldEnv):

@@ -41,6 +41,7 @@ ERRORS: dict[str, type[WorldsimError]] = {
 """What a local engine would raise; any other code is a ProtocolError."""
 
 QUEUE = 64  # messages that may wait at a socket
+LARGE = 256 * 1024  # bytes of a frame from which on a copy costs more than it saves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class ConnectionConfig:
     """Of frames: raw, jpeg, shm; auto is shm where host and client share memory, else raw."""
     quality: int = 90
     """Of jpeg."""
+    copy: bool = True
+    """Whether frames are yours; False leaves them where they came, read-only, in shared memory for three more steps."""
     key: Path | None = None
     """The client's secret CURVE key, for a host that has keys."""
     host_key: Path | None = None
@@ -94,7 +97,7 @@ class Connection:
         self._ids = 0
         self._context = zmq.Context()
         self._socket: zmq.Socket | None = None
-        self._poller = zmq.Poller()
+        self._large = False  # whether frames are worth being read where they lie
         self._reader = SharedReader()
         self._greeted = False
         self.hello: dict[str, Any] = {}
@@ -181,6 +184,8 @@ class Connection:
         header = {"v": protocol.VERSION, "id": self._ids, "verb": "hello", **fields}
         self.hello = self._ask(protocol.pack(header), self._ids, end, greet=False).header
         self._greeted = True
+        sizes = [3 * height * width for height, width in (world["frame_size"] for world in self.hello["worlds"])]
+        self._large = max(sizes, default=0) >= LARGE
         if self.config.encoding == "auto":
             self.encoding = "shm" if SharedReader.shares(self.hello.get("shm")) else "raw"
         else:
@@ -188,7 +193,6 @@ class Connection:
 
     def _connect(self) -> None:
         if self._socket is not None:
-            self._poller.unregister(self._socket)
             self._socket.close(linger=0)
         socket = self._socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.SNDHWM, QUEUE)
@@ -207,7 +211,6 @@ class Connection:
             raise BridgeError(
                 f"{self.address!r} is no address ({error}); try tcp://127.0.0.1:{protocol.PORT}"
             ) from error
-        self._poller.register(socket, zmq.POLLIN)
         self._greeted = False
 
     def _send(self, parts: list[Any]) -> None:
@@ -229,10 +232,13 @@ class Connection:
 
     def _receive(self, seconds: float) -> Message | None:
         assert self._socket is not None
-        if not self._poller.poll(int(1000 * seconds)):
+        self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * seconds))
+        try:
+            if not self._large:
+                return protocol.unpack(self._socket.recv_multipart())
+            return protocol.unpack([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+        except zmq.Again:
             return None
-        frames = self._socket.recv_multipart(copy=False)
-        return protocol.unpack([frame.buffer for frame in frames])
 
     def _is_push(self, message: Message) -> bool:
         push = message.header.get("verb") in protocol.PUSHES

@@ -97,7 +97,7 @@ class Ring:
         self.path = folder.path / secrets.token_hex(8)
         with self.path.open("wb") as file:
             file.truncate(self.size * SLOTS)
-        self.memory = np.memmap(self.path, np.uint8, "r+", shape=(SLOTS, *shape))
+        self.memory = np.asarray(np.memmap(self.path, np.uint8, "r+", shape=(SLOTS, *shape)))
 
     def put(self, frame: np.ndarray, step: int) -> dict[str, Any]:
         """Write a frame; what a message says of it."""

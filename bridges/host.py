@@ -115,21 +115,19 @@ class Host:
 
     def run(self) -> None:
         """Serve until `stop` is called, then write all sessions and say goodbye."""
-        poller, tidied = zmq.Poller(), 0.0
-        poller.register(self._socket, zmq.POLLIN)
+        tidied = 0.0
         while not self._stopped.is_set():
             now = time.monotonic()
             if now - tidied >= TIDY:
                 self.service.tidy()
                 tidied = now
             wait = min(self.service.patience(now), TIDY)
-            if poller.poll(int(1000 * wait)):
-                self._take_in()
+            self._take_in(int(1000 * wait))
             self.service.draw()
         self.service.bye()
         end = time.monotonic() + LONGEST_PARTING
-        while time.monotonic() < end and poller.poll(PARTING):  # who asks now is told why there is nothing
-            self._take_in()
+        while time.monotonic() < end and self._take_in(PARTING):  # who asks now is told why there is nothing
+            pass
 
     def stop(self) -> None:
         """Let `run` come to its end; may be called from another thread or a signal handler."""
@@ -182,17 +180,21 @@ class Host:
             raise _taken(self.config, error) from error
         return port
 
-    def _take_in(self) -> None:
-        for _ in range(MOST_AT_ONCE):
+    def _take_in(self, patience_ms: int) -> int:
+        """Read what has come, after waiting for the first message; how many there were."""
+        self._socket.setsockopt(zmq.RCVTIMEO, patience_ms)
+        for count in range(MOST_AT_ONCE):
+            if count and not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]  -- a number
+                return count
             try:
                 if self._authenticator is None:
-                    key, (peer, *parts) = "", self._socket.recv_multipart(zmq.NOBLOCK)
+                    key, (peer, *parts) = "", self._socket.recv_multipart()
                 else:
-                    frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                    frames = self._socket.recv_multipart(copy=False)
                     key = str(frames[-1].get("User-Id"))
                     peer, *parts = (frame.bytes for frame in frames)
             except zmq.Again:
-                return
+                return count
             if parts and not parts[0]:  # a REQ socket's empty part
                 parts = parts[1:]
                 self._enveloped.add(peer)
@@ -201,6 +203,7 @@ class Host:
             else:
                 self._enveloped.discard(peer)
             receive(self.service, peer, parts, key)
+        return MOST_AT_ONCE
 
     def _send(self, peer: bytes, parts: list[Any]) -> bool:
         envelope = [peer, b""] if peer in self._enveloped else [peer]

@@ -71,6 +71,13 @@ ERRORS: dict[str, str] = {
 }
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+_PARSER = json.JSONDecoder(parse_constant=_refuse)
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of a header.
@@ -284,7 +291,7 @@ def pack(header: Mapping[str, Any], buffers: Buffers | None = None) -> list[Any]
             parts.append(buffer)
         else:
             array = np.asarray(buffer, order="C")
-            dtype = _NAMES.get(array.dtype, str(array.dtype))
+            dtype = _NAMES.get(array.dtype) or str(array.dtype)
             described.append({"name": name, "dtype": dtype, "shape": list(array.shape), "encoding": "raw"})
             parts.append(array.reshape(-1).data.cast("B") if array.size else b"")
     whole = {**header, "buffers": described} if described else header
@@ -341,7 +348,7 @@ def read_header(parts: Sequence[Any]) -> dict[str, Any]:
     if len(parts[0]) > MAX_HEADER:
         raise ProtocolError("too-large", f"the header has {len(parts[0])} bytes; allowed: {MAX_HEADER}.")
     try:
-        header = json.loads(bytes(parts[0]), parse_constant=_refuse)
+        header = _PARSER.decode(bytes(parts[0]).decode())
     except (ValueError, RecursionError) as error:
         raise ProtocolError("bad-message", f"the first part is not JSON: {str(error)[:200]}.") from None
     if not isinstance(header, dict):
@@ -418,10 +425,6 @@ def _array(name: str, about: Mapping[str, Any], part: Any) -> np.ndarray:
     if len(part) != expected:
         raise ProtocolError("bad-buffer", f"buffer {name!r} has {len(part)} bytes; {dtype} {shape} has {expected}.")
     return np.frombuffer(part, np.dtype(dtype).newbyteorder("<")).reshape(shape)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def _short(value: Any) -> str:

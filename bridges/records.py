@@ -30,7 +30,8 @@ class ServiceConfig:
     rate: float = 10_000
     """Requests a second of one client at most, with bursts of as many."""
     wait_ms: float = 2.0
-    """How long a session that got its frame is waited for, so that it can be drawn in the same pass as others."""
+    """How long a session that got its frame is waited for, so that it can be drawn in the same pass as others;
+    longer where a pass takes long."""
 
     def __post_init__(self) -> None:
         """Check."""
@@ -120,6 +121,7 @@ class Served:
     keymap: KeyMap
     about: dict[str, Any]
     wishes: list[Wish] = field(default_factory=list)
+    took: float = 0.0  # seconds of the last pass
     answered: dict[str, float] = field(default_factory=dict)  # when each got its last frame, until it asks again
 
 

@@ -38,6 +38,7 @@ from worldsim.errors import (
 
 log = logging.getLogger("worldsim.host")
 MOST_PEERS = 4096  # connections and clients that are remembered
+WORTH = 0.05  # part of a pass that waiting for another session may take
 ENDED = 0.5  # probability over which an episode is over
 CODES: list[tuple[type[Exception], str]] = [
     (ActionError, "bad-action"),
@@ -293,7 +294,7 @@ class Service:
 
     def _ready(self, served: Served) -> float:
         """When to draw what is wished for: when nobody is left who got a frame just now and is likely to ask again."""
-        wait, now = self.config.wait_ms / 1000, time.monotonic()
+        wait, now = max(self.config.wait_ms / 1000, served.took * WORTH), time.monotonic()
         served.answered = {token: when for token, when in served.answered.items() if now - when < wait}
         return max(served.answered.values()) + wait if served.answered else now
 
@@ -331,8 +332,10 @@ class Service:
     def _draw(self, served: Served, wishes: list[Wish]) -> None:
         actions = {number: action for wish in wishes for number, action in wish.actions.items()}
         failure: Exception | None = None
+        begun = time.monotonic()
         try:
             served.engine.step(actions)
+            served.took = time.monotonic() - begun
         except Exception as error:  # the engine has left all sessions as they were
             failure = error
         for wish in wishes:
@@ -345,8 +348,9 @@ class Service:
                 if hosted.number in wish.actions:
                     hosted.episode += 1
                     hosted.mark = wish.call.mark if wish.call else None
-                    action = to_json(served.engine.world.action_space, wish.actions[hosted.number])
-                    self.note(hosted, {"step": action, "by": hosted.mark})
+                    if self.checkpoints is not None:
+                        action = to_json(served.engine.world.action_space, wish.actions[hosted.number])
+                        self.note(hosted, {"step": action, "by": hosted.mark})
                     if not hosted.fps:
                         served.answered[hosted.token] = time.monotonic()
             if wish.call is not None:
@@ -383,8 +387,9 @@ class Service:
         for hosted in wish.sessions:
             hosted.fps = 0.0
         explained = self.explain(error)
-        for peer in wish.peers if wish.call is not None else ():
-            self.send_to(peer, protocol.pack(protocol.error_to(wish.call.header, explained)))
+        if wish.call is not None:
+            for peer in wish.peers:
+                self.send_to(peer, protocol.pack(protocol.error_to(wish.call.header, explained)))
 
     def push_all(self, hosted: Hosted) -> None:
         """Send everyone who watches the last frame."""
