@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def code(connection: Connection, verb: str, **fields: Any) -> str:
     with pytest.raises(ProtocolError) as caught:
         connection.call(verb, **fields)
     return caught.value.code
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def test_ipc(host: HostProcess) -> None:
@@ -234,9 +241,7 @@ def test_stats_metrics_log_and_top(world_path: Path, tmp_path: Path, capsys: pyt
     pytest.importorskip("prometheus_client")
     from prometheus_client.parser import text_string_to_metric_families
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with hosting([world_path], tmp_path, "--metrics-port", str(port)) as host:
         engine = RemoteEngine(host.address)
         number = engine.open_all([Opening(seed=1, prompt="a cart")])[0]
@@ -316,3 +321,26 @@ def test_a_request_that_comes_late_changes_nothing(host: HostProcess) -> None:
     assert protocol.unpack(one._socket.recv_multipart()).header["error"]["code"] == "no-session"
     one.call("close", session=token)
     one.close()
+
+
+def test_the_page_comes_and_goes_with_the_host(world_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    port = free_port()
+    with hosting([world_path], tmp_path, "--web", "--web-port", str(port), "--web-token", "sesame") as host:
+        end = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/?token=sesame", timeout=5) as answer:
+                    assert answer.status == 200 and b"<canvas" in answer.read()
+                break
+            except urllib.error.URLError:
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        assert "sesame" not in host.log.read_text()
+        host.kill()  # also when the host is killed
+        while time.monotonic() < end:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)):
+                    return
+            time.sleep(0.1)
+        pytest.fail("the page is still there")
