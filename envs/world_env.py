@@ -36,6 +36,7 @@ def make_engine(
     threads: int | None = None,
     runtime: str = "auto",
     max_sessions: int | None = None,
+    alone: bool = False,
 ) -> Engine:
     """An engine of a world by name, with some settings of its sampler changed."""
     from worldsim.engine.engine import Engine
@@ -45,9 +46,8 @@ def make_engine(
     found = world if isinstance(world, World) else World.from_pretrained(world_path(world))
     changes = {"steps": steps, "history_sigma": history_sigma, "guidance": guidance}
     sampler = SamplerConfig(**{**found.card.sampler, **{k: v for k, v in changes.items() if v is not None}})
-    return Engine(
-        found, sampler=sampler, runtime=runtime, threads=threads, memory_mb=memory_mb, max_sessions=max_sessions
-    )
+    limits = {"memory_mb": memory_mb, "max_sessions": max_sessions}
+    return Engine(found, sampler=sampler, runtime=runtime, threads=threads, alone=alone, **limits)
 
 
 class WorldEnv(gym.Env[np.ndarray, Any]):

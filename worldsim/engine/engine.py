@@ -52,6 +52,7 @@ class Engine:
         threads: CPU cores to use; each works on sessions of its own (default: all).
         exact: whether a session's bits are the same alone and among others. False is faster where kernels differ, see
             `worldsim bench engine`.
+        alone: draw every session by itself: its bits are the same by construction, not by trying, at the speed of one.
         max_sessions: at most so many, besides what memory allows.
         memory_mb: for the sessions and their snapshots.
 
@@ -72,6 +73,7 @@ class Engine:
         runtime: str = "auto",
         threads: int | None = None,
         exact: bool = True,
+        alone: bool = False,
         max_sessions: int | None = None,
         memory_mb: int = 1024,
     ) -> None:
@@ -79,7 +81,7 @@ class Engine:
         self.threads = os.cpu_count() or 1 if threads is None else threads
         if self.threads < 1 or (max_sessions is not None and max_sessions < 1):
             raise ConfigError(f"threads is {threads} and max_sessions {max_sessions}; both must be at least 1.")
-        self.world, self.exact = world, exact
+        self.world, self.exact, self.alone = world, exact, alone
         self.runtime: Runtime = choose(world, runtime)
         self.sampler = sampler or SamplerConfig(**world.card.sampler)
         stages = in_pieces(self.runtime.stages, lambda: self.sizes)
@@ -291,6 +293,8 @@ class Engine:
     @property
     def sizes(self) -> Sizes:
         """The batch sizes that are used, for each stage by name."""
+        if self.alone:
+            return dict.fromkeys(vars(self.runtime.stages), (1,))
         return self.runtime.sizes if self.exact else dict.fromkeys(vars(self.runtime.stages), ANY_SIZE)
 
     # How it is done.
