@@ -232,8 +232,8 @@ class RemoteEngine:
         return self.sessions[number]
 
     def _leave(self) -> None:
-        if self._leaving:
-            leaving, self._leaving = self._leaving, []
+        while self._leaving:
+            leaving, self._leaving = self._leaving[: protocol.MAX_BATCH], self._leaving[protocol.MAX_BATCH :]
             self._call("close_batch", sessions=leaving)
 
     def _now(self, known: RemoteSession, message: Message) -> RemoteSession:

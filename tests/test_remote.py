@@ -216,10 +216,20 @@ def test_settings(host: HostProcess) -> None:
             ConnectionConfig(**wrong)
 
 
-def test_many_sessions_are_refused(remote: RemoteEngine) -> None:
+def test_many_sessions_are_refused_and_all_of_them_closed(host: HostProcess) -> None:
+    def count() -> int:
+        connection = Connection(host.address)
+        sessions = connection.call("stats").header["stats"]["sessions"]
+        connection.close()
+        return sessions
+
+    before, engine = count(), RemoteEngine(host.address)
     with pytest.raises(EngineFull):
         for _ in range(4):
-            remote.open_all([Opening(seed=i, start=0) for i in range(200)])
+            engine.open_all([Opening(seed=i, start=0) for i in range(200)])
+    assert count() == before + 400
+    engine.close()
+    assert count() == before
 
 
 def test_prompts(remote: RemoteEngine) -> None:
