@@ -34,6 +34,7 @@ class SamplerConfig:
     history_sigma: float = 0.1  # noise mixed into the history: hides small faults, so that they do not grow
     guidance: float = 1.0  # classifier-free guidance on the prompt; 1 is off and half the work
     first_guidance: float = 2.0  # the same for the first frame
+    temperature: float = 1.0  # scale of the noise that frames are drawn from: below 1 the likelier ones, above 1 stranger
     clean_pass: bool = True  # reward and cache come from one more pass, over the finished frame
 
     def __post_init__(self) -> None:
@@ -42,6 +43,8 @@ class SamplerConfig:
             raise ConfigError(f"steps are {self.steps} and {self.first_steps}; allowed: at least 1.")
         if not self.shift > 0:
             raise ConfigError(f"shift is {self.shift}; it must be above 0.")
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be at least 0.")
         if not 0 <= self.history_sigma < 1:
             raise ConfigError(f"history_sigma is {self.history_sigma}; allowed: 0 <= history_sigma < 1.")
 
@@ -199,6 +202,7 @@ class Simulator:
             return clean
 
         noise = keyed_noise(state.seeds, state.step, SAMPLE, tuple(state.history.shape[2:])).to(self.device)
+        noise = noise * sampler.temperature
         latents = euler(predict, noise, levels)
         if sampler.clean_pass:
             _, *passed = self._pass(latents, len(levels) - 1, prepared, rows, guided)
