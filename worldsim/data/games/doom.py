@@ -1,4 +1,4 @@
-"""Doom: ViZDoom scenarios as a small environment, with prompts from the scenario and what is in view.
+"""Doom: ViZDoom scenarios as one environment, with prompts from the scenario, its events and what is in view.
 
 The frames show the free Freedoom graphics that ship inside the `vizdoom` package.
 """
@@ -6,17 +6,19 @@ The frames show the free Freedoom graphics that ship inside the `vizdoom` packag
 from __future__ import annotations
 
 import functools
+import math
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-from worldsim.data.games.doom_walker import Walker
+from worldsim.data.games.doom_events import EVENTS, RESET, TELL
+from worldsim.data.games.doom_scenarios import CONTROLS, KINDS, SCENARIOS
+from worldsim.data.games.doom_view import WIDTH, Narrator, Thing, View
+from worldsim.data.games.doom_walker import EPISODE_STEPS, Walker
 from worldsim.data.recipe import Recipe
 from worldsim.errors import ActionError, ConfigError, MissingDependency, SessionError, did_you_mean
 
@@ -24,173 +26,20 @@ if TYPE_CHECKING:
     import vizdoom
 
 TICS_PER_SECOND = 35
-NEAR = 7  # depth units (8 map units each): a wall nearer than this fills the picture from top to bottom
-MIN_AREA = 24  # pixels of 160x120: anything smaller is a speck at 64x64
-HOLD = 8  # frames a prompt stays, so that it does not flicker
-MAX_WORDS = 14
-
-WALK = {
-    "": (),
-    "up": ("MOVE_FORWARD",),
-    "left": ("TURN_LEFT",),
-    "right": ("TURN_RIGHT",),
-    "left+up": ("TURN_LEFT", "MOVE_FORWARD"),
-    "right+up": ("TURN_RIGHT", "MOVE_FORWARD"),
-}
-STRAFE = {"": (), "left": ("MOVE_LEFT",), "right": ("MOVE_RIGHT",)}
-TURRET = {
-    "": (),
-    "left": ("TURN_LEFT",),
-    "right": ("TURN_RIGHT",),
-    "space": ("ATTACK",),
-    "left+space": ("TURN_LEFT", "ATTACK"),
-    "right+space": ("TURN_RIGHT", "ATTACK"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scenario:
-    """What the player can do in a ViZDoom scenario, and the words for what it shows."""
-
-    controls: Mapping[str, tuple[str, ...]]  # keys held -> game buttons, in the order of the action space
-    places: tuple[str, ...]  # wordings for the scenery
-    kinds: Mapping[str, str]  # the game's object name -> kind
-
-
-SCENARIOS = {
-    "health_gathering_supreme": Scenario(
-        controls=WALK,
-        places=(
-            "a grey stone maze over green acid",
-            "a maze with a green acid floor",
-            "grey stone walls and green acid",
-            "an acid floor maze at night",
-            "the acid maze of Doom",
-        ),
-        kinds={"CustomMedikit": "medkit", "Poison": "poison"},
-    ),
-    "my_way_home": Scenario(
-        controls=WALK,
-        places=(
-            "a maze of rooms",  # each room has walls of its own, so no colour is named
-            "rooms and corridors",
-            "a walk through many rooms",
-            "a maze of rooms in Doom",
-        ),
-        kinds={"GreenArmor": "armor"},
-    ),
-    "take_cover": Scenario(
-        controls=STRAFE,
-        places=(
-            "a long grey hall",
-            "a hall with a brick wall",
-            "a wide grey room with bricks",
-            "a firing range in Doom",
-        ),
-        kinds={"DoomImp": "imp", "DoomImpBall": "fireball"},
-    ),
-    "defend_the_center": Scenario(
-        controls=TURRET,
-        places=(
-            "a round brown arena",
-            "a round arena at night",
-            "the middle of a round hall",
-            "a circular arena in Doom",
-        ),
-        kinds={"MarineChainsawVzd": "marine", "Demon": "demon"},
-    ),
-}
-NOUNS = {  # kind -> wordings for one, wordings for several
-    "medkit": (("a medkit", "a health kit", "a white medkit"), ("medkits", "health kits", "some medkits")),
-    "poison": (("a poison vial", "a vial of poison", "poison"), ("poison vials", "vials of poison")),
-    "armor": (("a green armor", "green armor"), ("green armors",)),
-    "imp": (("an imp", "a brown imp"), ("imps", "several imps")),
-    "fireball": (("a fireball", "a ball of fire"), ("fireballs", "balls of fire")),
-    "marine": (("a marine", "a soldier"), ("marines", "soldiers")),
-    "demon": (("a pink demon", "a demon"), ("demons", "pink demons")),
-}
-WALLS = ("a wall right ahead", "facing a wall", "close to a wall")
-SIDES = {
-    "left": ("to the left", "on the left"),
-    "ahead": ("ahead", "in front"),
-    "right": ("to the right", "on the right"),
-}
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object in view, in pixels of the (120, 160) screen."""
-
-    kind: str
-    x: float  # centre column
-    area: int
-
-    @property
-    def side(self) -> str:
-        """The third of the picture it is in: left, ahead or right."""
-        return ("left", "ahead", "right")[min(int(self.x * 3 / 160), 2)]
-
-
-@dataclass(frozen=True)
-class View:
-    """The true state behind one frame."""
-
-    screen: np.ndarray  # (120, 160, 3) uint8
-    depth: np.ndarray  # (160,) distance to the wall along the horizon, 1 (touching) to 63 (far)
-    things: tuple[Thing, ...]  # largest first
-
-    @property
-    def wall(self) -> bool:
-        """Whether the picture shows nothing but wall."""
-        return bool(np.sort(self.depth)[-16] < NEAR)  # all but a tenth of the columns
-
-    def summary(self) -> tuple[tuple[str, str, bool], ...]:
-        """What a prompt tells: (kind, side, several) of each kind in view, the nearest kind first."""
-        kinds = dict.fromkeys(thing.kind for thing in self.things)
-        groups = [[thing for thing in self.things if thing.kind == kind] for kind in kinds]
-        # several only if they are on one side, as the prompt names one side for all
-        return tuple((g[0].kind, g[0].side, sum(thing.side == g[0].side for thing in g) > 1) for g in groups)
-
-
-class Narrator:
-    """Words for what is in view: new words only when the view has changed and the old ones have been held a while."""
-
-    def __init__(self, scenario: Scenario, rng: np.random.Generator) -> None:
-        """Draw all wordings from `rng`."""
-        self.scenario, self.rng = scenario, rng
-        self.told: Any = None
-        self.age = HOLD
-        self.prompt = ""
-
-    def tell(self, view: View) -> str:
-        """The prompt in force for this view."""
-        seen = (view.summary(), view.wall)
-        self.age += 1
-        if seen != self.told and self.age >= HOLD:
-            self.told, self.age = seen, 0
-            self.prompt = self._word(*seen)
-        return self.prompt
-
-    def _word(self, summary: tuple[tuple[str, str, bool], ...], wall: bool) -> str:
-        parts = [f"{self._pick(NOUNS[kind][several])} {self._pick(SIDES[side])}" for kind, side, several in summary]
-        parts = [self._pick(self.scenario.places), *parts, *([self._pick(WALLS)] if wall else [])]
-        while sum(len(part.split()) for part in parts) > MAX_WORDS:
-            parts.pop()
-        if len(parts) == 2 and self.rng.random() < 0.3:
-            parts.reverse()
-        return ", ".join(parts)
-
-    def _pick(self, wordings: tuple[str, ...]) -> str:
-        return wordings[self.rng.integers(len(wordings))]
+MIN_AREA = 24  # pixels of 160x120: anything smaller is a speck
+APPEARED = 250  # pixels of 160x120: what has just appeared ahead is larger
+RETRY = 6  # steps after which a thing is summoned again if it found no place
+SCREENS = ((160, 120), (256, 192), (320, 240), (640, 480))  # that the game can draw, width and height
 
 
 class DoomGame(gym.Env):
-    """A ViZDoom scenario at 64x64.
+    """A ViZDoom scenario in which events can be triggered at any step.
 
-    Observations are uint8 (size, size, 3). Actions are Discrete: the combinations of keys in `controls`, in that order.
-    The reward is the scenario's own. An episode terminates by death (or by reaching the goal) and is truncated at the
-    scenario's timeout; the last observation then repeats the last frame drawn, as the game draws none after the end.
-    `info["prompt"]` describes the frame, up to HOLD frames late; `info["labels"]` is the true state of this very frame.
+    Observations are uint8 (height, width, 3). Actions are Discrete: the combinations of keys in `controls`, in that
+    order. The reward is the scenario's own. An episode terminates by death (or by reaching the goal) and is truncated
+    at the scenario's timeout; the last observation then repeats the last frame drawn, as the game draws none after the
+    end. `info["prompt"]` describes the frame: an event from the step it happens, things up to HOLD frames late.
+    `info["labels"]` is the true state of this very frame.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": TICS_PER_SECOND / 3}
@@ -200,25 +49,36 @@ class DoomGame(gym.Env):
         scenario: str = "health_gathering_supreme",
         render_mode: str | None = "rgb_array",
         repeat: int = 3,
-        size: int = 64,
+        size: int | tuple[int, int] = (96, 128),
+        controls: str = "all",
     ) -> None:
         """Prepare `scenario`; an action is held for `repeat` game tics (1/35 s each).
 
+        Args:
+            scenario: a key of SCENARIOS; the option of this name at reset() changes it.
+            render_mode: "rgb_array" or None.
+            repeat: game tics a step.
+            size: height and width of the observations, or one number for a square.
+            controls: "all", which suits every scenario, or "walk", "strafe", "turret": see CONTROLS.
+
         Raises:
             MissingDependency: vizdoom is not installed.
-            ConfigError: an unknown scenario or render mode, or `repeat` or `size` below 1.
+            ConfigError: an unknown scenario, set of controls or render mode, or `repeat` or `size` out of range.
         """
-        if scenario not in SCENARIOS:
-            raise ConfigError(f"Doom has no controls for the scenario {scenario!r}.{did_you_mean(scenario, SCENARIOS)}")
+        _check_scenario(scenario)
+        if controls not in CONTROLS:
+            raise ConfigError(f"Doom has no controls {controls!r}; allowed: {', '.join(CONTROLS)}.")
         if render_mode not in (None, "rgb_array"):
             raise ConfigError(f"Doom cannot render {render_mode!r}; use 'rgb_array' or None.")
-        if repeat < 1 or size < 1:
-            raise ConfigError(f"repeat and size must be at least 1, got repeat={repeat} and size={size}.")
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        if repeat < 1 or min(self.size) < 1 or max(self.size) > SCREENS[-1][1]:
+            raise ConfigError(f"repeat must be at least 1 and size 1 to {SCREENS[-1][1]}, got {repeat} and {size}.")
         _import_vizdoom()
-        self.scenario, self.render_mode, self.repeat, self.size = scenario, render_mode, repeat, size
-        self.controls = tuple(SCENARIOS[scenario].controls)
+        self.scenario, self.render_mode, self.repeat = scenario, render_mode, repeat
+        self.controls, self._combinations = tuple(CONTROLS[controls]), CONTROLS[controls]
+        self._depth = controls != "strafe"  # who only steps aside needs no distances, and drawing them takes time
         self.metadata = {**self.metadata, "render_fps": TICS_PER_SECOND / repeat}
-        self.observation_space = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.observation_space = gym.spaces.Box(0, 255, (*self.size, 3), np.uint8)
         self.action_space = gym.spaces.Discrete(len(self.controls))
         self._game: vizdoom.DoomGame | None = None
         self._view: View | None = None
@@ -237,15 +97,47 @@ class DoomGame(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode; everything in it follows from the seed and the actions."""
+        """Start an episode; everything in it follows from the seed, the options and the actions.
+
+        Args:
+            seed: of the game and of the wordings.
+            options: "scenario", a key of SCENARIOS; "events", a list of (step, name of an event): each is triggered
+                before that step, or as soon as the one before it has been told and there is room ahead.
+
+        Raises:
+            ConfigError: an unknown scenario or event.
+        """
         super().reset(seed=seed)
-        if self._game is None:
+        options = options or {}
+        self._pending = [(int(step), _check_event(name)) for step, name in options.get("events", ())]
+        scenario = _check_scenario(options.get("scenario", self.scenario))
+        if self._game is None or scenario != self.scenario:
+            self.close()
+            self.scenario = scenario
             self._game, self._buttons = self._start()
+        for command in RESET:
+            self._game.send_game_command(command)
         self._game.set_seed(int(self.np_random.integers(2**31)))
         self._game.new_episode()
         self._narrator = Narrator(SCENARIOS[self.scenario], self.np_random)
+        self._states: dict[str, str] = {}  # slot -> event
+        self._event, self._told = "", 0
+        self._triggered: list[str] = []
+        self._steps = 0
         self._look(self._game)
         return self._observe(), self._info()
+
+    def trigger(self, event: str) -> None:
+        """Make `event`, a key of EVENTS, happen in the next step; a thing appears only if there is room ahead.
+
+        Raises:
+            SessionError: no running episode.
+            ConfigError: an unknown event.
+        """
+        game = self._running()
+        self._triggered.append(_check_event(event))
+        for command in EVENTS[event].commands:
+            game.send_game_command(command)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Hold the keys of `action` for `repeat` tics.
@@ -254,29 +146,47 @@ class DoomGame(gym.Env):
             SessionError: before a reset, or after the end of an episode.
             ActionError: `action` is outside the action space.
         """
-        game = self._game
-        if game is None or game.is_episode_finished():
-            raise SessionError("There is no running episode of Doom to step; call reset() first.")
+        game = self._running()
         if not self.action_space.contains(action):
             allowed = f"a whole number from 0 to {len(self.controls) - 1}"
             raise ActionError(f"Doom got the action {action!r}; it takes {allowed}, for {self.controls}.")
+        planned = None if self._triggered else self._next_planned()
+        if planned:
+            self.trigger(planned[1])
         reward = game.make_action(self._buttons[int(action)], self.repeat)
+        self._steps += 1
         finished = game.is_episode_finished()
         if not finished:
             self._look(game)
+        if planned and self._event != planned[1]:
+            self._pending.append((self._steps + RETRY, planned[1]))
         truncated = bool(finished and game.is_episode_timeout_reached() and not game.is_player_dead())
         return self._observe(), float(reward), bool(finished and not truncated), truncated, self._info()
 
+    def _running(self) -> vizdoom.DoomGame:
+        if self._game is None or self._game.is_episode_finished():
+            raise SessionError("There is no running episode of Doom to step; call reset() first.")
+        return self._game
+
+    def _next_planned(self) -> tuple[int, str] | None:
+        """Take the first planned event that can take place now from the plan."""
+        if self._event and self._told < TELL:
+            return None
+        for i, (step, name) in enumerate(self._pending):
+            if step <= self._steps and (self.view.room or not EVENTS[name].thing):
+                return self._pending.pop(i)
+        return None
+
     def render(self) -> np.ndarray | None:
-        """The current frame at the game's own resolution, (120, 160, 3) uint8."""
+        """The current frame at the game's own resolution, (120, 160, 3) uint8 or more."""
         return self.view.screen.copy() if self.render_mode == "rgb_array" else None
 
     def get_keys_to_action(self) -> dict[str, int]:
-        """The action for each combination of keys, such as "left+up"; "" is no key."""
+        """Keys held, such as "left+up", and their action."""
         return {key: action for action, key in enumerate(self.controls)}
 
     def close(self) -> None:
-        """Stop the game; it may be called again."""
+        """End the game and remove its folder."""
         if self._game is not None:
             self._game.close()
             self._game = None
@@ -284,49 +194,112 @@ class DoomGame(gym.Env):
 
     def _start(self) -> tuple[vizdoom.DoomGame, list[list[bool]]]:
         vizdoom = _import_vizdoom()
-        controls = SCENARIOS[self.scenario].controls
-        names = sorted({name for combination in controls.values() for name in combination})
+        names = sorted({name for combination in self._combinations.values() for name in combination})
         # without these sections the game makes a folder of its own where the program was started
         self._folder = tempfile.TemporaryDirectory(prefix="worldsim-doom-")
         settings = os.path.join(self._folder.name, "vizdoom.ini")
         with open(settings, "w", encoding="ascii") as file:
             file.writelines(f"[{name}.AutoExec]\n" for name in ("Doom", "Heretic", "Hexen", "Strife", "Chex"))
+        wanted = min(1.5 * max(self.size[0], self.size[1] * 3 / 4), SCREENS[-1][1])
+        width, height = next(screen for screen in SCREENS if screen[1] >= wanted)
         game = vizdoom.DoomGame()
         game.load_config(os.path.join(vizdoom.scenarios_path, f"{self.scenario}.cfg"))
         game.set_doom_config_path(settings)
+        names_of_pose = ("POSITION_X", "POSITION_Y", "ANGLE", "VELOCITY_X", "VELOCITY_Y")
+        self._pose = [getattr(vizdoom.GameVariable, name) for name in names_of_pose]
         game.set_available_buttons([getattr(vizdoom.Button, name) for name in names])
-        game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
+        game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{width}X{height}"))
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-        game.set_depth_buffer_enabled(True)
+        game.set_depth_buffer_enabled(self._depth)
         game.set_labels_buffer_enabled(True)
+        game.set_render_screen_flashes(False)  # pain would look like red light
+        game.set_episode_timeout(SCENARIOS[self.scenario].timeout)
+        game.add_game_args("+sv_cheats 1")  # or the hardest skill takes no commands
         game.set_window_visible(False)
         game.set_mode(vizdoom.Mode.PLAYER)
         game.init()
-        return game, [[name in combination for name in names] for combination in controls.values()]
+        return game, [[name in combination for name in names] for combination in self._combinations.values()]
 
     def _look(self, game: vizdoom.DoomGame) -> None:
         state = game.get_state()
-        if state is None or state.depth_buffer is None or state.labels is None:
+        if state is None or state.labels is None or (self._depth and state.depth_buffer is None):
             raise SessionError("Doom gave no picture; was the game closed from outside? Make a new environment.")
-        kinds = SCENARIOS[self.scenario].kinds
+        screen = np.array(state.screen_buffer)
+        height, width = screen.shape[:2]
+        scale = WIDTH / width
+        x, y, angle, speed_x, speed_y = (game.get_game_variable(variable) for variable in self._pose)
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+
+        def ahead_left(x: float, y: float) -> tuple[float, float]:
+            return x * cos + y * sin, y * cos - x * sin
+
         things = [
-            Thing(kinds[label.object_name], label.x + label.width / 2, label.width * label.height)
+            Thing(
+                KINDS[label.object_name],
+                (label.x + label.width / 2) * scale,
+                area,
+                *ahead_left(label.object_position_x - x, label.object_position_y - y),
+                motion=ahead_left(label.object_velocity_x, label.object_velocity_y),
+            )
             for label in state.labels
-            if label.object_name in kinds and label.width * label.height >= MIN_AREA
+            if label.object_name in KINDS and (area := label.width * label.height * scale**2) >= MIN_AREA
         ]
         things.sort(key=lambda thing: (-thing.area, thing.x))
-        horizon = state.depth_buffer.shape[0] // 2
-        self._view = View(np.array(state.screen_buffer), np.array(state.depth_buffer[horizon]), tuple(things))
-        self._prompt = self._narrator.tell(self._view)
+        depth = np.full(WIDTH, 63, np.uint8)
+        if self._depth:
+            depth = np.array(state.depth_buffer[height // 2, np.arange(WIDTH) * width // WIDTH])
+        self._view = View(screen, depth, tuple(things), (x, y), ahead_left(speed_x, speed_y))
+        self._happen(self._view)
+        event = EVENTS[self._event] if self._event else None
+        states = [EVENTS[name].lasting for slot, name in self._states.items() if event is None or slot != event.slot]
+        self._prompt = self._narrator.tell(
+            self._view, event.words if event else (), [words for words in states if words]
+        )
+
+    def _happen(self, view: View) -> None:
+        """Note what was triggered in the step that led to this view, and forget an event that has been told."""
+        self._told += 1
+        if self._told >= TELL:
+            self._event = ""
+        for name in self._triggered:
+            event = EVENTS[name]
+            if event.slot:
+                self._states[event.slot] = name
+            elif not any(t.kind == event.thing and t.area >= APPEARED and t.side == "ahead" for t in view.things):
+                continue  # it found no place
+            self._event, self._told = name, 0
+        self._triggered = []
 
     def _observe(self) -> np.ndarray:
         picture = Image.fromarray(self.view.screen)
-        return np.array(picture.resize((self.size, self.size), Image.Resampling.BOX))
+        return np.array(picture.resize(self.size[::-1], Image.Resampling.BOX))
 
     def _info(self) -> dict[str, Any]:
         seen = {thing.kind for thing in self.view.things}
-        labels: dict[str, Any] = {kind: kind in seen for kind in SCENARIOS[self.scenario].kinds.values()}
-        return {"prompt": self._prompt, "labels": {"scenario": self.scenario, **labels, "wall": self.view.wall}}
+        states = {slot: EVENTS[name].value for slot, name in self._states.items()}
+        light, fog = states.get("light", "normal"), states.get("fog", "none")
+        labels = {
+            "scenario": self.scenario,
+            **{kind: kind in seen for kind in KINDS.values()},
+            "wall": self.view.wall,
+            "light": light,
+            "dark": light == "dark",
+            "fog": fog,
+            "event": self._event,
+        }
+        return {"prompt": self._prompt, "labels": labels}
+
+
+def _check_scenario(name: str) -> str:
+    if name not in SCENARIOS:
+        raise ConfigError(f"Doom has no scenario {name!r} here.{did_you_mean(name, SCENARIOS)}")
+    return name
+
+
+def _check_event(name: str) -> str:
+    if name not in EVENTS:
+        raise ConfigError(f"Doom has no event {name!r}; allowed: {', '.join(EVENTS)}.")
+    return name
 
 
 def _import_vizdoom() -> Any:
@@ -338,9 +311,14 @@ def _import_vizdoom() -> Any:
     return vizdoom
 
 
-def make_env(scenario: str = "health_gathering_supreme") -> gym.Env:
-    """The environment of a scenario."""
-    return DoomGame(scenario)
+def make_env() -> gym.Env:
+    """The game as it is recorded: all scenarios, the explorer draws one."""
+    return DoomGame()
+
+
+def make_small_env(scenario: str) -> gym.Env:
+    """One scenario with its own controls, at 64x64."""
+    return DoomGame(scenario, size=64, controls=SCENARIOS[scenario].controls)
 
 
 NOTICES = (
@@ -372,24 +350,41 @@ For a list of contributors to the Freedoom project, see the file CREDITS of that
 )
 
 
-def _recipe(name: str, scenario: str, summary: str) -> Recipe:
+RECIPE = Recipe(
+    name="doom",
+    summary="four scenarios of Doom with things that appear, lights and fog, in words: walk, turn, strafe, shoot",
+    env_id="ViZDoom " + ", ".join(SCENARIOS),
+    make_env=make_env,
+    make_explorer=Walker,
+    fps=TICS_PER_SECOND / 3,
+    episode_steps=EPISODE_STEPS,
+    frame_size=(96, 128),
+    keys={key: action for action, key in enumerate(CONTROLS["all"])},
+    notices=NOTICES,
+    packages=("vizdoom", "numpy"),
+    unseen=True,
+)
+
+
+def _small_recipe(scenario: str, summary: str, steps: int = EPISODE_STEPS) -> Recipe:
     return Recipe(
-        name=name,
+        name=f"doom-{scenario.removesuffix('_supreme').replace('_', '-')}",
         summary=summary,
         env_id=f"ViZDoom {scenario}",
-        make_env=functools.partial(make_env, scenario),
-        make_explorer=Walker,
+        make_env=functools.partial(make_small_env, scenario),
+        make_explorer=functools.partial(Walker, scenario),
         fps=TICS_PER_SECOND / 3,
-        episode_steps=400,
-        keys={key: action for action, key in enumerate(SCENARIOS[scenario].controls)},
+        episode_steps=steps,
+        keys={key: action for action, key in enumerate(CONTROLS[SCENARIOS[scenario].controls])},
         notices=NOTICES,
         packages=("vizdoom", "numpy"),
     )
 
 
 RECIPES = (
-    _recipe("doom", "health_gathering_supreme", "walking a stone maze over acid, collecting medkits"),
-    _recipe("doom-my-way-home", "my_way_home", "looking for a green armor in a maze of rooms"),
-    _recipe("doom-take-cover", "take_cover", "dodging the fireballs of imps"),
-    _recipe("doom-defend-the-center", "defend_the_center", "shooting at what closes in from all sides"),
+    RECIPE,
+    _small_recipe("health_gathering_supreme", "walking a stone maze over acid, collecting medkits"),
+    _small_recipe("my_way_home", "looking for a green armor in a maze of rooms"),
+    _small_recipe("take_cover", "dodging the fireballs of imps", steps=700),  # 2100 tics, the scenario's timeout
+    _small_recipe("defend_the_center", "shooting at what closes in from all sides"),
 )

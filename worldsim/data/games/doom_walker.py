@@ -7,8 +7,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from worldsim.data.games.doom_events import plan_events
+from worldsim.data.games.doom_scenarios import SCENARIOS
+
 if TYPE_CHECKING:
-    from worldsim.data.games.doom import View
+    from worldsim.data.games.doom_view import View
+
+EPISODE_STEPS = 400
+EVENTFUL = 0.75  # of the episodes of all scenarios have events
+GLANCE = (4, 32)  # steps turned away and back
+HORIZON = 30  # tics that who dodges thinks ahead
+SAFE = 60.0  # map units: a fireball that passes at this distance is no danger
+STRIDE = 7.3  # map units a tic, the speed of stepping aside
+HALL = (16.0, 752.0)  # where the player can be in the hall of `take_cover`
+STILL, RANDOM = 0.08, 0.25  # of the episodes of `take_cover` are played by who only stands, or presses any key
 
 
 class Mood(NamedTuple):
@@ -19,12 +31,19 @@ class Mood(NamedTuple):
 
 
 MOODS = {
-    "guided": Mood(0.48, (8, 30)),
-    "turn": Mood(0.16, (2, 10)),
-    "spin": Mood(0.04, (15, 36)),  # a full turn takes about 34 steps
+    "guided": Mood(0.46, (8, 30)),
+    "turn": Mood(0.14, (2, 10)),
+    "spin": Mood(0.03, (15, 36)),  # a full turn takes about 34 steps
     "idle": Mood(0.10, (2, 10)),
     "random": Mood(0.17, (4, 14)),
     "bump": Mood(0.05, (5, 10)),
+    "glance": Mood(0.05, (1, 1)),
+}
+DODGING = {  # for who dodges: the rest of the time is guided
+    "turn": Mood(0.05, (1, 5)),
+    "idle": Mood(0.06, (2, 8)),
+    "random": Mood(0.09, (3, 10)),
+    "glance": Mood(0.03, (1, 1)),
 }
 
 
@@ -32,9 +51,14 @@ class Walker:
     """Explores a scenario by the depth of what it sees, with stretches of everything else a player might do.
 
     A purely random player of such a game stares at walls. This one walks to open space and to medkits (or turns
-    towards an enemy and shoots, where it cannot walk), and between such stretches turns, spins, stands still, bumps
-    into walls and presses random keys, so that each action is seen in each situation. Each episode has its own skill.
+    towards an enemy and shoots, or steps aside from fireballs), and between such stretches turns, spins, stands still,
+    bumps into walls, looks away and back, and presses random keys, so that each action is seen in each situation. Each
+    episode has its own skill.
     """
+
+    def __init__(self, scenario: str | None = None) -> None:
+        """Play `scenario` without events; or draw the scenario of each episode, and its events."""
+        self.scenario = scenario
 
     def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
         """Start a new episode with a player of random habits."""
@@ -45,17 +69,32 @@ class Walker:
         self.mood, self.left, self.held = "guided", 0, ""
         self.turn = self.turned = 0  # -1 or 1 while turning away from a wall; for how many steps
         self.greedy = self.careful = True
-        return {}
+        self.script: list[str] = []  # keys to press before anything else
+        self.sight = float(rng.uniform(80, 400))  # map units: fireballs are dodged when they are nearer than that
+        self.discipline = min(float(rng.uniform(0.3, 1.2)), 1.0)  # how much of the time fireballs are dodged
+        fate = rng.random()
+        self.dodger = "still" if fate < STILL else "random" if fate < STILL + RANDOM else "dodge"
+        if self.scenario:
+            return {}
+        scenario = str(rng.choice(list(SCENARIOS), p=[scenario.share for scenario in SCENARIOS.values()]))
+        eventful = split == "unseen" or rng.random() < EVENTFUL
+        return {"scenario": scenario, "events": plan_events(scenario, split, EPISODE_STEPS, rng) if eventful else []}
 
     def act(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> int:
         """The next action of the current stretch, or of a new one when that is over."""
         game: Any = env.unwrapped  # a DoomGame
-        view, controls = game.view, game.controls
+        view, controls, style = game.view, game.controls, SCENARIOS[game.scenario].style
+        if self.script:
+            return controls.index(self.script.pop(0))
         if self.left == 0:
-            self._new_stretch(view, controls)
+            self._new_stretch(view, controls, style)
         self.left -= 1
+        if self.mood == "glance":
+            return controls.index(self.script.pop(0))
         if self.mood == "guided":
-            key = self._aim(view) if "space" in controls else self._walk(view)
+            key = {"aim": self._aim, "walk": self._walk}.get(style, self._dodge)(view)
+            if style == "dodge" and "a" in controls:
+                key = {"left": "a", "right": "d"}.get(key, key)
             if self.rng.random() < self.noise:
                 key = self._any(controls)
         else:
@@ -64,20 +103,69 @@ class Walker:
             key = self.held
         return controls.index(key)
 
-    def _new_stretch(self, view: View, controls: tuple[str, ...]) -> None:
-        self.mood = str(self.rng.choice(list(MOODS), p=[mood.share for mood in MOODS.values()]))
-        can_walk, can_shoot = "up" in controls, "space" in controls
-        if can_walk and view.depth[50:110].mean() < 14 and self.rng.random() < 0.85:
-            self.mood = "guided"  # get away from the wall first
-        elif (self.mood == "bump" and not can_walk) or (self.mood == "guided" and not (can_walk or can_shoot)):
-            self.mood = "random"
-        low, high = MOODS[self.mood].steps
+    def _new_stretch(self, view: View, controls: tuple[str, ...], style: str) -> None:
+        if style == "dodge":
+            self.mood = self._dodging_mood(controls)
+        else:
+            self.mood = str(self.rng.choice(list(MOODS), p=[mood.share for mood in MOODS.values()]))
+            if style == "walk" and view.depth[50:110].mean() < 14 and self.rng.random() < 0.85:
+                self.mood = "guided"  # get away from the wall first
+            elif self.mood == "bump" and "up" not in controls:
+                self.mood = "random"
+        low, high = MOODS[self.mood].steps if style != "dodge" else DODGING.get(self.mood, MOODS[self.mood]).steps
         self.left = int(self.rng.integers(low, high + 1))
         self.greedy, self.careful = bool(self.rng.random() < self.greed), bool(self.rng.random() < self.care)
         side = str(self.rng.choice(["left", "right"]))
-        if self.mood == "turn" and f"{side}+up" in controls and self.rng.random() < 0.4:
+        if self.mood == "glance":
+            other, away = ("right" if side == "left" else "left"), int(self.rng.integers(GLANCE[0], GLANCE[1] + 1))
+            # without a pause between them the way back would start faster than the way there
+            self.script = ["", *[side] * away, "", *[other] * away, ""]
+        if self.mood == "turn" and f"{side}+up" in controls and self.rng.random() < 0.4 and style != "dodge":
             side = f"{side}+up"
         self.held = {"idle": "", "bump": "up", "random": self._any(controls)}.get(self.mood, side)
+
+    def _dodging_mood(self, controls: tuple[str, ...]) -> str:
+        """Mostly what the player of this episode is good at."""
+        draw = self.rng.random()
+        for name, mood in DODGING.items():
+            if draw < mood.share and "a" in controls:  # with arrows that step aside there is nothing to turn
+                return name
+            draw -= mood.share
+        if self.dodger == "dodge" and self.rng.random() < self.discipline:
+            return "guided"
+        return "idle" if self.dodger == "still" else "random"
+
+    def _dodge(self, view: View) -> str:
+        """Step to where the fireballs that have come near will pass at the greatest distance."""
+        balls = [t for t in view.things if t.kind == "fireball" and t.ahead < self.sight]
+        if not balls and self.rng.random() < 0.8:
+            return self.held if self.held in ("left", "right") else ""
+        start = np.array([[ball.ahead, ball.left] for ball in balls]).reshape(-1, 1, 2)
+        motion = np.array([ball.motion for ball in balls]).reshape(-1, 1, 2)
+        tics = np.arange(1, HORIZON + 1)
+        paths = start + motion * tics[None, :, None]  # (balls, tics, 2)
+        best, choice = -np.inf, ""
+        for key, way in (("", 0.0), ("left", 1.0), ("right", -1.0)):
+            for stop in (HORIZON,) if key == "" else (6, 14, HORIZON):
+                across = self._slide(view, way, stop)
+                score = 0.0
+                if balls:
+                    miss = np.hypot(paths[..., 0], paths[..., 1] - across).min()
+                    score = min(float(miss), SAFE)
+                score -= 0.02 * abs(view.place[1] + across[-1] - sum(HALL) / 2) + 0.3 * (key == "")
+                if score > best:
+                    best, choice = score, key
+        self.held = choice
+        return choice
+
+    def _slide(self, view: View, way: float, stop: int) -> np.ndarray:
+        """Where the player will be, to the left of here, in each of the next tics: speed decays as the game's does."""
+        speed, across, path = view.motion[1], 0.0, []
+        for tic in range(HORIZON):
+            speed += ((way * STRIDE if tic < stop else 0.0) - speed) * 0.094
+            across = float(np.clip(across + speed, HALL[0] - view.place[1], HALL[1] - view.place[1]))
+            path.append(across)
+        return np.array(path)
 
     def _walk(self, view: View) -> str:
         """Head for a medkit or for the most open column; turn on the spot when a wall is near."""
