@@ -6,8 +6,9 @@ Sub-environment i is, bit for bit, the single environment (`WorldEnv`) with the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -35,10 +36,13 @@ class WorldVectorEnv(VectorEnv):
             step, or never (then `reset(options={"reset_mask": mask})` does it).
         prompt: what resets use when their options say nothing; one for all, or one each.
         max_episode_steps: truncate after so many steps, besides what the world's card says.
-        steps, history_sigma, guidance: of the sampler; None keeps the card's.
+        steps, history_sigma, guidance, temperature: of the sampler; None keeps the card's.
         threads: CPU cores to use (default: all).
         runtime: what computes, see `Engine`.
         engine: share this one.
+        starts: clips that episodes begin from, in place of those that the world carries.
+        end_above: an episode terminates when its learned probability passes this; None draws the end with that
+            probability, from the generator of the sub-environment.
 
     Raises:
         WorldError: the world cannot be loaded.
@@ -61,6 +65,9 @@ class WorldVectorEnv(VectorEnv):
         threads: int | None = None,
         runtime: str = "auto",
         engine: EngineLike | None = None,
+        temperature: float | None = None,
+        starts: Sequence[dict[str, Any]] | None = None,
+        end_above: float | None = 0.5,
     ) -> None:
         if num_envs < 1:
             raise ConfigError(f"num_envs is {num_envs}; it must be at least 1.")
@@ -69,11 +76,20 @@ class WorldVectorEnv(VectorEnv):
         self.num_envs, self.render_mode = num_envs, render_mode
         self._own_engine = engine is None
         if engine is None:
-            engine = make_engine(world, MEMORY_MB, steps, history_sigma, guidance, threads, runtime)
-            if num_envs * SPARE > engine.table.capacity:
-                needed = int(num_envs * SPARE * engine.table.session_bytes / 1e6) + 1
-                engine = make_engine(engine.world, needed, steps, history_sigma, guidance, threads, runtime)
+            sampler = {"steps": steps, "history_sigma": history_sigma, "guidance": guidance, "temperature": temperature}
+            more: dict[str, Any] = {
+                **sampler,
+                "threads": threads,
+                "runtime": runtime,
+                "clips": None if starts is None else len(starts),
+            }
+            engine = make_engine(world, MEMORY_MB, **more)
+            sessions = num_envs * SPARE + (0 if starts is None else len(starts))  # of each clip the memory is kept
+            if sessions > engine.table.capacity:
+                needed = int(sessions * engine.table.session_bytes / 1e6) + 1
+                engine = make_engine(engine.world, needed, **more)
         self.engine: EngineLike = engine
+        self.starts, self.end_above = starts, end_above
         self.world = self.engine.world
         card = self.world.card
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -148,7 +164,7 @@ class WorldVectorEnv(VectorEnv):
         for i in np.flatnonzero(~again):
             step = drawn[sessions[i]]
             self._steps[i] += 1
-            rewards[i], terminated[i] = step.reward, step.ended > 0.5
+            rewards[i], terminated[i] = step.reward, self._ends(int(i), step.ended)
             truncated[i] = self.max_episode_steps is not None and self._steps[i] >= self.max_episode_steps
         over = terminated | truncated
         same_step = over if self.autoreset_mode == AutoresetMode.SAME_STEP else np.zeros_like(over)
@@ -200,9 +216,11 @@ class WorldVectorEnv(VectorEnv):
         nothing = [None] * self.num_envs
         prompts, starts, snapshots = (given.get(name, nothing) for name in ("prompt", "start", "snapshot"))
         openings: dict[int, Opening] = {}
-        clips = len(self.world.starts)
+        clips = self.world.starts if self.starts is None else self.starts
         for i in indices:
-            opening = draw_opening(clips, self._generator(i), prompts[i], starts[i], self.default_prompts[i])
+            opening = draw_opening(len(clips), self._generator(i), prompts[i], starts[i], self.default_prompts[i])
+            if self.starts is not None and starts[i] is None and opening.start is not None:
+                opening = replace(opening, start=self.starts[int(cast(int, opening.start))])
             if snapshots[i] is None:
                 openings[i] = opening
         begun = dict(zip(openings, self.engine.open_all(list(openings.values())), strict=True))
@@ -218,6 +236,10 @@ class WorldVectorEnv(VectorEnv):
             if old is not None:
                 self.engine.close(old)
             self._sessions[i], self._steps[i], self._over[i] = session, 0, False
+
+    def _ends(self, index: int, probability: float) -> bool:
+        above = self._generator(index).random() if self.end_above is None else self.end_above
+        return probability > above
 
     def _info(self, index: int, step: Step | None) -> dict[str, Any]:
         info: dict[str, Any] = {"prompt": self.engine.sessions[self._session(index)].prompt}

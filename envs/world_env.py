@@ -37,16 +37,18 @@ def make_engine(
     runtime: str = "auto",
     max_sessions: int | None = None,
     alone: bool = False,
+    temperature: float | None = None,
+    clips: int | None = None,
 ) -> Engine:
     """An engine of a world by name, with some settings of its sampler changed."""
-    from worldsim.engine.engine import Engine
+    from worldsim.engine.engine import CLIPS, Engine
     from worldsim.engine.simulator import SamplerConfig
     from worldsim.world import World
 
     found = world if isinstance(world, World) else World.from_pretrained(world_path(world))
-    changes = {"steps": steps, "history_sigma": history_sigma, "guidance": guidance}
+    changes = {"steps": steps, "history_sigma": history_sigma, "guidance": guidance, "temperature": temperature}
     sampler = SamplerConfig(**{**found.card.sampler, **{k: v for k, v in changes.items() if v is not None}})
-    limits = {"memory_mb": memory_mb, "max_sessions": max_sessions}
+    limits = {"memory_mb": memory_mb, "max_sessions": max_sessions, "clips": CLIPS if clips is None else clips}
     return Engine(found, sampler=sampler, runtime=runtime, threads=threads, alone=alone, **limits)
 
 
@@ -75,7 +77,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
     ## Arguments
     - `world`: a shipped world ("car-racing", "doom"), a world folder, or a hub id.
     - `prompt`: what `reset` uses when its options say nothing.
-    - `steps`, `history_sigma`, `guidance`: of the sampler; None keeps the card's.
+    - `steps`, `history_sigma`, `guidance`, `temperature`: of the sampler; None keeps the card's.
     - `runtime`: what computes, see `worldsim.engine.engine.Engine`.
 
     ## Version History
@@ -94,6 +96,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         guidance: float | None = None,
         runtime: str = "auto",
         engine: EngineLike | None = None,
+        temperature: float | None = None,
     ) -> None:
         """Load the world, or share the `engine` of another environment.
 
@@ -104,7 +107,9 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"render_mode is {render_mode!r}; allowed: None, 'rgb_array', 'human'.")
         self._own_engine = engine is None
-        self.engine: EngineLike = engine or make_engine(world, MEMORY_MB, steps, history_sigma, guidance, 1, runtime)
+        self.engine: EngineLike = engine or make_engine(
+            world, MEMORY_MB, steps, history_sigma, guidance, 1, runtime, temperature=temperature
+        )
         self.world = self.engine.world
         card = self.world.card
         self.render_mode = render_mode

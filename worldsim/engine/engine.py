@@ -32,7 +32,7 @@ from worldsim.engine.starts import complete
 from worldsim.engine.stats import Stats
 from worldsim.engine.table import SessionTable
 from worldsim.engine.tuning import choose
-from worldsim.errors import ActionError, ConfigError
+from worldsim.errors import ActionError, ConfigError, FrameError
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
 
@@ -55,6 +55,7 @@ class Engine:
         alone: draw every session by itself: its bits are the same by construction, not by trying, at the speed of one.
         max_sessions: at most so many, besides what memory allows.
         memory_mb: for the sessions and their snapshots.
+        clips: of so many of the last clips that sessions began from the memory is kept.
 
     Attributes:
         sessions: the open ones, by number; numbers are never used again.
@@ -76,12 +77,13 @@ class Engine:
         alone: bool = False,
         max_sessions: int | None = None,
         memory_mb: int = 1024,
+        clips: int = CLIPS,
     ) -> None:
         """Build the runtime and reserve the memory."""
         self.threads = os.cpu_count() or 1 if threads is None else threads
         if self.threads < 1 or (max_sessions is not None and max_sessions < 1):
             raise ConfigError(f"threads is {threads} and max_sessions {max_sessions}; both must be at least 1.")
-        self.world, self.exact, self.alone = world, exact, alone
+        self.world, self.exact, self.alone, self.clips = world, exact, alone, clips
         self.runtime: Runtime = choose(world, runtime)
         self.sampler = sampler or SamplerConfig(**world.card.sampler)
         stages = in_pieces(self.runtime.stages, lambda: self.sizes)
@@ -241,6 +243,42 @@ class Engine:
         with self._lock:
             return self._step({number: self._flatten(number, action) for number, action in actions.items()}, True)
 
+    def observe(self, session: int, action: Any, frame: np.ndarray) -> Step:
+        """Take a given frame as a session's next one, as if it had been drawn: a world that follows a real game.
+
+        Args:
+            session: which.
+            action: that led to the frame.
+            frame: uint8 (H, W, 3).
+
+        Returns:
+            The frame again, with the reward and the end that the world reads from it.
+
+        Raises:
+            SessionError: there is no such session.
+            ActionError: the action is outside the world's action space.
+            FrameError: the frame has another size or dtype.
+        """
+        height, width = self.world.card.frame_size
+        if frame.dtype != np.uint8 or frame.shape != (height, width, 3):
+            raise FrameError(
+                f"the frame has shape {frame.shape} and dtype {frame.dtype}; allowed: uint8 ({height}, {width}, 3). "
+                "Resize it with worldsim.data.frames.resize_frame."
+            )
+        with self._lock:
+            flat = self._flatten(session, action)
+
+            def take(old: Session) -> tuple[State, Outcome]:
+                state = self.table.gather([old])
+                state.push(flat[None])
+                latents = self.runtime.autoencoder.encode(torch.from_numpy(frame[None].copy()))
+                return state, self.simulator.take(state, latents)
+
+            state, outcome = self._compute(take, [self.sessions[session]])[0]
+            new = self.table.advance(self.sessions[session], 0, state, outcome, frame.copy())
+            self.sessions[session] = new
+            return Step(frame.copy(), new.reward, new.ended, new.step)
+
     def check(self, session: int, action: Any) -> None:
         """Raise what `step` would raise for this session and action.
 
@@ -356,7 +394,7 @@ class Engine:
             session = self.table.advance(session, 0, state, outcome, frame.copy())
         self._clips[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
         self.table.pool.drop(session.blocks)  # the snapshot holds them now
-        while len(self._clips) > CLIPS:
+        while len(self._clips) > self.clips:
             self._clips.popitem(last=False)[1].close()
         return session
 
