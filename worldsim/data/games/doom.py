@@ -205,6 +205,8 @@ class DoomGame(gym.Env):
         game = vizdoom.DoomGame()
         game.load_config(os.path.join(vizdoom.scenarios_path, f"{self.scenario}.cfg"))
         game.set_doom_config_path(settings)
+        if self._combinations is CONTROLS["all"] and (skill := SCENARIOS[self.scenario].skill):
+            game.set_doom_skill(skill)  # in these there are only monsters that events have brought
         names_of_pose = ("POSITION_X", "POSITION_Y", "ANGLE", "VELOCITY_X", "VELOCITY_Y")
         self._pose = [getattr(vizdoom.GameVariable, name) for name in names_of_pose]
         game.set_available_buttons([getattr(vizdoom.Button, name) for name in names])

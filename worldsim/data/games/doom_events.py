@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 TELL = 12  # steps, about a second: so long the words of an event are in force
+STATES = 1.5  # lights and fog are drawn more often than things, as most of the time they are in force already
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +23,14 @@ class Event:
     lasting: tuple[str, ...] = ()  # wordings for as long as the state lasts
 
 
-def _appears(thing: str, name: str, *nouns: str) -> Event:
+def _appears(thing: str, name: str, *nouns: str, monster: bool = True) -> Event:
     words = tuple(
         wording.format(noun)
         for noun in nouns
         for wording in ("{} appears ahead", "{} appears", "{} appears in front", "suddenly {} ahead")
     )
-    return Event(words=words, commands=(f"summon {name}",), thing=thing)
+    # with new strength the player lives to see more than one monster
+    return Event(words=words, commands=(*(("give health",) if monster else ()), f"summon {name}"), thing=thing)
 
 
 def _light(value: str, color: str, words: tuple[str, ...], lasting: tuple[str, ...] = ()) -> Event:
@@ -49,9 +51,9 @@ EVENTS: Mapping[str, Event] = {
     "cacodemon": _appears("cacodemon", "Cacodemon", "a cacodemon", "a flying cacodemon"),
     "baron": _appears("baron", "BaronOfHell", "a baron of hell", "a baron in green armour"),
     "zombie": _appears("zombie", "ZombieMan", "a zombie", "a zombie with a gun"),
-    "armor": _appears("armor", "GreenArmor", "a green armor", "green armor"),
-    "skull": _appears("skull", "Soulsphere", "a golden skull", "a yellow skull"),
-    "barrel": _appears("barrel", "ExplosiveBarrel", "a barrel", "a metal barrel"),
+    "armor": _appears("armor", "GreenArmor", "a green armor", "green armor", monster=False),
+    "skull": _appears("skull", "Soulsphere", "a golden skull", "a yellow skull", monster=False),
+    "barrel": _appears("barrel", "ExplosiveBarrel", "a barrel", "a metal barrel", monster=False),
     "lights out": _light(
         "dark",
         "50 50 5c",
@@ -114,17 +116,18 @@ def plan_events(scenario: str, split: str, steps: int, rng: np.random.Generator)
     """
     held = {name for place, name in HELD_OUT_PAIRS if place == scenario}
     names = [name for name in EVENTS if name not in ENDS.values() and (name in held) == (split == "unseen")]
+    often = np.array([STATES if EVENTS[name].slot else 1.0 for name in names])
     free = dict.fromkeys(ENDS, 0)  # slot -> the step from which it is free
     plan: list[tuple[int, str]] = []
-    step = int(rng.integers(4, 40))
+    step = int(rng.integers(4, 30))
     while step < steps:
-        possible = [name for name in names if free.get(EVENTS[name].slot, 0) <= step]
-        if possible:
-            name = possible[rng.integers(len(possible))]
+        weights = often * [free.get(EVENTS[name].slot, 0) <= step for name in names]
+        if weights.any():
+            name = str(rng.choice(names, p=weights / weights.sum()))
             plan.append((step, name))
             if slot := EVENTS[name].slot:
-                end = step + int(rng.integers(25, 75))
+                end = step + int(rng.integers(25, 60))
                 plan.append((end, ENDS[slot]))
                 free[slot] = end + TELL
-        step += int(rng.integers(14, 50))
+        step += int(rng.integers(12, 32))
     return sorted(plan)

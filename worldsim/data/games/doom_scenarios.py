@@ -37,20 +37,22 @@ CONTROLS: Mapping[str, Buttons] = {
 class Scenario:
     """A ViZDoom scenario: how often it is recorded, how it is played, and the words for its scenery."""
 
-    share: float  # of the episodes of a recording of all scenarios
+    share: float  # of the episodes of a recording of all scenarios; those where one dies soon are more
     style: Literal["walk", "dodge", "aim"]  # how the explorer plays it
     controls: str  # the set of controls that is its own
     timeout: int  # game tics
+    skill: int | None = None  # of the monsters, with all controls: 1 to 5; None: the scenario's own
     places: tuple[str, ...]  # wordings for the scenery
     kinds: frozenset[str]  # of things that are there without any event
 
 
 SCENARIOS: Mapping[str, Scenario] = {
     "health_gathering_supreme": Scenario(
-        share=0.3,
+        share=0.2,
         style="walk",
         controls="walk",
         timeout=2100,
+        skill=1,
         places=(
             "a grey stone maze over green acid",
             "a maze with a green acid floor",
@@ -61,7 +63,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         kinds=frozenset({"medkit", "poison"}),
     ),
     "take_cover": Scenario(
-        share=0.2,
+        share=0.36,
         style="dodge",
         controls="strafe",
         timeout=2100,
@@ -74,10 +76,11 @@ SCENARIOS: Mapping[str, Scenario] = {
         kinds=frozenset({"imp", "fireball"}),
     ),
     "my_way_home": Scenario(
-        share=0.3,
+        share=0.22,
         style="walk",
         controls="walk",
         timeout=2100,
+        skill=1,
         places=(
             "a maze of rooms",  # each room has walls of its own, so no colour is named
             "rooms and corridors",
@@ -87,7 +90,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         kinds=frozenset({"armor"}),
     ),
     "defend_the_center": Scenario(
-        share=0.2,
+        share=0.22,
         style="aim",
         controls="turret",
         timeout=2100,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EPISODE_STEPS = 400
 EVENTFUL = 0.75  # of the episodes of all scenarios have events
 GLANCE = (4, 32)  # steps turned away and back
+STOP = 8  # steps without a key until a player who walked stands still
 HORIZON = 30  # tics that who dodges thinks ahead
 SAFE = 60.0  # map units: a fireball that passes at this distance is no danger
 STRIDE = 7.3  # map units a tic, the speed of stepping aside
@@ -118,8 +119,8 @@ class Walker:
         side = str(self.rng.choice(["left", "right"]))
         if self.mood == "glance":
             other, away = ("right" if side == "left" else "left"), int(self.rng.integers(GLANCE[0], GLANCE[1] + 1))
-            # without a pause between them the way back would start faster than the way there
-            self.script = ["", *[side] * away, "", *[other] * away, ""]
+            # it takes a while to stand; and without a pause the way back would start faster than the way there
+            self.script = [*[""] * STOP, *[side] * away, "", *[other] * away, ""]
         if self.mood == "turn" and f"{side}+up" in controls and self.rng.random() < 0.4 and style != "dodge":
             side = f"{side}+up"
         self.held = {"idle": "", "bump": "up", "random": self._any(controls)}.get(self.mood, side)
