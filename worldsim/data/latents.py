@@ -5,17 +5,22 @@ Frames of all episodes follow each other; row i holds a frame, the action that l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from worldsim.data.episodes import Dataset, read_episode
 from worldsim.errors import DataError
 from worldsim.models.action import flatten_actions
-from worldsim.models.autoencoder import Autoencoder
+from worldsim.models.autoencoder import Autoencoder, FrameAutoencoder
 
 
 @dataclass
@@ -74,6 +79,32 @@ class LatentData:
             offset += frames
         return LatentData(**{name: torch.cat(parts) for name, parts in columns.items()}, prompts=list(places))
 
+    @staticmethod
+    def cached(dataset: Dataset, split: str, autoencoder: FrameAutoencoder) -> LatentData:
+        """What `encode` gives, kept in the dataset's folder: encoding again takes minutes.
+
+        Raises:
+            DataError: the split is empty.
+        """
+        digest = hashlib.sha256(autoencoder.fingerprint().encode())
+        for path in dataset.episodes(split):
+            about = path.stat()
+            digest.update(f"{path.name} {about.st_size} {about.st_mtime_ns};".encode())
+        path = dataset.path / "latents" / f"{split}.safetensors"
+        data = _read(path, digest.hexdigest())
+        if data is None:
+            data = LatentData.encode(dataset, split, autoencoder)
+            path.parent.mkdir(exist_ok=True)
+            names = [field.name for field in fields(LatentData) if field.name != "prompts"]
+            partial = path.with_suffix(".partial")
+            save_file(
+                {name: getattr(data, name).contiguous() for name in names},
+                partial,
+                metadata={"of": digest.hexdigest(), "prompts": json.dumps(data.prompts)},
+            )
+            partial.replace(path)
+        return data
+
     def sample_starts(self, rows: int, frames: int, generator: torch.Generator, before: int = 0) -> Tensor:
         """Rows (rows,) from which `frames` frames follow in the same episode and `before` frames precede.
 
@@ -88,3 +119,17 @@ class LatentData:
                 raise DataError(f"no episode has {before + frames} frames in a row; record longer episodes.")
             self._starts, self._starts_key = fits, key
         return self._starts[torch.randint(len(self._starts), (rows,), generator=generator)]
+
+
+def _read(path: Path, digest: str) -> LatentData | None:
+    """The latents kept at `path`, or None where there are none of this digest."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("of") != digest:
+                return None
+            return LatentData(
+                **{name: file.get_tensor(name) for name in file.keys()}, prompts=json.loads(about["prompts"])
+            )  # noqa: SIM118 -- not a dict
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None

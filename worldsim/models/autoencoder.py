@@ -6,6 +6,7 @@ Any diffusers autoencoder whose `encode` and `decode` work on single images fits
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -126,6 +127,14 @@ class FrameAutoencoder(nn.Module):
         """Set the per-channel statistics that `encode` and `decode` normalise with, each of shape (C,)."""
         self.mean.copy_(mean)
         self.std.copy_(std)
+
+    def fingerprint(self) -> str:
+        """A hash of weights and statistics: which latents are its own."""
+        digest = hashlib.sha256()
+        for name, tensor in [*self.state_dict().items(), ("mean", self.mean), ("std", self.std)]:
+            digest.update(name.encode())
+            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def encode_raw(self, pixels: Tensor) -> Tensor:
         """Pixels in -1..1 of shape (B, 3, H, W) to latents (B, C, h, w) as the model makes them."""

@@ -14,7 +14,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
+from worldsim.diffusion.energy import scaled_energy_score
 from worldsim.diffusion.flow import loss_weight, mix, schedule, training_levels
 from worldsim.engine.simulator import SamplerConfig, Simulator
 from worldsim.errors import ConfigError
@@ -63,20 +64,40 @@ class DynamicsTraining:
     """Single frames from nothing but the prompt, beside the windows."""
     given: float = 0.3
     """Share of frames that take the part of the past."""
-    history_noise: float = 0.3
+    history_noise: float = 0.2
     """Largest noise level mixed into the history."""
     prompt_dropout: float = 0.1
-    draw_steps: int = 2
-    """Denoising steps of a frame, in its own rollouts and later in the world: more give finer detail."""
+    draw_steps: int | None = None
+    """Denoising steps of a frame, in its own rollouts and later in the world (default: 1 for energy, 2 for flow)."""
     clean_pass: bool = False
     """Whether reward and cache come from one more pass over each finished frame, not from its last denoising pass."""
-    own: int = 1
-    """Windows of a batch whose past is the model's own: more of them hold longer and blur the next frame."""
+    own: int = 3
+    """Windows of a batch whose past is the model's own: with flow, more of them hold longer and blur the next frame."""
     own_after: int = 700
     """Steps before that begins."""
     own_pool: int = 16
-    own_reuse: int = 2
+    own_reuse: int = 1
     head_weight: float = 0.1
+    objective: Literal["energy", "flow"] = "energy"
+    """energy: one pass draws a frame (see `diffusion.energy`). flow: flow matching, some passes a frame."""
+    scales: tuple[int, ...] = (1, 2, 4)
+    """Sides of the blocks of latents that the energy score compares as one vector each."""
+    """In latents, for energy."""
+    compile: bool = True
+    """Compile the transformer's blocks: two minutes once, then a step takes less than half."""
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        if self.objective not in ("energy", "flow"):
+            raise ConfigError(f"objective is {self.objective!r}; allowed: 'energy', 'flow'.")
+        if self.objective == "energy" and self.steps_drawn() != 1:
+            raise ConfigError(f"draw_steps is {self.draw_steps}; the energy objective trains drawing in 1 step only.")
+        if self.own > self.windows:
+            raise ConfigError(f"own is {self.own} of {self.windows} windows; allowed: at most all of them.")
+
+    def steps_drawn(self) -> int:
+        """Denoising steps of a frame."""
+        return self.draw_steps or (1 if self.objective == "energy" else 2)
 
     def folder(self) -> Path:
         """The run folder."""
@@ -87,6 +108,27 @@ class DynamicsTraining:
         return self.autoencoder or Path("runs") / f"{self.data.name}-autoencoder"
 
 
+@dataclass
+class Windows:
+    """A batch of windows of T frames, each after K frames of history.
+
+    Attributes:
+        rows: which frames of the recording they are, (B, T).
+        birth: the first frame that each window knows of, (B,).
+        fresh: whether that is its own first frame, (B,).
+        seen: the history and the frames as they were seen: recorded, or the model's own, (B, K + T, C, h, w).
+        target: the frames as recorded, (B, T, C, h, w).
+        own: how many windows, the first ones, are the model's own.
+    """
+
+    rows: Tensor
+    birth: Tensor
+    fresh: Tensor
+    seen: Tensor
+    target: Tensor
+    own: int
+
+
 class DynamicsTask:
     """The loss of the dynamics on a recording's latents."""
 
@@ -94,8 +136,10 @@ class DynamicsTask:
         """Build the model; `data` trains it, `held` is drawn on the sheets."""
         self.config, self.data, self.held, self.book = config, data, held, book
         self.module: DiT = config.model.build()
+        if config.compile:
+            self.module.compile_blocks()
         self.text, self.text_mask = book.batch(data.prompts)
-        self.sampler = SamplerConfig(steps=config.draw_steps, clean_pass=config.clean_pass)
+        self.sampler = SamplerConfig(steps=config.steps_drawn(), clean_pass=config.clean_pass)
         last = schedule(self.sampler.steps, self.sampler.shift)[-2]
         # How noisy the cache sees the past, at most.
         self.past_sigma = 0.1 if config.clean_pass else min(1.0, 1.2 * last)
@@ -105,49 +149,86 @@ class DynamicsTask:
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch: recorded windows, and the model's own once `own_after` steps are over."""
-        config, model = self.config, self.config.model
+        config = self.config
+        windows = self._windows(step, generator)
+        objective = self._energy if config.objective == "energy" else self._flow
+        loss, scalars = objective(windows, generator)
+        if config.stills:
+            loss = loss + config.stills / windows.rows.numel() * self._stills(generator)
+        return loss, {name: float(value.detach()) for name, value in scalars.items()}
+
+    def _windows(self, step: int, generator: torch.Generator) -> Windows:
+        config, history = self.config, self.config.model.history
         own = config.own if step >= config.own_after else 0
-        windows, frames, history = config.windows, config.frames, model.history
-        starts = self.data.sample_starts(windows, frames, generator)
-        first = self.data.first[starts]
-        fresh = torch.rand(windows, generator=generator) < config.fresh
-        birth = torch.where(fresh, starts, first)  # the first frame a window knows of
-        index = starts.unsqueeze(1) + torch.arange(-history, frames)  # (B, K + T)
+        starts = self.data.sample_starts(config.windows, config.frames, generator)
+        fresh = torch.rand(config.windows, generator=generator) < config.fresh
+        fresh[:own] = False
+        index = starts.unsqueeze(1) + torch.arange(-history, config.frames)  # (B, K + T)
         seen = self.data.latents[index.clamp(min=0)].float()
         if own:
             rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed)
             starts[:own], seen[:own] = rollouts.starts, rollouts.seen
-            birth[:own] = self.data.first[rollouts.starts]
-        rows = starts.unsqueeze(1) + torch.arange(frames)  # (B, T)
-        target = self.data.latents[rows].float()  # (B, T, C, h, w)
+        rows = starts.unsqueeze(1) + torch.arange(config.frames)  # (B, T)
+        birth = torch.where(fresh, starts, self.data.first[starts])
+        return Windows(rows, birth, fresh, seen, self.data.latents[rows].float(), own)
 
+    def _energy(self, windows: Windows, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Two draws of every frame from its past, by one pass each; their energy score against what happened."""
+        module, config, own = self.module, self.config, windows.own
+        shared = module.share(self._conditions(windows.rows, windows.birth, windows.seen, generator))
+        modulation = module.modulate(module.level(torch.ones(windows.rows.shape)), shared.condition)
+        target = windows.target
+        noise = [torch.randn(target.shape, generator=generator) for _ in range(2)]
+        (first, features, _), (second, _, _) = [module.denoise(x, modulation, shared) for x in noise]
+        first, second = first.float(), second.float()
+        score = scaled_energy_score(first, second, target, config.scales)  # (B, T)
+        counted = torch.ones(windows.rows.shape)
+        counted[:, 0] -= windows.fresh.float()  # a first frame is drawn in many steps, see `_stills`
+        denoise = (score * counted).sum() / counted.sum()
+        judged = self.data.known[windows.rows].clone()
+        judged[:own] = 0  # what happened to the model's own frames is not known
+        heads, scalars = self._heads(*module.judge(features), windows.rows, judged)
+        scalars |= {
+            "score": score[own:].mean(),
+            "error": (first - target)[own:].square().mean(),
+            "spread": (first - second)[own:].square().mean() / 2,  # as large as `error` is not: half of it
+        }
+        if own:
+            scalars["score_own"] = score[:own].mean()
+        return denoise + config.head_weight * heads, scalars
+
+    def _flow(self, windows: Windows, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clean latents of every frame from its past and from itself at some noise level (flow matching)."""
+        config, own, target, shape = self.config, windows.own, windows.target, windows.rows.shape
         # The part of each frame: past (a little noisy, as seen) or future (noisy, as recorded).
-        given = torch.rand(windows, frames, generator=generator) < config.given
-        sigma = training_levels((windows, frames), generator)
-        sigma = torch.where(given, self.past_sigma * torch.rand((windows, frames), generator=generator), sigma)
+        given = torch.rand(shape, generator=generator) < config.given
+        sigma = training_levels(tuple(shape), generator)
+        sigma = torch.where(given, self.past_sigma * torch.rand(shape, generator=generator), sigma)
         noise = torch.randn(target.shape, generator=generator)
-        clean = torch.where(given[..., None, None, None], seen[:, history:], target)
-        noisy = mix(clean, noise, sigma)
-        counted = torch.ones(windows, frames)
+        clean = torch.where(given[..., None, None, None], windows.seen[:, config.model.history :], target)
+        counted = torch.ones(shape)
         counted[:own] -= given[:own].float()  # the model's own frames are no targets
 
-        conditions = self._conditions(rows, birth, seen, generator)
-        predicted = self.module(noisy, sigma, conditions)
+        conditions = self._conditions(windows.rows, windows.birth, windows.seen, generator)
+        predicted = self.module(mix(clean, noise, sigma), sigma, conditions)
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
         denoise = (error * loss_weight(sigma) * counted).sum() / counted.sum()
-        heads = given * self.data.known[rows]
-        reward = (reward_loss(predicted.reward, self.data.rewards[rows]) * heads).sum() / heads.sum().clamp(min=1)
-        ended = nn.functional.binary_cross_entropy_with_logits(
-            predicted.ended.float(), self.data.terminated[rows], weight=heads, reduction="sum"
-        ) / heads.sum().clamp(min=1)
-        loss = denoise + config.head_weight * (reward + ended)
-        if config.stills:
-            loss = loss + config.stills / (windows * frames) * self._stills(generator)
-        at_one = ((sigma == 1) * (~fresh).unsqueeze(1)).float()
-        scalars = {"at_one": (error.detach() * at_one).sum() / at_one.sum().clamp(min=1), "reward": reward.detach()}
+        judged = given * self.data.known[windows.rows]
+        heads, scalars = self._heads(predicted.reward, predicted.ended, windows.rows, judged)
+        at_one = ((sigma == 1) * (~windows.fresh).unsqueeze(1)).float()
+        scalars |= {"at_one": (error * at_one).sum() / at_one.sum().clamp(min=1)}
         if own:
-            scalars["at_one_own"] = (error.detach() * at_one)[:own].sum() / at_one[:own].sum().clamp(min=1)
-        return loss, {name: float(value) for name, value in (scalars | {"ended": ended.detach()}).items()}
+            scalars["at_one_own"] = (error * at_one)[:own].sum() / at_one[:own].sum().clamp(min=1)
+        return denoise + config.head_weight * heads, scalars
+
+    def _heads(self, reward: Tensor, ended: Tensor, rows: Tensor, judged: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of reward and end over the frames `rows`, weighted by `judged`, both (B, T)."""
+        count = judged.sum().clamp(min=1)
+        rewards = (reward_loss(reward, self.data.rewards[rows]) * judged).sum() / count
+        ends = nn.functional.binary_cross_entropy_with_logits(
+            ended.float(), self.data.terminated[rows], weight=judged, reduction="sum"
+        )
+        return rewards + ends / count, {"reward": rewards, "ended": ends / count}
 
     def _stills(self, generator: torch.Generator) -> Tensor:
         """The loss of single frames drawn from nothing but their prompt: how a session without a clip begins."""
@@ -230,8 +311,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     world = None if config.start is None else World.from_pretrained(config.start, dtype=torch.float32)
     autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
     book = PromptBook(config.model.text_width)
-    data = LatentData.encode(dataset, "train", autoencoder)
-    held = LatentData.encode(dataset, "heldout", autoencoder)
+    data = LatentData.cached(dataset, "train", autoencoder)
+    held = LatentData.cached(dataset, "heldout", autoencoder)
     if world is None:
         channels, height, width = data.latents.shape[1:]
         model = dataclasses.replace(

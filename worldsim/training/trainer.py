@@ -125,7 +125,7 @@ class Trainer:
         scalars: dict[str, float] = {}
         writer = _writer(self.out)
         sums: dict[str, float] = {}
-        before = _stop_on_terminate()
+        before = stop_on_terminate()
         bar = tqdm(total=config.steps, initial=self.step, desc=self.out.name, unit="step", mininterval=2)
         try:
             while not self._done(start):
@@ -306,7 +306,7 @@ def build_optimizers(module: nn.Module, config: TrainerConfig) -> list[torch.opt
     return optimizers
 
 
-def _stop_on_terminate() -> Any:
+def stop_on_terminate() -> Any:
     """Let SIGTERM end a run as Ctrl-C does; return the handler before, or None outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return None

@@ -1,0 +1,215 @@
+"""Train the U-Net baseline: the next frame from the last ones, the actions and the prompt, in pixels.
+
+Nothing comes before it (no autoencoder), and each sample of a batch is one frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from worldsim.data.episodes import Dataset
+from worldsim.diffusion import edm
+from worldsim.errors import ConfigError, DataError
+from worldsim.models.action import flat_size, flatten_actions
+from worldsim.models.text import PromptBook
+from worldsim.models.unet import UNetConfig, UNetDynamics, to_pixels
+from worldsim.training.trainer import Trainer, TrainerConfig
+
+SHEET_EPISODES, SHEET_FRAMES = 4, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineTraining:
+    """What `train_baseline` does."""
+
+    data: Path
+    """A recorded dataset."""
+    out: Path | None = None
+    """The run folder (default: runs/DATASET-unet); a run that was stopped there goes on."""
+    model: UNetConfig = field(default_factory=UNetConfig)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60, learning_rate=1e-3))
+    batch: int = 16
+
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.out or Path("runs") / f"{self.data.name}-unet"
+
+
+@dataclass(frozen=True)
+class PixelData:
+    """N frames of a recording; episodes follow each other.
+
+    Attributes:
+        frames: uint8 (N, H, W, 3).
+        actions: flattened, the one that led to each frame; zeros for the first of an episode; (N, action_size).
+        prompt: index into `prompts`, (N,).
+        first: row of the first frame of the same episode, (N,).
+        prompts: the distinct prompts.
+    """
+
+    frames: Tensor
+    actions: Tensor
+    prompt: Tensor
+    first: Tensor
+    prompts: list[str]
+
+    @staticmethod
+    def read(dataset: Dataset, split: str, limit: int | None = None) -> PixelData:
+        """Read the episodes of a split, at most `limit`.
+
+        Raises:
+            DataError: the split is empty.
+        """
+        episodes, places = dataset.read(split, limit), dict[str, int]()
+        actions, prompt, first, offset = [], [], [], 0
+        for episode in episodes:
+            flat = torch.from_numpy(flatten_actions(dataset.action_space, episode.actions))
+            actions.append(torch.cat([torch.zeros_like(flat[:1]), flat]))
+            prompt += [places.setdefault(text, len(places)) for text in episode.texts()]
+            first.append(torch.full((len(flat) + 1,), offset))
+            offset += len(flat) + 1
+        frames = torch.from_numpy(np.concatenate([episode.frames for episode in episodes]))
+        return PixelData(frames, torch.cat(actions), torch.tensor(prompt), torch.cat(first), list(places))
+
+    def rows(self, history: int, after: int = 1) -> Tensor:
+        """Rows with `history` frames before them and `after` - 1 behind them in the same episode.
+
+        Raises:
+            DataError: no episode is long enough.
+        """
+        index = torch.arange(len(self.first) - after + 1)
+        fits = (index - self.first[index] >= history) & (self.first[index] == self.first[index + after - 1])
+        if not fits.any():
+            raise DataError(f"no episode has {history + after} frames in a row; record longer episodes.")
+        return index[fits]
+
+
+def prompt_means(book: PromptBook, prompts: list[str]) -> Tensor:
+    """The mean state of each prompt's words, (U, text_width); zeros for the empty prompt."""
+    states, mask = book.batch(prompts)
+    return states.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+class BaselineTask:
+    """EDM's loss of the next frame."""
+
+    def __init__(self, config: BaselineTraining, data: PixelData, held: PixelData | None, book: PromptBook) -> None:
+        """Build the model; `data` trains it, `held` is drawn on the sheets (None: no sheets)."""
+        self.config, self.data, self.held, self.book = config, data, held, book
+        self.module: UNetDynamics = config.model.build()
+        self.text = prompt_means(book, data.prompts)
+        self.choice = data.rows(config.model.history)
+        self.back = torch.arange(-config.model.history, 1)
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """One batch of frames at random places."""
+        config, data = self.config, self.data
+        rows = self.choice[torch.randint(len(self.choice), (config.batch,), generator=generator)]
+        index = rows.unsqueeze(1) + self.back  # (B, K + 1)
+        pixels = to_pixels(data.frames[index])
+        past, clean = pixels[:, :-3], pixels[:, -3:]
+        sigma = edm.training_levels(config.batch, generator)
+        noisy = edm.add_noise(clean, sigma, config.model.offset_noise, generator)
+        scales = edm.scales(sigma, config.model.offset_noise)
+        target = (clean - scales.skip.view(-1, 1, 1, 1) * noisy) / scales.out.view(-1, 1, 1, 1)
+        out = self.module(noisy, sigma, past, data.actions[index[:, 1:]], self.text[data.prompt[rows]])
+        error = (out - target).square()
+        # The squared error of the frame itself, where it was hidden.
+        hidden = (sigma > 1).float()
+        pixel = (error.detach().mean(dim=(1, 2, 3)) * scales.out.square() * hidden).sum() / hidden.sum().clamp(min=1)
+        return error.mean(), {"pixel_error": float(pixel)}
+
+    @torch.no_grad()
+    def sheet(self, module: nn.Module) -> np.ndarray | None:
+        """Held-out stretches, the truth above the model's own play under the recorded actions, every 8th frame."""
+        if self.held is None:
+            return None
+        assert isinstance(module, UNetDynamics)
+        held, history = self.held, module.config.history
+        fits = held.rows(history, SHEET_FRAMES)
+        starts = fits[:: max(1, len(fits) // SHEET_EPISODES)][:SHEET_EPISODES]
+        text, generator = prompt_means(self.book, held.prompts), torch.Generator().manual_seed(0)
+        seen = held.frames[starts.unsqueeze(1) + self.back[:-1]]  # (S, K, H, W, 3)
+        for n in range(SHEET_FRAMES):
+            rows = starts + n
+            noise = torch.randn((len(rows), 3, *seen.shape[2:4]), generator=generator)
+            actions = held.actions[rows.unsqueeze(1) + self.back[1:]]
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.trainer.bf16):
+                drawn = module.draw(noise, to_pixels(seen[:, -history:]), actions, text[held.prompt[rows]])
+            seen = torch.cat([seen, drawn.unsqueeze(1)], dim=1)
+        shown = [0, *range(7, SHEET_FRAMES, 8)]
+        pairs = zip(held.frames[starts.unsqueeze(1) + torch.tensor(shown)], seen[:, history:][:, shown], strict=True)
+        return torch.cat([torch.cat(list(line), dim=1) for pair in pairs for line in pair]).numpy()
+
+    def state(self) -> dict[str, Any]:
+        """Nothing but the weights."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+def train_baseline(config: BaselineTraining) -> UNetDynamics:
+    """Train, and save the EMA weights in the run folder. Run again, it goes on where it stopped."""
+    task, trainer = prepare_baseline(config)
+    trainer.run()
+    return save_baseline(task, trainer)
+
+
+def prepare_baseline(config: BaselineTraining) -> tuple[BaselineTask, Trainer]:
+    """Read the recording and build (or resume) the run, without a step of training.
+
+    Raises:
+        DataError: no such dataset, or episodes that are too short.
+        ConfigError: the frames cannot be halved as often as the model has levels.
+    """
+    torch.set_num_threads(config.trainer.threads)
+    dataset = Dataset(config.data)
+    side = config.model.patch * 2 ** (len(config.model.widths) - 1)
+    if any(size % side for size in dataset.frame_size):
+        raise ConfigError(
+            f"frames of {dataset.frame_size} are no multiples of {side}, which patch {config.model.patch} and "
+            f"{len(config.model.widths)} levels need; use fewer levels."
+        )
+    model = dataclasses.replace(config.model, action_size=flat_size(dataset.action_space))
+    held = PixelData.read(dataset, "heldout", 8) if dataset.episodes("heldout") else None
+    torch.manual_seed(config.trainer.seed)
+    book = PromptBook(model.text_width)
+    task = BaselineTask(dataclasses.replace(config, model=model), PixelData.read(dataset, "train"), held, book)
+    return task, Trainer(task, config.trainer, config.folder())
+
+
+def save_baseline(task: BaselineTask, trainer: Trainer) -> UNetDynamics:
+    """The model with the EMA weights, saved in the run folder as `load_baseline` reads it."""
+    model = task.config.model.build()
+    model.load_state_dict(trainer.ema)
+    folder = trainer.out / "unet"
+    folder.mkdir(exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in trainer.ema.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n")
+    return model.eval()
+
+
+def load_baseline(out: Path, dtype: torch.dtype = torch.float32) -> UNetDynamics:
+    """The model that a training run left in `out`, its weights in `dtype`.
+
+    Raises:
+        ConfigError: no finished run there.
+    """
+    folder = Path(out) / "unet"
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"no trained U-Net in {out}; make one with worldsim.training.baseline.train_baseline.")
+    config = json.loads((folder / "config.json").read_text())
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    model = UNetConfig(**settings).build()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.to(dtype).eval()
