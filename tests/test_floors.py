@@ -26,6 +26,7 @@ FLOORS = {
     "worldsim.training": 4,
     "worldsim.evaluation": 4,
     "worldsim.envs": 5,
+    "worldsim.agents": 6,
     "worldsim.bridges": 6,
     "worldsim.demos": 7,
     "worldsim.cli": 8,

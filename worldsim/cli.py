@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from worldsim.errors import ConfigError, WorldsimError, did_you_mean
+from worldsim.errors import ConfigError, MissingDependency, WorldsimError, did_you_mean
 
 Config = TypeVar("Config")
 
@@ -55,7 +55,12 @@ def record(args: Sequence[str]) -> None:
     from worldsim.data.record import RecordConfig
     from worldsim.data.record import record as run
 
-    dataset = run(parse(RecordConfig, "record", args, record.__doc__))
+    config, explorer = parse(RecordConfig, "record", args, record.__doc__), None
+    if config.by_agent:
+        from worldsim.agents.explorer import explorer_for
+
+        explorer = explorer_for(config)
+    dataset = run(config, explorer)
     counts = ", ".join(f"{len(dataset.episodes(split))} {split}" for split in SPLITS)
     print(f"{dataset.path}: {counts} episodes")
 
@@ -264,12 +269,67 @@ def keys(args: Sequence[str]) -> None:
         print(path)
 
 
+def agent_train(args: Sequence[str]) -> None:
+    """Let an agent learn a game by PPO, inside a world or in the game itself.
+
+    Example: worldsim agent train car-racing --world car-racing --starts-from data/car-racing --where ground=grass
+    A run that was stopped goes on when the same command is run again.
+    """
+    agents()
+    from worldsim.agents.training import AgentConfig
+    from worldsim.agents.training import train_agent as run
+
+    config = parse(AgentConfig, "agent train", args, agent_train.__doc__)
+    run(config)
+    print(f"the agent is in {config.folder()}; let it play with: worldsim agent eval {config.folder()}")
+
+
+def agent_eval(args: Sequence[str]) -> None:
+    """Let an agent play whole episodes, in the real game or in a world, and say how well it does.
+
+    Example: worldsim agent eval runs/agent-car-racing-dream --episodes 100
+    """
+    agents()
+    from worldsim.agents.evaluation import AgentEvalConfig, line
+    from worldsim.agents.evaluation import evaluate_agent as run
+
+    print(line(run(parse(AgentEvalConfig, "agent eval", args, agent_eval.__doc__))))
+
+
+def agent_plan(args: Sequence[str]) -> None:
+    """Play by looking ahead in a world, without learning or with an agent in the futures.
+
+    Example: worldsim agent plan runs/doom-take-cover/world --game doom-take-cover --episodes 10
+    """
+    agents()
+    from worldsim.agents.evaluation import line
+    from worldsim.agents.planner import PlanConfig
+    from worldsim.agents.planner import plan as run
+
+    print(line(run(parse(PlanConfig, "agent plan", args, agent_plan.__doc__))))
+
+
+def agents() -> None:
+    """Make sure that the learner is installed.
+
+    Raises:
+        MissingDependency: it is not.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("stable_baselines3") is None:
+        raise MissingDependency("stable-baselines3", "an agent", "pip install 'worldsim-engine[agents]'")
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "record": record,
     "data sheet": data_sheet,
     "play": play,
     "train autoencoder": train_autoencoder,
     "train dynamics": train_dynamics,
+    "agent train": agent_train,
+    "agent eval": agent_eval,
+    "agent plan": agent_plan,
     "info": info,
     "eval": evaluate,
     "bench": bench,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium as gym
 import numpy as np
 from PIL import Image
 
@@ -33,3 +36,15 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     shrink = frame.shape[0] >= size[0] and frame.shape[1] >= size[1]
     method = Image.Resampling.BOX if shrink else Image.Resampling.BICUBIC
     return np.array(Image.fromarray(frame).resize((size[1], size[0]), method))
+
+
+def see_frame(env: gym.Env, observation: Any, size: tuple[int, int]) -> np.ndarray:
+    """What `env` shows, at `size` (height, width): the observation where that is a frame, else what it renders.
+
+    Raises:
+        FrameError: neither is uint8 (H, W, 3).
+    """
+    array = observation if isinstance(observation, np.ndarray) else np.empty(0)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        array = np.asarray(env.render())
+    return resize_frame(array, size)

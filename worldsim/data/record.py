@@ -12,10 +12,11 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -23,9 +24,9 @@ from tqdm import tqdm
 
 from worldsim.data.crew import Alone, Crew
 from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, count_steps, write_episode
-from worldsim.data.frames import resize_frame
+from worldsim.data.frames import see_frame
 from worldsim.data.games import recipes
-from worldsim.data.recipe import RandomExplorer, Recipe
+from worldsim.data.recipe import Explorer, RandomExplorer, Recipe
 from worldsim.errors import ConfigError, DataError, did_you_mean
 from worldsim.models.action import space_to_json, stack_actions
 
@@ -47,8 +48,10 @@ class RecordConfig:
     """Processes that play at the same time; 1 plays in this process."""
     seed: int = 0
     """Another seed gives other episodes."""
-    policy: Literal["explorer", "random"] = "explorer"
-    """Who plays: the explorer of the recipe, or random actions held for a few steps."""
+    policy: str = "explorer"
+    """Who plays: the recipe's "explorer", "random" actions held for a few steps, or the folder of an agent."""
+    random: float = 0.1
+    """With an agent: the share of steps that random actions take, held for a few steps."""
     frame_size: tuple[int, int] | None = None
     """Height and width (default: what the recipe says, or 64 64)."""
     max_episode_steps: int | None = None
@@ -65,18 +68,33 @@ class RecordConfig:
                 raise ConfigError(f"{name} is {value}; it must be at least {low}.")
         if self.frame_size is not None and (len(self.frame_size) != 2 or min(self.frame_size) < 1):
             raise ConfigError(f"frame_size is {self.frame_size}; it must be a height and a width of at least 1.")
-        if self.policy not in ("explorer", "random"):
-            raise ConfigError(f"policy is {self.policy!r}; allowed: 'explorer', 'random'.")
+        if not self.by_agent and self.policy not in ("explorer", "random"):
+            raise ConfigError(f"policy is {self.policy!r}; allowed: 'explorer', 'random', the folder of an agent.")
+        if not 0 <= self.random <= 1:
+            raise ConfigError(f"random is {self.random}; allowed: 0 to 1.")
+
+    @property
+    def by_agent(self) -> bool:
+        """Whether the policy is an agent's folder."""
+        return (Path(self.policy) / "agent.json").is_file()
 
 
-def record(config: RecordConfig) -> Dataset:
+def record(config: RecordConfig, explorer: Callable[[], Explorer] | None = None) -> Dataset:
     """Record until the dataset has `config.frames` frames; continue a recording that was stopped.
 
+    Args:
+        config: what, how much, and where to.
+        explorer: makes who plays, in place of the recipe's: a top-level function or a partial of one, which workers
+            import by name. Where the policy is an agent: `worldsim.agents.explorer.explorer_for(config)`.
+
     Raises:
-        ConfigError: the action space is of a kind that cannot be recorded.
+        ConfigError: the action space is of a kind that cannot be recorded, or an agent is to play without `explorer`.
         DataError: an unknown game, a folder with something else in it, or a game that crashed. Finished episodes stay.
     """
+    if config.by_agent and explorer is None:
+        raise ConfigError("the policy is an agent; pass explorer=worldsim.agents.explorer.explorer_for(config).")
     recipe = recipe_for(config)
+    recipe = dataclasses.replace(recipe, make_explorer=explorer or recipe.make_explorer)
     out = config.out or Path("data") / recipe.name
     _open(out, _card(recipe, config))
     most = recipe.episode_steps + 1  # frames in an episode
@@ -175,13 +193,13 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
     env = recipe.make_env()
     try:
         observation, info = env.reset(seed=seed, options=options or None)
-        frames, prompts = [_frame(env, observation, recipe)], [_prompt(info, config)]
+        frames, prompts = [see_frame(env, observation, recipe.frame_size)], [_prompt(info, config)]
         actions, rewards, terminations, truncations = [], [], [], []
         while len(actions) < recipe.episode_steps:
             action = explorer.act(env, observation, info)
             actions.append(copy.deepcopy(action))  # games and explorers may change what they gave or were given
             observation, reward, terminated, truncated, info = env.step(copy.deepcopy(action))
-            frames.append(_frame(env, observation, recipe))
+            frames.append(see_frame(env, observation, recipe.frame_size))
             prompts.append(_prompt(info, config))
             rewards.append(float(reward))
             terminations.append(bool(terminated))
@@ -219,13 +237,6 @@ def _record(recipe: Recipe, config: RecordConfig, out: Path, index: int) -> int:
     return len(episode) + 1
 
 
-def _frame(env: gym.Env, observation: Any, recipe: Recipe) -> np.ndarray:
-    array = observation if isinstance(observation, np.ndarray) else np.empty(0)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        array = np.asarray(env.render())
-    return resize_frame(array, recipe.frame_size)
-
-
 def _prompt(info: dict[str, Any], config: RecordConfig) -> dict[str, Any]:
     return {**info.get("labels", {}), "text": info.get("prompt", config.prompt)}
 
@@ -249,6 +260,7 @@ def _card(recipe: Recipe, config: RecordConfig) -> dict[str, Any]:
         "provenance": {
             "env_id": recipe.env_id,
             "policy": config.policy,
+            **({"random": config.random} if config.by_agent else {}),
             "seed": config.seed,
             "prompt": config.prompt,
             "episode_steps": recipe.episode_steps,

@@ -1,0 +1,276 @@
+"""An agent on disk and at play: a small network over the last frames, and the actions it chooses among.
+
+    runs/agent/
+      agent.json            what it plays, what it sees, its actions, how it learned
+      policy.safetensors    the network of Stable-Baselines3's policy; nothing is unpickled
+      optimizer.safetensors to go on learning (not needed to play)
+
+Legend: N games, H W frame, C channels of a frame, S frames stacked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from worldsim.agents.choices import Choices
+from worldsim.agents.games import to_grey
+from worldsim.errors import ConfigError, DataError, FrameError
+from worldsim.models.action import space_from_json, space_to_json
+
+FORMAT, FORMAT_VERSION = "worldsim-agent", 1
+SMALLEST = 20  # pixels of a frame's side that the network can see
+
+
+class SmallCnn(BaseFeaturesExtractor):
+    """Two convolutions: a third of the work of the usual network for Atari, so that the world's step stays the cost."""
+
+    def __init__(self, observation_space: spaces.Box, features: int = 256) -> None:
+        """For frames (C * S, H, W)."""
+        super().__init__(observation_space, features)
+        channels, height, width = observation_space.shape
+        self.look = nn.Sequential(
+            nn.Conv2d(channels, 16, 8, 4), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.Flatten()
+        )
+        with torch.no_grad():
+            size = self.look(torch.zeros(1, channels, height, width)).shape[1]
+        self.sum_up = nn.Sequential(nn.Linear(size, features), nn.ReLU())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Features (N, features) of frames scaled to 0..1."""
+        return self.sum_up(self.look(observations))
+
+
+POLICY_SETTINGS: dict[str, Any] = {"features_extractor_class": SmallCnn, "net_arch": []}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentCard:
+    """What an agent says of itself; `agent.json`."""
+
+    game: str  # what it plays: a recipe or a Gymnasium id
+    frame_size: tuple[int, int]  # (height, width)
+    action_space: dict[str, Any]  # of the game, see models.action
+    choices: dict[str, Any] | None  # names of keys -> actions, or None where it gives the numbers itself
+    stack: int = 3
+    grey: bool = False
+    training: dict[str, Any] = field(default_factory=dict)  # the config it learned with
+    progress: dict[str, Any] = field(default_factory=dict)  # steps, seconds, scale of rewards
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+
+class Actor(Protocol):
+    """Plays N games at once."""
+
+    def begin(self, count: int, seed: int) -> None:
+        """Get ready for `count` games."""
+        ...
+
+    def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
+        """An action for each game.
+
+        Args:
+            frames: uint8 (N, H, W, 3).
+            begun: bool (N,), which games have just begun.
+        """
+        ...
+
+
+class Agent:
+    """Plays by a policy. It keeps the last frames of each game itself.
+
+    Args:
+        card: what it says of itself.
+        policy: the network; None makes a new one.
+        greedy: take the likeliest action; False draws one.
+
+    Attributes:
+        choices: what it chooses among.
+    """
+
+    def __init__(self, card: AgentCard, policy: ActorCriticCnnPolicy | None = None, greedy: bool = True) -> None:
+        """Put the parts together."""
+        self.card, self.greedy = card, greedy
+        self.space: spaces.Space = space_from_json(card.action_space)
+        self.choices = None
+        if card.choices is not None:
+            dtype = self.space.dtype
+            self.choices = Choices(tuple(card.choices), np.stack([np.asarray(a, dtype) for a in card.choices.values()]))
+        self.policy = policy or make_policy(card)
+        self.policy.set_training_mode(False)
+        self.begin(1)
+
+    def begin(self, count: int, seed: int = 0) -> None:
+        """Get ready for `count` games."""
+        self._seen = np.zeros((count, *self.card.frame_size, _channels(self.card)), np.uint8)
+        self._noise = torch.Generator().manual_seed(seed)
+
+    def look(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
+        """Note the frames (N, H, W, 3); return what the network sees, (N, C * S, H, W)."""
+        if frames.shape[1:3] != tuple(self.card.frame_size):
+            raise FrameError(f"frames have shape {frames.shape}; this agent sees frames of {self.card.frame_size}.")
+        if len(frames) != len(self._seen):
+            raise FrameError(f"there are {len(frames)} frames for {len(self._seen)} games; call begin({len(frames)}).")
+        new = to_grey(frames) if self.card.grey else frames
+        self._seen[begun] = 0  # as VecFrameStack has it
+        self._seen = np.concatenate([self._seen[..., new.shape[-1] :], new], axis=-1)
+        return self._seen.transpose(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
+        """An action for each game; see `Actor.act`."""
+        seen = self.look(frames, begun)
+        if self.choices is not None:
+            return self.choices.values[self.choose(seen)]
+        distribution = self.policy.get_distribution(_tensor(seen)).distribution
+        mean: Tensor = distribution.mean  # type: ignore[union-attr]
+        if not self.greedy:
+            mean = mean + torch.randn(mean.shape, generator=self._noise) * distribution.stddev  # type: ignore[union-attr]
+        space = self.space
+        assert isinstance(space, spaces.Box)  # as `find_choices` leaves it
+        return np.clip(mean.numpy(), space.low, space.high).astype(space.dtype)
+
+    @torch.no_grad()
+    def choose(self, seen: np.ndarray) -> np.ndarray:
+        """The numbers (N,) of the choices for what `look` gave."""
+        likely: Tensor = self.policy.get_distribution(_tensor(seen)).distribution.probs  # type: ignore[union-attr]
+        picked = likely.argmax(1) if self.greedy else torch.multinomial(likely, 1, generator=self._noise)[:, 0]
+        return picked.numpy()
+
+    @torch.no_grad()
+    def value(self, seen: np.ndarray) -> np.ndarray:
+        """What the critic expects to earn from here on, (N,), in the game's own rewards."""
+        scale = float(self.card.progress.get("reward_scale", 1.0))  # it learned with rewards divided by this
+        return self.policy.predict_values(_tensor(seen))[:, 0].numpy() * scale
+
+    def recall(self, seen: np.ndarray) -> None:
+        """Go on from what `look` gave, here or elsewhere."""
+        self._seen = seen.transpose(0, 2, 3, 1).copy()
+
+    def save(self, path: str | Path) -> None:
+        """Write the agent to a folder, so that a reader finds the old one or the new one."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_tensors({k: v.contiguous() for k, v in self.policy.state_dict().items()}, path / "policy.safetensors")
+        partial = path / "agent.json.partial"
+        partial.write_text(json.dumps(dataclasses.asdict(self.card), indent=2, default=str) + "\n")
+        partial.replace(path / "agent.json")
+
+    @staticmethod
+    def load(path: str | Path, greedy: bool = True) -> Agent:
+        """Read an agent's folder.
+
+        Raises:
+            DataError: no agent there, a damaged one, or one of another format version.
+        """
+        path = Path(path)
+        try:
+            card = read_agent_card(path)
+            agent = Agent(card, greedy=greedy)
+            agent.policy.load_state_dict(load_file(path / "policy.safetensors"))
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"the agent {path} is damaged or incomplete ({error}); train it again.") from error
+        return agent
+
+
+class RandomActor:
+    """Draws among the same actions, each step anew or held for some steps.
+
+    Args:
+        space: the game's action space.
+        choices: what to choose among; None samples the space.
+        hold: keep an action for 1 to `hold` steps.
+    """
+
+    def __init__(self, space: spaces.Space, choices: Choices | None, hold: int = 1) -> None:
+        """Get ready for one game."""
+        self.space, self.choices, self.hold = space, choices, hold
+        self.begin(1)
+
+    def begin(self, count: int, seed: int = 0) -> None:
+        """Get ready for `count` games."""
+        self._rng, self._left = np.random.default_rng(seed), np.zeros(count, np.int64)
+        self.space.seed(seed)
+        self._held: list[Any] = [None] * count
+
+    def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
+        """An action for each game; see `Actor.act`."""
+        self._left[begun] = 0
+        for i in np.flatnonzero(self._left == 0):
+            self._left[i] = self._rng.integers(1, self.hold + 1)
+            if self.choices is None:
+                self._held[i] = self.space.sample()
+            else:
+                self._held[i] = self.choices.values[self._rng.integers(len(self.choices))]
+        self._left -= 1
+        return np.stack(self._held)
+
+
+def make_card(
+    game: str, frame_size: tuple[int, int], space: spaces.Space, choices: Choices | None, **more: Any
+) -> AgentCard:
+    """The card of a new agent.
+
+    Raises:
+        ConfigError: the frames are too small for its network.
+    """
+    if min(frame_size) < SMALLEST:
+        raise ConfigError(f"frames are {frame_size}; an agent sees frames of at least {SMALLEST} x {SMALLEST}.")
+    table = None if choices is None else dict(zip(choices.names, choices.values.tolist(), strict=True))
+    return AgentCard(game=game, frame_size=frame_size, action_space=space_to_json(space), choices=table, **more)
+
+
+def make_policy(card: AgentCard) -> ActorCriticCnnPolicy:
+    """A new network for the frames and actions of `card`, just as PPO makes it."""
+    height, width = card.frame_size
+    seen = spaces.Box(0, 255, (_channels(card), height, width), np.uint8)
+    space = space_from_json(card.action_space) if card.choices is None else spaces.Discrete(len(card.choices))
+    return ActorCriticCnnPolicy(seen, space, lambda _: 0.0, **POLICY_SETTINGS)
+
+
+def read_agent_card(path: Path) -> AgentCard:
+    """Read `agent.json`.
+
+    Raises:
+        DataError: there is none, or it is of another format version.
+    """
+    if not (path / "agent.json").is_file():
+        raise DataError(f"there is no agent at {path} (no agent.json there). Make one with: worldsim agent train")
+    try:
+        data = json.loads((path / "agent.json").read_text())
+        found = data.get("format"), data.get("format_version")
+        if found != (FORMAT, FORMAT_VERSION):
+            raise DataError(f"the agent {path} has format and version {found}; this worldsim reads {FORMAT_VERSION}.")
+        return AgentCard(**{**data, "frame_size": tuple(data["frame_size"])})
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path / 'agent.json'} is damaged ({error}); train the agent again.") from error
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors so that a reader finds the old file or the new one."""
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def _tensor(seen: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(seen))
+
+
+def _channels(card: AgentCard) -> int:
+    return card.stack * (1 if card.grey else 3)

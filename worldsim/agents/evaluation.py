@@ -1,0 +1,192 @@
+"""How well something plays: whole episodes, in the real game or in a world, with an interval for the mean."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
+
+from worldsim.agents.agent import Actor, Agent, RandomActor
+from worldsim.agents.games import dreams, find_game, real_games, sample_starts
+from worldsim.agents.training import world_reach
+from worldsim.errors import ConfigError
+from worldsim.evaluation.intervals import bootstrap, ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentEvalConfig:
+    """Who plays, where, and how often."""
+
+    agent: Path
+    """The folder of an agent."""
+    episodes: int = 100
+    """How many whole episodes."""
+    policy: Literal["agent", "random"] = "agent"
+    """"random" draws among the agent's actions instead."""
+    greedy: bool = True
+    """Take the likeliest action; without, draw one."""
+    game: str | None = None
+    """Play this game (default: the one that the agent learned for)."""
+    world: str | None = None
+    """Play in this world rather than in the real game."""
+    temperature: float | None = None
+    """Of the world, see agent train."""
+    starts_from: Path | None = None
+    """A recording whose held-out clips the episodes in the world begin from."""
+    where: tuple[str, ...] = ()
+    """Only clips with these labels."""
+    starts_anywhere: bool = True
+    """Clips from anywhere in an episode; without, the first frame of each."""
+    num_envs: int = 8
+    """Episodes played at once in a world; real games are played one after another."""
+    max_episode_steps: int | None = None
+    """Cut episodes after so many steps (default: what the recipe says)."""
+    seed: int = 1_000_000
+    """Of the episodes."""
+    threads: int = 1
+    """CPU cores."""
+    out: Path | None = None
+    """The report (default: eval-real.json, eval-dream.json or the same of the random policy in the agent's folder)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("episodes", "num_envs", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """Some whole episodes.
+
+    Attributes:
+        returns: the sum of the game's own rewards of each.
+        lengths: steps of each.
+        truncated: which were cut by a limit rather than ended.
+        seconds: it took.
+    """
+
+    returns: list[float]
+    lengths: list[int]
+    truncated: list[bool]
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Mean, standard deviation, 95 % interval of the mean (bootstrap over episodes) and more, as plain data."""
+        returns = np.asarray(self.returns)
+        sums = np.stack([returns, np.ones_like(returns)], axis=1)
+        interval = bootstrap(sums, range(len(returns)), ratio())
+        return {
+            "episodes": len(returns),
+            "mean": float(returns.mean()),
+            "std": float(returns.std()),
+            "interval": None if interval is None else list(interval),
+            "median": float(np.median(returns)),
+            "least": float(returns.min()),
+            "most": float(returns.max()),
+            "mean_length": float(np.mean(self.lengths)),
+            "cut": float(np.mean(self.truncated)),
+            "seconds": round(self.seconds, 1),
+            "returns": self.returns,
+        }
+
+
+def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, title: str = "playing") -> Played:
+    """Let `actor` play whole episodes.
+
+    Every game has a fixed number of them: to take those that end first would favour short ones.
+
+    Args:
+        actor: who plays.
+        games: that show frames, uint8 (N, H, W, 3), without any wrapper of a learner.
+        episodes: how many.
+        seed: of the games and of the actor.
+        title: of the progress bar.
+    """
+    count, begin = games.num_envs, time.perf_counter()
+    quota = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
+    games.seed(seed)
+    frames, begun = np.asarray(games.reset()), np.ones(count, bool)
+    actor.begin(count, seed)
+    sums, lengths = np.zeros(count), np.zeros(count, np.int64)
+    rows: list[list[tuple[float, int, bool]]] = [[] for _ in range(count)]
+    with tqdm(total=episodes, unit="episode", desc=title, mininterval=2) as bar:
+        while any(len(row) < wanted for row, wanted in zip(rows, quota, strict=True)):
+            frames, rewards, begun, infos = games.step(actor.act(np.asarray(frames), begun))
+            sums, lengths = sums + rewards, lengths + 1
+            for i in np.flatnonzero(begun):
+                if len(rows[i]) < quota[i]:
+                    rows[i].append((float(sums[i]), int(lengths[i]), bool(infos[i].get("TimeLimit.truncated"))))
+                    bar.update()
+                    bar.set_postfix({"mean": f"{np.mean([r for row in rows for r, _, _ in row]):.4g}"})
+                sums[i] = lengths[i] = 0
+    flat = [entry for row in rows for entry in row]
+    returns, steps, cut = (list(part) for part in zip(*flat, strict=True))
+    return Played(returns=returns, lengths=steps, truncated=cut, seconds=time.perf_counter() - begin)
+
+
+def evaluate_agent(config: AgentEvalConfig) -> dict[str, Any]:
+    """Let an agent, or the random policy with its actions, play; write and return the report.
+
+    Raises:
+        DataError: there is no such agent, game or recording.
+    """
+    torch.set_num_threads(config.threads)
+    agent = Agent.load(config.agent, greedy=config.greedy)
+    actor: Actor = agent if config.policy == "agent" else RandomActor(agent.space, agent.choices)
+    name = config.game or agent.card.game
+    games = _games(config, name)
+    try:
+        if games.action_space != agent.space:
+            raise ConfigError(
+                f"{config.world or name} has the action space {games.action_space}; the agent learned in {agent.space}."
+            )
+        played = play_episodes(actor, games, config.episodes, config.seed, f"{config.policy} in {config.world or name}")
+    finally:
+        games.close()
+    place = "dream" if config.world else "real"
+    report = {
+        "agent": str(config.agent),
+        "policy": config.policy,
+        "greedy": config.greedy,
+        "game": name,
+        "world": config.world,
+        "seed": config.seed,
+        "learned": agent.card.progress,
+        **played.summary(),
+    }
+    suffix = "" if config.policy == "agent" else "-random"
+    out = config.out or config.agent / f"eval-{place}{suffix}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def line(report: dict[str, Any]) -> str:
+    """A report in one line."""
+    interval = report["interval"]
+    ends = "" if interval is None else f" (95 % interval of the mean {interval[0]:.1f} to {interval[1]:.1f})"
+    who = f"{report['policy']} in {report['world'] or report['game']}"
+    figures = f"{report['mean']:.1f} +- {report['std']:.1f}"
+    return f"{who}: {figures}{ends}, {report['episodes']} episodes of {report['mean_length']:.0f} steps"
+
+
+def _games(config: AgentEvalConfig, name: str) -> VecEnv:
+    recipe = find_game(name)
+    if config.world is None:
+        return real_games(recipe, 1, config.max_episode_steps)
+    settings: dict[str, Any] = {"max_episode_steps": config.max_episode_steps or recipe.episode_steps}
+    settings |= {"temperature": config.temperature, "threads": config.threads, "end_above": None}
+    if config.starts_from is not None:
+        settings["starts"] = sample_starts(
+            config.starts_from, config.episodes, world_reach(config.world), config.where, config.seed,
+            config.starts_anywhere, "heldout",
+        )  # fmt: skip
+    return dreams(config.world, min(config.num_envs, config.episodes), **settings)

@@ -1,0 +1,205 @@
+"""The environments an agent learns and plays in: a world's frames or the real game's, through the same wrappers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
+
+from worldsim.agents.choices import Choices
+from worldsim.data.episodes import Dataset, count_steps, read_episode
+from worldsim.data.frames import see_frame
+from worldsim.data.recipe import Recipe
+from worldsim.data.record import RecordConfig, recipe_for
+from worldsim.envs.keymap import keymap_for
+from worldsim.envs.stable_baselines import SB3VecEnv
+from worldsim.envs.vector_env import WorldVectorEnv
+from worldsim.errors import ConfigError, DataError
+
+TRIES = 200  # looks for a clip that has the labels asked for, for each that is wanted
+
+
+class SeenFrames(gym.Wrapper):
+    """A game whose observation is the frame, as a recording has it."""
+
+    def __init__(self, env: gym.Env, size: tuple[int, int]) -> None:
+        """Show frames of `size` (height, width)."""
+        super().__init__(env)
+        self.size = size
+        self.observation_space = spaces.Box(0, 255, (*size, 3), np.uint8)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(**kwargs)
+        return see_frame(self.env, observation, self.size), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Pass on the action."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return see_frame(self.env, observation, self.size), float(reward), terminated, truncated, info
+
+
+def make_game(recipe: Recipe, max_steps: int | None = None) -> gym.Env:
+    """The real game of a recipe, with the recording's frames and length of episodes."""
+    return TimeLimit(SeenFrames(recipe.make_env(), recipe.frame_size), max_steps or recipe.episode_steps)
+
+
+def find_game(name: str) -> Recipe:
+    """The recipe of a game by its name, or one made for a Gymnasium id.
+
+    Raises:
+        DataError: there is no such game.
+    """
+    return recipe_for(RecordConfig(game=name))
+
+
+def game_keys(recipe: Recipe) -> tuple[spaces.Space, dict[str, Any]]:
+    """The action space of a game and the actions of its keys."""
+    env = recipe.make_env()
+    try:
+        keys = dict(recipe.keys)
+        if not keys and env.has_wrapper_attr("get_keys_to_action"):
+            keys = keymap_for(env).named()
+        return env.action_space, keys
+    finally:
+        env.close()
+
+
+def real_games(recipe: Recipe, count: int, max_steps: int | None = None) -> VecEnv:
+    """Some real games in this process."""
+    factories: list[Callable[[], gym.Env]] = [partial(make_game, recipe, max_steps)] * count
+    return DummyVecEnv(factories)
+
+
+def dreams(world: str | Path, count: int, **settings: Any) -> SB3VecEnv:
+    """Some episodes in a world; `settings` are those of `WorldVectorEnv`."""
+    env = gym.make_vec("worldsim/World-v0", world=world, num_envs=count, autoreset_mode="SameStep", **settings)
+    return SB3VecEnv(env)
+
+
+def world_of(env: VecEnv) -> WorldVectorEnv:
+    """The world under some wrappers.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, SB3VecEnv):
+        raise ConfigError("these are real games, not a world.")
+    return inner.env
+
+
+class Choose(VecEnvWrapper):
+    """Games whose actions are numbers of `choices`."""
+
+    def __init__(self, venv: VecEnv, choices: Choices) -> None:
+        """Choose among `choices`."""
+        super().__init__(venv, action_space=spaces.Discrete(len(choices)))
+        self.values = choices.values
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Pass on the actions chosen."""
+        self.venv.step_async(self.values[np.asarray(actions)])
+
+    def reset(self) -> Any:
+        """Begin episodes."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """What the games show."""
+        return self.venv.step_wait()
+
+
+class Grey(VecEnvWrapper):
+    """Frames without colour, (H, W, 1)."""
+
+    def __init__(self, venv: VecEnv) -> None:
+        """Drop the colours."""
+        shape = (*(venv.observation_space.shape or ())[:2], 1)
+        super().__init__(venv, observation_space=spaces.Box(0, 255, shape, np.uint8))
+
+    def reset(self) -> np.ndarray:
+        """Begin episodes."""
+        return to_grey(np.asarray(self.venv.reset()))
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """What the games show."""
+        frames, rewards, over, infos = self.venv.step_wait()
+        for info in infos:
+            if "terminal_observation" in info:
+                info["terminal_observation"] = to_grey(info["terminal_observation"])
+        return to_grey(np.asarray(frames)), rewards, over, infos
+
+
+def to_grey(frames: np.ndarray) -> np.ndarray:
+    """Brightness of uint8 frames (..., H, W, 3) as uint8 (..., H, W, 1)."""
+    # Whole numbers, so that one frame alone and many have the same bits.
+    weighed = frames.astype(np.uint16) @ np.array([77, 150, 29], np.uint16)  # of 256
+    return (weighed >> 8).astype(np.uint8)[..., None]
+
+
+def as_agents_see(venv: VecEnv, choices: Choices | None, stack: int, grey: bool) -> VecEnv:
+    """The wrappers between any games and a learner: choices, colours, frame stack, and a note of each episode."""
+    venv = VecMonitor(venv)
+    venv = venv if choices is None else Choose(venv, choices)
+    venv = Grey(venv) if grey else venv
+    return VecFrameStack(venv, stack) if stack > 1 else venv
+
+
+def sample_starts(
+    path: str | Path,
+    count: int,
+    reach: int,
+    where: Sequence[str] = (),
+    seed: int = 0,
+    anywhere: bool = True,
+    split: str = "train",
+) -> list[dict[str, Any]]:
+    """Clips of recorded episodes for a world to begin from.
+
+    Args:
+        path: of the dataset.
+        count: how many.
+        reach: frames of each, or fewer near the beginning of an episode.
+        where: labels that the last frame must have, such as "ground=grass" or "scenario=take_cover".
+        seed: of the choice.
+        anywhere: end them anywhere in an episode; False takes the episodes' first frames only.
+        split: of the dataset.
+
+    Returns:
+        {"frames": uint8 (T, H, W, 3), "actions": (T - 1, ...), "prompt": str} of each.
+
+    Raises:
+        DataError: there are no such episodes or clips.
+        ConfigError: a label that is not NAME=VALUE.
+    """
+    pairs = [label.partition("=") for label in where]
+    if any(not sign for _, sign, _ in pairs):
+        raise ConfigError(f"where is {list(where)}; allowed: labels such as ground=grass.")
+    paths, rng = Dataset(path).episodes(split), np.random.default_rng(seed)
+    if not paths:
+        raise DataError(f"dataset {path} has no episodes in split {split!r}; record more of it.")
+    lengths: dict[Path, int] = {}
+    found: list[dict[str, Any]] = []
+    for _ in range(TRIES * count):
+        if len(found) == count:
+            break
+        file = paths[rng.integers(len(paths))]
+        if file not in lengths:
+            lengths[file] = count_steps(file)
+        last = int(rng.integers(lengths[file])) if anywhere else 0  # the very last frame may be after the end
+        clip = read_episode(file, max(0, last + 1 - reach), last)
+        prompt = clip.prompts[clip.prompt_index[-1]]
+        if all(str(prompt.get(name)) == value for name, _, value in pairs):
+            found.append({"frames": clip.frames, "actions": clip.actions, "prompt": prompt["text"]})
+    if not found:
+        raise DataError(f"dataset {path} has no frames with the labels {list(where)} among {TRIES * count} looked at.")
+    return found

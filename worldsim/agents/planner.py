@@ -1,0 +1,268 @@
+"""Look ahead in a world before each step, and take the action whose futures turn out best.
+
+The world follows the game: each real frame goes into its session (`Engine.observe`). A plan forks that session, for
+each action a few times, lets all futures run in shared passes, and compares what they earn until they end. Futures of
+different actions share their noise and what is done later, so that chance does not decide between them.
+Legend: A first actions, S futures of each, H steps.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from worldsim.agents.agent import Actor, Agent
+from worldsim.agents.choices import Choices, find_choices
+from worldsim.agents.evaluation import play_episodes
+from worldsim.agents.games import dreams, find_game, real_games
+from worldsim.engine.engine import Engine
+from worldsim.envs.world_env import make_engine, world_path
+from worldsim.errors import ConfigError
+from worldsim.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerConfig:
+    """How far and how wide to look."""
+
+    futures: int = 8
+    """Futures of each first action."""
+    horizon: int = 16
+    """Steps that each looks ahead."""
+    hold: int = 6
+    """Without an agent: actions are held for 1 to so many steps, the first one too."""
+    every: int = 1
+    """Plan at each so-manieth step, and keep to the plan between."""
+    gamma: float = 0.99
+    """What a reward one step later is worth."""
+    pick: Literal["mean", "best"] = "mean"
+    """Judge a first action by all of its futures or by the best of them."""
+    value: bool = True
+    """With an agent: add what its critic expects after the horizon."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("futures", "horizon", "hold", "every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.every > self.horizon:
+            raise ConfigError(f"every is {self.every}; a plan has only {self.horizon} steps.")
+
+
+class Planner:
+    """Plays games by looking ahead in a world; an `Actor`.
+
+    Args:
+        engine: of the world. `planning_engine` makes one with room for all futures.
+        choices: the actions to choose among.
+        config: how far and how wide to look.
+        agent: who acts after the first step of a future; without one, random actions.
+        prompt: of the world (default: its first).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        choices: Choices,
+        config: PlannerConfig | None = None,
+        agent: Agent | None = None,
+        prompt: str | None = None,
+    ) -> None:
+        """Get ready for one game."""
+        self.engine, self.choices, self.config = engine, choices, config or PlannerConfig()
+        self.agent, self.prompt = agent, prompt
+        self._sessions: list[int | None] = []
+        self.begin(1)
+
+    def begin(self, count: int, seed: int = 0) -> None:
+        """Get ready for `count` games."""
+        self.close()
+        self._rng = np.random.default_rng(seed)
+        self._sessions = [None] * count
+        self._plans: list[list[int]] = [[] for _ in range(count)]
+        self._last: list[Any] = [None] * count
+        if self.agent is not None:
+            self.agent.begin(count, seed)
+
+    def close(self) -> None:
+        """End the sessions."""
+        for session in self._sessions:
+            if session is not None:
+                self.engine.close(session)
+        self._sessions = []
+
+    def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
+        """An action for each game; see `Actor.act`."""
+        seen = None if self.agent is None else self.agent.look(frames, begun)
+        for i, frame in enumerate(frames):
+            session = self._sessions[i]
+            if session is None or begun[i]:
+                if session is not None:
+                    self.engine.close(session)
+                start = {"frames": frame[None], "actions": []}
+                seed = int(self._rng.integers(2**62))
+                self._sessions[i] = session = self.engine.open(seed=seed, start=start, prompt=self.prompt)
+                self._plans[i] = []
+            else:
+                self.engine.observe(session, self._last[i], frame)
+            if not self._plans[i]:
+                self._plans[i] = self.plan(session, None if seen is None else seen[i])[: self.config.every]
+            self._last[i] = self.choices.values[self._plans[i].pop(0)]
+        return np.stack(self._last)
+
+    def plan(self, session: int, seen: np.ndarray | None = None) -> list[int]:
+        """The choices of the best future, from its first step on; the session is left as it is.
+
+        Args:
+            session: where to look ahead from.
+            seen: what the agent sees now, (C * S, H, W).
+        """
+        actions, futures = len(self.choices), self.config.futures
+        seeds = [int(seed) for seed in self._rng.integers(2**62, size=futures)]
+        twins: list[int] = []
+        try:
+            for _ in range(actions):  # twin a * S + s has the noise s
+                for seed in seeds:
+                    twins.append(self.engine.fork(session, seed))
+            earned, done = self._imagine(twins) if self.agent is None else self._follow(twins, seen)
+        finally:
+            for twin in twins:
+                self.engine.close(twin)
+        earned = earned.reshape(actions, futures)
+        scores = earned.mean(1) if self.config.pick == "mean" else earned.max(1)
+        best = int(scores.argmax())  # of equals the first
+        return done[best * futures + int(earned[best].argmax())].tolist()
+
+    def _imagine(self, twins: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Futures under random actions, each held for a while: what they earn (A * S,) and what was done (A * S, H)."""
+        done = np.empty((len(self.choices), self.config.futures, self.config.horizon), np.int64)
+        for s in range(self.config.futures):
+            row = np.repeat(*self._stretches())[: self.config.horizon]
+            first = int(self._rng.integers(1, self.config.hold + 1))
+            done[:, s] = row
+            done[:, s, :first] = np.arange(len(self.choices))[:, None]
+        flat = done.reshape(len(twins), -1)
+        chunks = {twin: list(self.choices.values[row]) for twin, row in zip(twins, flat, strict=True)}
+        steps = self.engine.play(chunks, frames="last")
+        earned, alive = np.zeros(len(twins)), np.ones(len(twins))
+        for h in range(self.config.horizon):
+            now = [steps[twin][h] for twin in twins]
+            earned += self.config.gamma**h * alive * [step.reward for step in now]
+            alive *= 1 - np.array([step.ended for step in now])
+        return earned, flat
+
+    def _stretches(self) -> tuple[np.ndarray, np.ndarray]:
+        size = self.config.horizon
+        return self._rng.integers(len(self.choices), size=size), self._rng.integers(1, self.config.hold + 1, size=size)
+
+    def _follow(self, twins: list[int], seen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """The same with an agent that acts after the first step."""
+        if self.agent is None or seen is None:
+            raise ConfigError("to look ahead with an agent, plan needs what the agent sees now.")
+        # An agent of its own: the planner's sees the game, this one its futures.
+        agent = Agent(self.agent.card, self.agent.policy, greedy=False)
+        agent.begin(len(twins), int(self._rng.integers(2**31)))
+        agent.recall(np.repeat(seen[None], len(twins), axis=0))
+        earned, alive = np.zeros(len(twins)), np.ones(len(twins))
+        done = np.empty((len(twins), self.config.horizon), np.int64)
+        none = np.zeros(len(twins), bool)
+        numbers = np.repeat(np.arange(len(self.choices)), self.config.futures)
+        for h in range(self.config.horizon):
+            done[:, h] = numbers
+            steps = self.engine.step(dict(zip(twins, self.choices.values[numbers], strict=True)))
+            now = [steps[twin] for twin in twins]
+            earned += self.config.gamma**h * alive * [step.reward for step in now]
+            alive *= 1 - np.array([step.ended for step in now])
+            seen_now = agent.look(np.stack([step.frame for step in now]), none)
+            numbers = agent.choose(seen_now)
+        if self.config.value:
+            earned += self.config.gamma**self.config.horizon * alive * agent.value(seen_now)
+        return earned, done
+
+
+def planning_engine(world: str | Path | World, sessions: int, **settings: Any) -> Engine:
+    """An engine with room for so many sessions; `settings` are those of `make_engine`."""
+    engine = make_engine(world, 256, **settings)
+    if engine.table.capacity < sessions:
+        needed = int(sessions * engine.table.session_bytes / 1e6) + 1
+        engine = make_engine(engine.world, needed, **settings)
+    return engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What to play by looking ahead, and in which world to look."""
+
+    world: str
+    """The world to look ahead in."""
+    game: str | None = None
+    """The real game to play (default: play in the world itself)."""
+    agent: Path | None = None
+    """Who acts in the futures (default: random actions)."""
+    actions: tuple[str, ...] = ()
+    """Choose among these keys only (default: the agent's, or all)."""
+    episodes: int = 10
+    """How many whole episodes."""
+    planner: PlannerConfig = PlannerConfig()
+    """How far and how wide to look."""
+    prompt: str | None = None
+    """Of the world (default: its first)."""
+    temperature: float | None = None
+    """Scale of the noise that the futures are drawn from (default: the world's)."""
+    max_episode_steps: int | None = None
+    """Cut episodes after so many steps (default: what the recipe or the world says)."""
+    seed: int = 1_000_000
+    """Of the episodes and of the futures."""
+    threads: int = 1
+    """CPU cores."""
+    out: Path | None = None
+    """Write the report there."""
+
+
+def plan(config: PlanConfig) -> dict[str, Any]:
+    """Play whole episodes by looking ahead; return the report, and write it where `config.out` says.
+
+    Raises:
+        ConfigError: the game's actions are not those of the world, or the agent chooses among others.
+    """
+    torch.set_num_threads(config.threads)
+    agent = None if config.agent is None else Agent.load(config.agent)
+    world = World.from_pretrained(world_path(config.world))
+    choices = find_choices(world.action_space, world.card.keys, config.actions)
+    if agent is not None:
+        choices = agent.choices
+    if choices is None:
+        raise ConfigError("a planner chooses among a few actions; the agent gives numbers. Train one that chooses.")
+    room = len(choices) * config.planner.futures + 4
+    engine = planning_engine(world, room, threads=config.threads, temperature=config.temperature)
+    planner: Actor = Planner(engine, choices, config.planner, agent, config.prompt)
+    if config.game is None:
+        games = dreams(config.world, 1, engine=engine, max_episode_steps=config.max_episode_steps, end_above=None)
+    else:
+        games = real_games(find_game(config.game), 1, config.max_episode_steps)
+    try:
+        if games.action_space != engine.world.action_space:
+            raise ConfigError(
+                f"{config.game} has the action space {games.action_space}; the world's is {engine.world.action_space}."
+            )
+        title = f"planning in {config.game or config.world}"
+        played = play_episodes(planner, games, config.episodes, config.seed, title)
+    finally:
+        games.close()
+        engine.close()
+    report = {
+        "policy": "planner",
+        "game": config.game,
+        "world": None if config.game else config.world,
+        "settings": json.loads(json.dumps(asdict(config), default=str)),
+        **played.summary(),
+    }
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(report, indent=2) + "\n")
+    return report
