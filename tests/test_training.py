@@ -12,6 +12,7 @@ from tiny import tiny_autoencoder, tiny_dynamics
 from torch import Tensor, nn
 
 from worldsim.data.episodes import Dataset
+from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
 from worldsim.training.autoencoder import load_run, train_autoencoder
 from worldsim.training.dynamics import prepare, train_dynamics
@@ -24,11 +25,12 @@ def weights(path: Path) -> dict[str, Tensor]:
     return {**state["module"], **{f"ema.{k}": v for k, v in state["ema"].items()}}
 
 
-def test_resume_is_exact(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["energy", "flow"])
+def test_resume_is_exact(objective: str, dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
     """6 steps at once equal 4 steps, a stop, and 2 more: bit for bit, also through the pool of own rollouts."""
-    train_dynamics(tiny_dynamics(dataset, autoencoder_run, tmp_path / "whole", steps=6, own_after=2))
-    train_dynamics(tiny_dynamics(dataset, autoencoder_run, tmp_path / "parts", steps=4, own_after=2))
-    train_dynamics(tiny_dynamics(dataset, autoencoder_run, tmp_path / "parts", steps=6, own_after=2))
+    for out, steps in (("whole", 6), ("parts", 4), ("parts", 6)):
+        changes = {"own_after": 2, "objective": objective}
+        train_dynamics(tiny_dynamics(dataset, autoencoder_run, tmp_path / out, steps=steps, **changes))
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -88,6 +90,37 @@ def test_own_rollouts_are_the_models_own(dataset: Dataset, autoencoder_run: Path
     recorded = task.data.latents[index].float()
     assert torch.equal(taken.seen[:, :history], recorded[:, :history])
     assert (taken.seen[:, history:] != recorded[:, history:]).any(dim=(2, 3, 4)).all()
+
+
+def test_drawing_in_several_steps_needs_the_flow_objective(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1 step only"):
+        tiny_dynamics(dataset, tmp_path, tmp_path, draw_steps=2)
+    assert tiny_dynamics(dataset, tmp_path, tmp_path, objective="flow").steps_drawn() == 2
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_eager_ones(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        config = tiny_dynamics(
+            dataset, autoencoder_run, tmp_path / str(compiled), steps=6, own_after=2, compile=compiled
+        )
+        _, trainer, *_ = prepare(config)
+        losses.append([trainer.train_step()["loss"] for _ in range(6)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # bfloat16 rounds elsewhere
+
+
+def test_kept_latents_are_those_of_their_autoencoder(dataset: Dataset, autoencoder_run: Path) -> None:
+    """What is read from the dataset's folder equals encoding again; another autoencoder makes it anew."""
+    autoencoder = load_run(autoencoder_run)
+    made = LatentData.encode(dataset, "heldout", autoencoder)
+    for _ in range(2):  # written, then read
+        kept = LatentData.cached(dataset, "heldout", autoencoder)
+        assert kept.prompts == made.prompts
+        for name in ("latents", "actions", "known", "rewards", "terminated", "prompt", "first", "last"):
+            assert torch.equal(getattr(kept, name), getattr(made, name)), name
+    autoencoder.set_statistics(autoencoder.mean + 1, autoencoder.std)
+    assert not torch.equal(LatentData.cached(dataset, "heldout", autoencoder).latents, made.latents)
 
 
 class _Line(nn.Module):

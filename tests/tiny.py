@@ -35,6 +35,7 @@ def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6
         "own": 2,
         "own_after": steps // 2,
         "own_pool": 2,
+        "compile": False,
     }
     return DynamicsTraining(data=dataset.path, autoencoder=autoencoder, out=out, **(settings | changes))
 

@@ -10,7 +10,7 @@ diffusion models for few steps (De Bortoli et al. 2025, arXiv:2502.02483).
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def energy_score(first: Tensor, second: Tensor, target: Tensor, eps: float = 1e-4) -> Tensor:
@@ -40,5 +40,7 @@ def scaled_energy_score(first: Tensor, second: Tensor, target: Tensor, scales: t
 
 
 def _blocks(x: Tensor, side: int) -> Tensor:
+    """Latents (..., C, h, w) as blocks (..., n, C side side); what is missing at the edges is zero."""
+    x = nn.functional.pad(x, (0, -x.shape[-1] % side, 0, -x.shape[-2] % side))
     parts = x.unflatten(-1, (-1, side)).unflatten(-3, (-1, side))  # (..., C, h', side, w', side)
     return parts.movedim((-4, -2), (-5, -4)).flatten(-3).flatten(-3, -2)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -83,8 +84,9 @@ class DynamicsTraining:
     scales: tuple[int, ...] = (1, 2, 4)
     """Sides of the blocks of latents that the energy score compares as one vector each."""
     """In latents, for energy."""
-    compile: bool = True
-    """Compile the transformer's blocks: two minutes once, then a step takes less than half."""
+    compile: bool | None = None
+    """Compile the transformer's blocks: two minutes once, then a step takes less than half. It needs a C++ compiler
+    (default: for runs of ten minutes and more, where there is one)."""
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
@@ -98,6 +100,13 @@ class DynamicsTraining:
     def steps_drawn(self) -> int:
         """Denoising steps of a frame."""
         return self.draw_steps or (1 if self.objective == "energy" else 2)
+
+    def compiles(self) -> bool:
+        """Whether the blocks are compiled."""
+        if self.compile is not None:
+            return self.compile
+        long = (self.trainer.minutes or 0) >= 10 or (self.trainer.steps or 0) >= 1000
+        return long and any(map(shutil.which, ("g++", "clang++")))
 
     def folder(self) -> Path:
         """The run folder."""
@@ -136,7 +145,7 @@ class DynamicsTask:
         """Build the model; `data` trains it, `held` is drawn on the sheets."""
         self.config, self.data, self.held, self.book = config, data, held, book
         self.module: DiT = config.model.build()
-        if config.compile:
+        if config.compiles():
             self.module.compile_blocks()
         self.text, self.text_mask = book.batch(data.prompts)
         self.sampler = SamplerConfig(steps=config.steps_drawn(), clean_pass=config.clean_pass)
