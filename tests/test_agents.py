@@ -1,4 +1,4 @@
-"""Agents: the same learner for worlds and games, what is saved, fair scores, looking ahead, and recording by an agent."""
+"""Agents: one learner for worlds and games, what is saved, fair scores, looking ahead, recording by an agent."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def small(game="CartPole-v1", **changes) -> AgentConfig:
 
 def test_it_learns(tmp_path):
     config = small(
-        "WorldsimLamp-v0", out=tmp_path / "lamp", num_envs=4, n_steps=32, batch_size=32, epochs=4, steps=2560,
-        learning_rate=2e-3, max_episode_steps=10,
+        "WorldsimLamp-v0", out=tmp_path / "lamp", num_envs=4, n_steps=32, batch_size=32, epochs=4, steps=1536,
+        learning_rate=4e-3, max_episode_steps=10,
     )  # fmt: skip
     train_agent(config)
     report = evaluate_agent(AgentEvalConfig(agent=tmp_path / "lamp", episodes=10))

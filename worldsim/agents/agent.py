@@ -164,7 +164,8 @@ class Agent:
         """Write the agent to a folder, so that a reader finds the old one or the new one."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_tensors({k: v.contiguous() for k, v in self.policy.state_dict().items()}, path / "policy.safetensors")
+        weights = {name: value.detach().contiguous() for name, value in self.policy.named_parameters()}
+        write_tensors(weights, path / "policy.safetensors")
         partial = path / "agent.json.partial"
         partial.write_text(json.dumps(dataclasses.asdict(self.card), indent=2, default=str) + "\n")
         partial.replace(path / "agent.json")
@@ -180,7 +181,7 @@ class Agent:
         try:
             card = read_agent_card(path)
             agent = Agent(card, greedy=greedy)
-            agent.policy.load_state_dict(load_file(path / "policy.safetensors"))
+            load_weights(agent.policy, path)
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
@@ -259,6 +260,25 @@ def read_agent_card(path: Path) -> AgentCard:
         return AgentCard(**{**data, "frame_size": tuple(data["frame_size"])})
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path / 'agent.json'} is damaged ({error}); train the agent again.") from error
+
+
+def load_weights(policy: nn.Module, path: Path) -> None:
+    """Read the network of the agent at `path`; parts that are known by several names are there once.
+
+    Raises:
+        DataError: there is none, or it is of another shape.
+    """
+    try:
+        weights, own = load_file(path / "policy.safetensors"), dict(policy.named_parameters())
+        if weights.keys() != own.keys():
+            raise DataError(f"the network in {path} has other parts than this one; train the agent again.")
+        with torch.no_grad():
+            for name, value in weights.items():
+                if value.shape != own[name].shape:
+                    raise DataError(f"{name} in {path} has shape {tuple(value.shape)}, not {tuple(own[name].shape)}.")
+                own[name].copy_(value)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"the network in {path} cannot be read ({error}); train the agent again.") from error
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

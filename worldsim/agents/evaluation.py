@@ -142,7 +142,7 @@ def evaluate_agent(config: AgentEvalConfig) -> dict[str, Any]:
     agent = Agent.load(config.agent, greedy=config.greedy)
     actor: Actor = agent if config.policy == "agent" else RandomActor(agent.space, agent.choices)
     name = config.game or agent.card.game
-    games = _games(config, name)
+    games = _games(config, name, agent.card.frame_size)
     try:
         if games.action_space != agent.space:
             raise ConfigError(
@@ -178,8 +178,8 @@ def line(report: dict[str, Any]) -> str:
     return f"{who}: {figures}{ends}, {report['episodes']} episodes of {report['mean_length']:.0f} steps"
 
 
-def _games(config: AgentEvalConfig, name: str) -> VecEnv:
-    recipe = find_game(name)
+def _games(config: AgentEvalConfig, name: str, frame_size: tuple[int, int]) -> VecEnv:
+    recipe = find_game(name, frame_size)
     if config.world is None:
         return real_games(recipe, 1, config.max_episode_steps)
     settings: dict[str, Any] = {"max_episode_steps": config.max_episode_steps or recipe.episode_steps}

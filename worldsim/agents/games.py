@@ -52,13 +52,13 @@ def make_game(recipe: Recipe, max_steps: int | None = None) -> gym.Env:
     return TimeLimit(SeenFrames(recipe.make_env(), recipe.frame_size), max_steps or recipe.episode_steps)
 
 
-def find_game(name: str) -> Recipe:
-    """The recipe of a game by its name, or one made for a Gymnasium id.
+def find_game(name: str, frame_size: tuple[int, int] | None = None) -> Recipe:
+    """The recipe of a game by its name, or one made for a Gymnasium id, with frames of another size if one is given.
 
     Raises:
         DataError: there is no such game.
     """
-    return recipe_for(RecordConfig(game=name))
+    return recipe_for(RecordConfig(game=name, frame_size=frame_size))
 
 
 def game_keys(recipe: Recipe) -> tuple[spaces.Space, dict[str, Any]]:

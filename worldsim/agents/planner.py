@@ -244,7 +244,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     if config.game is None:
         games = dreams(config.world, 1, engine=engine, max_episode_steps=config.max_episode_steps, end_above=None)
     else:
-        games = real_games(find_game(config.game), 1, config.max_episode_steps)
+        games = real_games(find_game(config.game, world.card.frame_size), 1, config.max_episode_steps)
     try:
         if games.action_space != engine.world.action_space:
             raise ConfigError(

@@ -21,7 +21,15 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 from tqdm import tqdm
 
-from worldsim.agents.agent import POLICY_SETTINGS, Agent, AgentCard, make_card, read_agent_card, write_tensors
+from worldsim.agents.agent import (
+    POLICY_SETTINGS,
+    Agent,
+    AgentCard,
+    load_weights,
+    make_card,
+    read_agent_card,
+    write_tensors,
+)
 from worldsim.agents.choices import Choices, find_choices
 from worldsim.agents.games import as_agents_see, dreams, find_game, game_keys, real_games, sample_starts, world_of
 from worldsim.errors import ConfigError
@@ -68,6 +76,8 @@ class AgentConfig:
     """How far an update may change an action's probability."""
     stack: int = 3
     """Frames that the agent sees at once."""
+    frame_size: tuple[int, int] | None = None
+    """Height and width of the real game's frames (default: what the recipe says); a world has its own."""
     grey: bool = False
     """See frames without colour."""
     discrete_actions: bool = True
@@ -168,7 +178,7 @@ def _learn(model: PPO, steps: int, learning: Learning) -> None:
 def make_envs(config: AgentConfig) -> tuple[VecEnv, Choices | None]:
     """The environments that `config` asks for, and what to choose among in them."""
     if config.world is None:
-        recipe = find_game(config.game)
+        recipe = find_game(config.game, config.frame_size)
         space, keys = game_keys(recipe)
         envs = real_games(recipe, config.num_envs, config.max_episode_steps)
         return envs, find_choices(space, keys, config.actions, config.discrete_actions)
@@ -300,7 +310,7 @@ class Learning(BaseCallback):
 
 def _go_on(model: PPO, scaled: VecNormalize, card: AgentCard, folder: Path, all_of_it: bool) -> None:
     """Take an agent's network; with `all_of_it` also its optimizer, its count of steps and its scale of rewards."""
-    model.policy.load_state_dict(load_file(folder / "policy.safetensors"))
+    load_weights(model.policy, folder)
     if not all_of_it:
         return
     optimizer = model.policy.optimizer
