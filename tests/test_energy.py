@@ -46,7 +46,9 @@ def test_large_blocks_tell_whether_places_agree() -> None:
     level = torch.randn(3, 4000, 1, 1, 1, generator=generator)
     agree = level.expand(3, 4000, 1, 4, 4)
     alone = torch.randn(2, 4000, 1, 4, 4, generator=generator)
-    small = [float(scaled_energy_score(*pair, agree[2], (1,)).mean()) for pair in (agree[:2], alone)]
-    large = [float(scaled_energy_score(*pair, agree[2], (4,)).mean()) for pair in (agree[:2], alone)]
+    small, large = (
+        [float(scaled_energy_score(draws[0], draws[1], agree[2], (side,)).mean()) for draws in (agree, alone)]
+        for side in (1, 4)
+    )
     assert small[0] == pytest.approx(small[1], abs=0.03)
     assert large[0] < large[1] - 0.03

@@ -34,8 +34,8 @@ def scaled_energy_score(first: Tensor, second: Tensor, target: Tensor, scales: t
     """
     scores = []
     for side in scales:
-        blocks = [_blocks(x, side) for x in (first, second, target)]  # (..., blocks, C side side)
-        scores.append(energy_score(*blocks).mean(dim=-1) / side)
+        draws = _blocks(first, side), _blocks(second, side)  # (..., blocks, C side side)
+        scores.append(energy_score(*draws, _blocks(target, side)).mean(dim=-1) / side)
     return torch.stack(scores).mean(dim=0)
 
 
