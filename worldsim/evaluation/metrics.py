@@ -74,10 +74,15 @@ def entropy(frames: Tensor) -> Tensor:
     return -torch.xlogy(shares, shares).sum(dim=1) / math.log(2)
 
 
+def motion(frames: Tensor, before: Tensor) -> Tensor:
+    """Mean absolute difference from the frames `before`, in grey levels, (N,)."""
+    parts = [(a.float() - b.float()).abs().mean(dim=(1, 2, 3)) for a, b in _parts(frames, before)]
+    return torch.cat(parts) if parts else torch.empty(0)
+
+
 def moving(frames: Tensor, before: Tensor) -> Tensor:
     """Which frames clearly differ from those `before`, bool (N,)."""
-    parts = [(a.float() - b.float()).abs().mean(dim=(1, 2, 3)) > MOVING for a, b in _parts(frames, before)]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.bool)
+    return motion(frames, before) > MOVING
 
 
 def band(values: Tensor, share: float = 0.98) -> tuple[float, float]:

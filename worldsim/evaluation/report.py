@@ -21,7 +21,9 @@ from worldsim.data.episodes import Dataset
 from worldsim.data.sheet import contact_sheet
 from worldsim.engine.simulator import SamplerConfig
 from worldsim.errors import ConfigError, DataError, MissingDependency
-from worldsim.evaluation import metrics
+from worldsim.evaluation import horizon, metrics, real
+from worldsim.evaluation.bands import WINDOW, Truth, session_fits
+from worldsim.evaluation.intervals import psnr_intervals, share_interval, wilson
 from worldsim.evaluation.prompts import (
     LATER,
     Starts,
@@ -35,6 +37,7 @@ from worldsim.evaluation.prompts import (
 from worldsim.evaluation.racing import Driver, driven, look
 from worldsim.evaluation.rollout import Runner, Stretches, chained, context_of, cut, longest, recorded
 from worldsim.evaluation.steering import direction, steer_of
+from worldsim.evaluation.table import table as table
 from worldsim.world import World, write_card
 
 FORCED = 16  # next frames measured in each stretch
@@ -63,6 +66,10 @@ class EvalConfig:
     free: int = 1000
     """Frames of the long free run (0: none)."""
     free_starts: int = 8
+    horizon: int = 0
+    """Frames of long free runs under no input, held, random and recorded input (0: none)."""
+    horizon_starts: int = 4
+    """Sessions under each of these."""
     fresh: int = 64
     """Fresh starts from prompts of training, and as many from unseen ones, where the world has palettes (0: none)."""
     steps: int | None = None
@@ -71,6 +78,10 @@ class EvalConfig:
     guidance: float | None = None
     batch: int = 16
     """Sessions that are stepped together."""
+    basics: bool = True
+    """Measure next frames, horizons, the free run and fresh starts; off leaves only what is asked for beside them."""
+    runtime: str = "eager"
+    """What computes: eager, or auto for what `worldsim tune` found fastest, or another one by name."""
     seed: int = 0
     threads: int | None = None
     """CPU threads (default: all)."""
@@ -84,6 +95,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         least = {"episodes": 1, "starts": 1, "free": 0, "free_starts": 1, "fresh": 0, "batch": 1}
+        least |= {"horizon": 0, "horizon_starts": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
@@ -97,8 +109,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a world; write the report and the sheets to `config.out`.
 
     Returns:
-        Numbers by stage: "next_frame", "frame_N" for each horizon, "steering", "free_run", "palette", "autoencoder".
+        Numbers by stage: "next_frame", "frame_N" for each horizon, "steering", "free_run", "palette", "autoencoder";
+        "horizon" where long runs were asked for.
         Shares are 0..1; sharpness and brightness are the drawn frames' over the truth's; None is what was not measured.
+        A figure's 95 % interval, over episodes, is beside it as NAME_interval.
 
     Raises:
         WorldError: the world cannot be loaded.
@@ -133,16 +147,18 @@ class Evaluation:
         changes = {name: getattr(config, name) for name in ("steps", "history_sigma", "guidance")}
         sampler = SamplerConfig(**{**world.card.sampler, **{k: v for k, v in changes.items() if v is not None}})
         self.sampler = sampler
-        self.runner = Runner(world, sampler, config.batch, config.seed)
+        self.runner = Runner(world, sampler, config.batch, config.seed, config.runtime)
         self.context = context_of(world)
         self.out = config.out or Path("runs") / f"eval-{world.card.name}"
         self.out.mkdir(parents=True, exist_ok=True)
         frames = torch.from_numpy(np.concatenate([episode.frames[::3] for episode in self.episodes]))
         self.truth = {"sharpness": metrics.sharpness(frames), "brightness": metrics.brightness(frames)}
         steps = [torch.from_numpy(episode.frames) for episode in self.episodes]
-        moves = torch.cat([metrics.moving(frames[1:], frames[:-1]) for frames in steps])
-        self.truth_moving = float(moves.float().mean())
+        moves = torch.cat([metrics.motion(frames[1:], frames[:-1]) for frames in steps])
+        self.truth_moving = float((moves > metrics.MOVING).float().mean())
+        self.truth_motion = metrics.band(moves)
         self.limits = metrics.band(self.truth["sharpness"]), metrics.band(metrics.entropy(frames))
+        self.bands = Truth.of(frames)
 
     def run(self) -> dict[str, Any]:
         """All stages."""
@@ -157,13 +173,16 @@ class Evaluation:
             "sampler": dataclasses.asdict(self.sampler),
             "seed": config.seed,
         }
-        report |= self.next_frame()
-        for horizon in sorted({self.fitting(horizon) for horizon in config.horizons}):
-            report |= self.horizon(horizon)
-        if config.free:
-            report["free_run"] = self.free_run()
-        if config.fresh and has_palettes(self.episodes):
-            report["palette"] = self.palette()
+        if config.basics:
+            report |= self.next_frame()
+            for frames in sorted({self.fitting(frames) for frames in config.horizons}):
+                report |= self.frame(frames)
+            if config.free:
+                report["free_run"] = self.free_run()
+            if config.fresh and has_palettes(self.episodes):
+                report["palette"] = self.palette()
+        if config.horizon:
+            report["horizon"] = self.long_runs()
         return report
 
     def fitting(self, frames: int) -> int:
@@ -186,7 +205,8 @@ class Evaluation:
         encode, decode = self.world.autoencoder.encode, self.world.autoencoder.decode
         flat = truth.flatten(0, 1)
         seen = torch.cat([decode(encode(part)) for part in flat.split(64)])
-        report = {"next_frame": metrics.compare(drawn, truth, before, other)}
+        report: dict[str, dict[str, Any]] = {"next_frame": metrics.compare(drawn, truth, before, other)}
+        report["next_frame"] |= psnr_intervals(drawn, truth, {"copy": before, "permuted": other}, stretches.sources)
         report["autoencoder"] = {
             "psnr": metrics.psnr(seen, flat),
             "ssim": float(metrics.ssim(seen, flat).mean()),
@@ -199,10 +219,10 @@ class Evaluation:
             wheel = steer_of(free.taken, self.world.card.keys, self.world.action_space)
             assert wheel is not None
             run = self.runner.free(free, recorded(free), title="steering")
-            report["steering"] = direction(steer, before, truth, drawn, (wheel, run)) or {}
+            report["steering"] = direction(steer, before, truth, drawn, (wheel, run), stretches.sources) or {}
         return report
 
-    def horizon(self, frames: int) -> dict[str, Any]:
+    def frame(self, frames: int) -> dict[str, Any]:
         """Free running for `frames` under the true actions, measured over the last sixteenth of them."""
         stretches = self.cut(self.config.starts, frames, 10 + frames)
         drawn = self.runner.free(stretches, recorded(stretches), title=f"{frames} frames")
@@ -211,7 +231,12 @@ class Evaluation:
         last = slice(frames - max(1, frames // 16), frames)
         still = stretches.before[:, :1].expand_as(stretches.truth)
         report = metrics.compare(drawn[:, last], stretches.truth[:, last], still[:, last], other[:, last])
+        baselines = {"copy": still[:, last], "permuted": other[:, last]}
+        report |= psnr_intervals(drawn[:, last], stretches.truth[:, last], baselines, stretches.sources)
         report["in_band"] = self.in_band(drawn.flatten(0, 1))
+        good = self.good(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
+        report["in_band_interval"] = share_interval(good, stretches.sources)
+        report |= self.starts_in_band(drawn, stretches.truth)
         report["truth_in_band"] = self.in_band(stretches.truth.flatten(0, 1))
         shown = np.unique(np.geomspace(1, frames, COLUMNS).round().astype(int) - 1).tolist()
         self.sheet(f"frame_{frames}", stretches, {"drawn": drawn, "permuted": other}, shown)
@@ -219,9 +244,35 @@ class Evaluation:
 
     def in_band(self, frames: Tensor) -> float:
         """Share of frames as sharp and as varied as the middle 98 % of the true ones."""
+        return float(self.good(frames).float().mean())
+
+    def good(self, frames: Tensor) -> Tensor:
+        """Which frames are as sharp and as varied as the middle 98 % of the true ones, bool (N,)."""
         sharp, varied = self.limits
-        fits = metrics.inside(metrics.sharpness(frames), sharp) & metrics.inside(metrics.entropy(frames), varied)
-        return float(fits.float().mean())
+        return metrics.inside(metrics.sharpness(frames), sharp) & metrics.inside(metrics.entropy(frames), varied)
+
+    def starts_in_band(self, drawn: Tensor, truth: Tensor) -> dict[str, Any]:
+        """Share of rollouts (S, N, H, W, 3) whose end is within the bands of `bands`, and the same of the truth's."""
+        shares: dict[str, Any] = {}
+        for name, frames in (("", drawn), ("truth_", truth)):
+            end = frames[:, -WINDOW:]
+            values = self.bands.measure(end.flatten(0, 1)).unflatten(0, end.shape[:2])
+            hits = session_fits(values, self.bands.limits)
+            shares[f"{name}starts_in_band"] = float(hits.float().mean())
+            shares[f"{name}starts_in_band_interval"] = wilson(int(hits.sum()), len(hits))
+        return shares
+
+    def long_runs(self) -> dict[str, Any]:
+        """Long runs under several patterns of input, see `horizon`."""
+        count, recipe = self.config.horizon_starts, real.find_recipe(self.dataset.card.get("recipe") or "")
+        stretches = horizon.plain_starts(self.cut(4 * count, FORCED, 5), count)
+        runs = horizon.Horizon(
+            self.runner, stretches, self.episodes, self.bands, self.truth_motion, recipe, self.config.seed
+        )
+        report, pictures, captions = runs.run(self.config.horizon)
+        columns = len(pictures) // len(captions)
+        contact_sheet(pictures, columns, 1, captions).save(self.out / "horizon.png")
+        return report
 
     def free_run(self) -> dict[str, Any]:
         """A long run: by a driver that sees only the frames where there are roads, else under recorded actions."""
@@ -306,35 +357,8 @@ def _plain(value: Any) -> Any:
     """JSON has neither infinities nor a need for 17 digits."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
     if isinstance(value, float):
         return round(value, 4) if math.isfinite(value) else None
     return value
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report for people."""
-    head = ("", "PSNR", "copy", "permuted", "moving", "copy", "SSIM", "copy", "sharp", "bright", "in band", "frames")
-    keys = ("psnr", "copy_psnr", "permuted_psnr", "moving_psnr", "copy_moving_psnr", "ssim", "copy_ssim")
-    keys = (*keys, "sharpness", "brightness", "in_band", "frames")
-    lines = [f"{report['world']} on {report['episodes']} {report['split']} episodes of {report['data']}", ""]
-    lines.append("".join(f"{name:>{11 if i == 0 else 9}}" for i, name in enumerate(head)))
-    for stage in (name for name in report if name == "next_frame" or name.startswith("frame_")):
-        cells = [_cell(report[stage].get(key)) for key in keys]
-        lines.append(f"{stage.replace('_', ' '):>11}" + "".join(f"{cell:>9}" for cell in cells))
-    lines.append("")
-    for stage in ("autoencoder", "steering", "free_run"):
-        if report.get(stage):
-            lines.append(f"{stage.replace('_', ' ')}: {_list(report[stage])}")
-    for name, value in report.get("palette", {}).items():
-        lines.append(f"palette, {name}: {_list(value) if isinstance(value, dict) else _cell(value)}")
-    return "\n".join(lines)
-
-
-def _list(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in values.items())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from worldsim.data.episodes import Episode
 from worldsim.engine.simulator import SamplerConfig, Simulator, State
+from worldsim.engine.tuning import choose
 from worldsim.errors import DataError
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
@@ -65,6 +66,16 @@ class Stretches:
     def taken(self) -> Tensor:
         """The action that leads to each frame to draw, (S, N, action_size)."""
         return self.actions[:, self.context - 1 :]
+
+    def pick(self, rows: list[int]) -> Stretches:
+        """The same with these rows, which may repeat."""
+        return replace(
+            self,
+            frames=self.frames[rows],
+            actions=self.actions[rows],
+            prompts=[self.prompts[row] for row in rows],
+            sources=[self.sources[row] for row in rows],
+        )
 
     def hold_prompts(self) -> Stretches:
         """The same with the last prompt of the context in force for all frames to draw."""
@@ -155,26 +166,65 @@ class Runner:
         sampler: how frames are drawn; None is what the world's card says.
         batch: sessions that are stepped together.
         seed: of the noise; stretch i of a call has the session seed `seed + i`.
+        runtime: what computes: "eager", or "auto" for what `worldsim tune` found fastest, or one by name.
     """
 
-    def __init__(self, world: World, sampler: SamplerConfig | None = None, batch: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self,
+        world: World,
+        sampler: SamplerConfig | None = None,
+        batch: int = 16,
+        seed: int = 0,
+        runtime: str = "eager",
+    ) -> None:
         """Keep the parts; nothing is computed yet."""
         self.world, self.batch, self.seed = world, batch, seed
-        self.simulator = Simulator.of(world, sampler)
+        if runtime == "eager":
+            self.simulator, self.decode = Simulator.of(world, sampler), world.autoencoder.decode
+        else:
+            found = choose(world, runtime)
+            settings = sampler or SamplerConfig(**world.card.sampler)
+            self.simulator = Simulator(found.dynamics, world.book, settings, found.stages)
+            self.decode = found.stages.decode
 
     def free(self, stretches: Stretches, act: Act, frames: int | None = None, title: str = "free running") -> Tensor:
         """`frames` (default N) frames after each context, each from the model's own, uint8 (S, frames, H, W, 3)."""
         frames = stretches.length if frames is None else frames
         drawn = torch.empty(len(stretches), frames, *stretches.frames.shape[2:], dtype=torch.uint8)
+        for rows, n, last in self.stream(stretches, act, frames, title):
+            drawn[rows, n] = last
+        return drawn
+
+    def stream(
+        self,
+        stretches: Stretches,
+        act: Act,
+        frames: int,
+        title: str = "free running",
+        before: Callable[[State], None] | None = None,
+    ) -> Iterator[tuple[list[int], int, Tensor]]:
+        """What `free` draws, one step of a batch at a time, so that nothing needs to be kept.
+
+        Args:
+            stretches: whose contexts are begun from.
+            act: who plays.
+            frames: to draw in each session.
+            title: of the progress bar.
+            before: is called with the state before each step, and may change it.
+
+        Yields:
+            The rows of a batch, the number n of the frame from 0, and the frames, uint8 (rows, H, W, 3).
+        """
         with tqdm(total=frames * self._batches(stretches), desc=title, unit="step", leave=False, disable=None) as bar:
             for rows in self._rows(stretches):
                 state, last = self.warm_up(stretches, rows), stretches.frames[rows, stretches.context - 1]
                 for n in range(frames):
                     action, state.prompts = act(rows, n, last)
-                    last = self.world.autoencoder.decode(self.simulator.step(state, action).latents)
-                    drawn[rows, n] = last
+                    if before is not None:
+                        before(state)
+                    last = self._draw(state, action)
+                    yield rows, n, last
                     bar.update()
-        return drawn
 
     def forced(self, stretches: Stretches, *actions: Tensor, title: str = "next frames") -> list[Tensor]:
         """Every next frame from the true frames before it, once for each of `actions` (S, N, action_size).
@@ -191,9 +241,8 @@ class Runner:
                 for n in range(stretches.length):
                     state.prompts = [stretches.prompts[row][stretches.context + n] for row in rows]
                     for out, taken in zip(drawn, actions, strict=True):
-                        outcome = self.simulator.step(replace(state), taken[rows, n])  # of a twin
-                        out[rows, n] = self.world.autoencoder.decode(outcome.latents)
-                    truth = self.world.autoencoder.encode(stretches.truth[rows, n])
+                        out[rows, n] = self._draw(replace(state), taken[rows, n])  # of a twin
+                    truth = self._encode(stretches.truth[rows, n])
                     self.simulator.observe(state, truth, stretches.taken[rows, n])
                     bar.update()
         return drawn
@@ -203,9 +252,9 @@ class Runner:
         drawn, idle = [], self._idle()
         for rows in _chunks(tqdm(range(len(prompts)), desc=title, unit="start", leave=False, disable=None), self.batch):
             state = self.simulator.begin([self.seed + row for row in rows], [prompts[row] for row in rows])
-            latents = [self.simulator.step(state, None).latents]
-            latents += [self.simulator.step(state, idle.expand(len(rows), -1)).latents for _ in range(frames - 1)]
-            drawn.append(torch.stack([self.world.autoencoder.decode(x) for x in latents], dim=1))
+            shown = [self._draw(state, None)]
+            shown += [self._draw(state, idle.expand(len(rows), -1)) for _ in range(frames - 1)]
+            drawn.append(torch.stack(shown, dim=1))
         return torch.cat(drawn)
 
     def warm_up(self, stretches: Stretches, rows: list[int]) -> State:
@@ -214,9 +263,16 @@ class Runner:
         state = self.simulator.begin([self.seed + row for row in rows], [text[0] for text in texts])
         for t in range(stretches.context):
             state.prompts = [text[t] for text in texts]
-            latents = self.world.autoencoder.encode(stretches.frames[rows, t])
+            latents = self._encode(stretches.frames[rows, t])
             self.simulator.observe(state, latents, stretches.actions[rows, t - 1] if t else None)
         return state
+
+    def _draw(self, state: State, action: Tensor | None) -> Tensor:
+        """Step a state; the frames."""
+        return self.decode(self.simulator.step(state, action).latents).cpu()
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        return self.world.autoencoder.encode(frames).to(self.simulator.device)
 
     def _idle(self) -> Tensor:
         """The flattened action of no key, (1, action_size); zeros if the world does not name it."""

@@ -8,6 +8,7 @@ sideways; from above, it rotates the picture about whoever is steered.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldsim.evaluation.intervals import bootstrap, ratio
 from worldsim.evaluation.metrics import grey
 from worldsim.models.action import flatten_actions
 
@@ -126,7 +128,12 @@ def held(steer: Tensor) -> Tensor:
 
 
 def direction(
-    steer: Tensor, before: Tensor, truth: Tensor, drawn: Tensor, free: tuple[Tensor, Tensor] | None = None
+    steer: Tensor,
+    before: Tensor,
+    truth: Tensor,
+    drawn: Tensor,
+    free: tuple[Tensor, Tensor] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> dict[str, Any] | None:
     """How often a steer moves the picture the right way.
 
@@ -138,10 +145,12 @@ def direction(
         truth: the true frame.
         drawn: what the world drew for it, from the true frames before it.
         free: the steers (S, N) and frames (S, N, H, W, 3) of a free run.
+        groups: the episode of each of the S stretches (default: all different).
 
     Returns:
         None where the true frames show no clear turns, else:
-        right: of the frames in which the truth clearly turns, the share in which the drawn frame turns the same way.
+        right: of the frames in which the truth clearly turns, the share in which the drawn frame turns the same way;
+            right_interval: see `intervals`.
         frames: how many those are.
         truth_right: of the truth's clear turns under a steer held for HELD steps, the share that goes with the steer:
             what is possible.
@@ -157,10 +166,14 @@ def direction(
         return None
     way = 1.0 if agree.mean() > 0 else -1.0  # where the picture moves when steering right
     own, _, _ = turns(earlier[clear], drawn.flatten(0, 1)[clear], camera)
-    report = {
+    same = torch.zeros(len(clear))
+    same[clear] = (own.sign() == amounts[clear].sign()).float()
+    sums = torch.stack([same, clear.float()], dim=1).unflatten(0, steer.shape).double().sum(dim=1)  # (S, 2)
+    report: dict[str, Any] = {
         "camera": camera.name,
         "frames": int(clear.sum()),
-        "right": float((own.sign() == amounts[clear].sign()).float().mean()),
+        "right": float(same.sum() / clear.sum()),
+        "right_interval": bootstrap(sums.numpy(), groups or range(len(steer)), ratio()),
         "truth_right": float((agree == way).float().mean()),
         "truth_turning": float(clear[firm].float().mean()),
     }

@@ -1,0 +1,86 @@
+"""Is a frame one that the real game could have shown? By sharpness, brightness and colours, within the truth's bands.
+
+A band is the range of the middle 98 % of true frames. Colours are judged by how far a frame's histogram is from that
+of all true frames pooled: the mean over the channels of the earth mover's distance, in grey levels of 255.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldsim.evaluation import metrics
+
+MEASURES = ("sharpness", "brightness", "histogram")
+BINS = 64  # of a channel's histogram
+WINDOW = 64  # frames over which a session is judged: its median is what must lie in a band
+
+Limits = dict[str, tuple[float, float]]
+
+
+def cumulative(frames: Tensor) -> Tensor:
+    """The cumulated histogram of each channel, 0..1, of frames (N, H, W, 3); (N, 3, BINS)."""
+    parts = []
+    for part in frames.split(256):
+        bins = part.flatten(1, 2).transpose(1, 2).long() * BINS // 256  # (n, 3, H W)
+        counts = torch.zeros(len(part), 3, BINS).scatter_add_(2, bins, torch.ones(bins.shape))
+        parts.append(counts.cumsum(dim=2) / bins.shape[2])
+    return torch.cat(parts) if parts else torch.empty(0, 3, BINS)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What true frames are like.
+
+    Attributes:
+        colours: their pooled cumulated histogram, (3, BINS).
+        limits: the band of each measure.
+        typical: the median of each measure.
+    """
+
+    colours: Tensor
+    limits: Limits
+    typical: dict[str, float]
+
+    @staticmethod
+    def of(frames: Tensor) -> Truth:
+        """Of frames (N, H, W, 3) of the real game."""
+        colours = cumulative(frames).mean(dim=0)
+        values = measure(frames, colours)
+        return Truth(
+            colours, limits_of(values), {name: float(values[:, i].median()) for i, name in enumerate(MEASURES)}
+        )
+
+    def measure(self, frames: Tensor) -> Tensor:
+        """MEASURES of frames (N, H, W, 3); (N, 3)."""
+        return measure(frames, self.colours)
+
+    def wider(self, frames: Tensor) -> Limits:
+        """The bands, each widened to that of more true frames: what the game shows when it is played in another way."""
+        if not len(frames):
+            return self.limits
+        more = limits_of(self.measure(frames))
+        return {name: (min(low, more[name][0]), max(high, more[name][1])) for name, (low, high) in self.limits.items()}
+
+
+def measure(frames: Tensor, colours: Tensor) -> Tensor:
+    """MEASURES of frames (N, H, W, 3), colours against pooled ones (3, BINS); (N, 3)."""
+    away = (cumulative(frames) - colours).abs().sum(dim=2).mean(dim=1) * (256 / BINS)
+    return torch.stack([metrics.sharpness(frames), metrics.brightness(frames), away], dim=1)
+
+
+def limits_of(values: Tensor) -> Limits:
+    """The band of each measure, of values (N, 3)."""
+    return {name: metrics.band(values[:, i]) for i, name in enumerate(MEASURES)}
+
+
+def fits(values: Tensor, limits: Limits) -> Tensor:
+    """Which measures (..., 3) are within their bands, bool (..., 3)."""
+    return torch.stack([metrics.inside(values[..., i], limits[name]) for i, name in enumerate(MEASURES)], dim=-1)
+
+
+def session_fits(values: Tensor, limits: Limits) -> Tensor:
+    """Which sessions are in band: the median of every measure over their frames is, for values (S, N, 3); bool (S,)."""
+    return fits(values.median(dim=1).values, limits).all(dim=-1)

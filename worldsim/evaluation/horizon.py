@@ -1,0 +1,244 @@
+"""Long free runs under several patterns of input: does the picture stay one that the real game could show?
+
+A session is judged at checkpoints. At each, its last WINDOW frames are looked at, and it is in band if the medians of
+sharpness, brightness and histogram distance over them all lie within the truth's bands (`bands`). It has stayed if it
+was so at every checkpoint up to there. Motion, the mean absolute difference of consecutive frames, is reported beside
+that: a world that has come to rest looks fine otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from worldsim.data.episodes import Episode
+from worldsim.data.recipe import Recipe
+from worldsim.evaluation import metrics, real
+from worldsim.evaluation.bands import MEASURES, WINDOW, Limits, Truth, fits, session_fits
+from worldsim.evaluation.intervals import shown, wilson
+from worldsim.evaluation.rollout import Act, Runner, Stretches, chained
+from worldsim.models.action import flatten_actions, stack_actions
+
+PATTERNS = ("none", "held", "random", "recorded")
+CHECKPOINTS = (16, 64, 256, 1000, 2000, 5000, 10000)
+HOLD = 200  # frames after which held keys are changed, as holding one key forever leaves the place where a game is
+LONGEST = 16  # frames that random keys are held at most
+REAL_FRAMES = 200  # of a real rollout under a pattern
+REAL_STARTS = 12  # real rollouts under each pattern
+PER_PATTERN = 2  # sessions of each pattern on the sheet
+
+
+def checkpoints(frames: int) -> list[int]:
+    """Where a run of so many frames is judged: the usual places, and its end."""
+    return sorted({*(point for point in CHECKPOINTS if point < frames), frames})
+
+
+def choices(keys: dict[str, Any], space: spaces.Space) -> tuple[Any | None, list[Any]]:
+    """The action of no key (None: unknown) and those of all combinations of keys; without keys some random ones."""
+    if keys and not isinstance(space, spaces.Dict):
+        found = {name: np.asarray(action, space.dtype) for name, action in keys.items()}
+        return found.get(""), [action for name, action in found.items() if name] or list(found.values())
+    space.seed(0)
+    return None, [space.sample() for _ in range(8)]
+
+
+def plan(pattern: str, keys: dict[str, Any], space: spaces.Space, frames: int, rng: np.random.Generator) -> list[Any]:
+    """The actions of one session under a pattern other than "recorded"; empty where a world has no such input."""
+    idle, others = choices(keys, space)
+    if pattern == "none":
+        return [] if idle is None else [idle] * frames
+    longest, shortest = (HOLD, HOLD) if pattern == "held" else (LONGEST, 1)
+    options = others if pattern == "held" or idle is None else [*others, idle]
+    taken: list[Any] = []
+    while len(taken) < frames:
+        taken += [options[rng.integers(len(options))]] * int(rng.integers(shortest, longest + 1))
+    return taken[:frames]
+
+
+def plain_starts(stretches: Stretches, count: int) -> Stretches:
+    """Those `count` whose last prompt is shortest: it will be held, and should not tell of what was in view just then.
+
+    Rows come back in the order of their length.
+    """
+    words = [len(texts[stretches.context - 1].split()) for texts in stretches.prompts]
+    return stretches.pick(sorted(range(len(stretches)), key=lambda row: words[row])[:count])
+
+
+@dataclass(frozen=True)
+class Track:
+    """What was measured on sessions of one pattern: MEASURES (S, T, 3) and motion (S, T)."""
+
+    values: Tensor
+    motion: Tensor
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Long runs of one world; `run` gives the report.
+
+    Attributes:
+        runner: draws.
+        stretches: a recorded context for each session to begin from.
+        episodes: whose actions the pattern "recorded" plays.
+        truth: of the recording.
+        motion: the band of motion in the recording.
+        recipe: of the game; None where there is none installed.
+        seed: of the input.
+    """
+
+    runner: Runner
+    stretches: Stretches
+    episodes: list[Episode]
+    truth: Truth
+    motion: tuple[float, float]
+    recipe: Recipe | None
+    seed: int = 0
+
+    def run(self, frames: int) -> tuple[dict[str, Any], list[np.ndarray], list[str]]:
+        """Draw `frames` frames of every session under every pattern, all together.
+
+        Returns:
+            The report; pictures at the checkpoints, a row for each of some sessions; and the rows' captions.
+        """
+        acts = self._acts(frames)
+        names, count, points = list(acts), len(self.stretches), checkpoints(frames)
+        order = list(range(count)) * len(names)
+        many = self.stretches.pick(order)
+
+        def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
+            parts = [acts[names[row // count]]([row % count], n, last) for row in rows]
+            return torch.cat([action for action, _ in parts]), [text for _, texts in parts for text in texts]
+
+        values, moves = torch.empty(len(many), frames, len(MEASURES)), torch.empty(len(many), frames)
+        pictures = torch.empty(len(many), len(points), *many.frames.shape[2:], dtype=torch.uint8)
+        before = many.frames[:, many.context - 1].clone()
+        for rows, n, drawn in self.runner.stream(many, act, frames, title=f"{frames} frames"):
+            values[rows, n], moves[rows, n] = self.truth.measure(drawn), metrics.motion(drawn, before[rows])
+            before[rows] = drawn
+            if n + 1 in points:
+                pictures[rows, points.index(n + 1)] = drawn
+        found = {
+            name: Track(values[i * count : (i + 1) * count], moves[i * count : (i + 1) * count])
+            for i, name in enumerate(names)
+        }
+        report = self.judge(found, frames)
+        some = [i * count + j for i in range(len(names)) for j in range(min(PER_PATTERN, count))]
+        captions = [f"{names[row // count]}: frames {', '.join(map(str, points))}" for row in some]
+        return report, list(pictures[some].flatten(0, 1).numpy()), captions
+
+    def judge(self, found: dict[str, Track], frames: int) -> dict[str, Any]:
+        """The report of some sessions by pattern."""
+        report: dict[str, Any] = {
+            "frames": frames,
+            "sessions": len(self.stretches),
+            "truth": {**self.truth.typical, "bands": self.truth.limits, "motion_band": self.motion},
+            "patterns": {},
+        }
+        env = real.open_game(self.recipe)
+        stayed, ended = [], []
+        for name, track in found.items():
+            limits, motion, truth = self._real(env, name)
+            lines, good = {}, torch.ones(len(track.values), dtype=torch.bool)
+            for point in checkpoints(frames):
+                window = slice(max(0, point - WINDOW), point)
+                now = session_fits(track.values[:, window], limits)
+                good &= now
+                lines[str(point)] = _line(track, window, limits, motion) | {
+                    "sessions_in_band": float(now.float().mean()),
+                    "sessions_stayed": float(good.float().mean()),
+                }
+            stayed.append(good)
+            ended.append(session_fits(track.values[:, -WINDOW:], limits))
+            report["patterns"][name] = {"bands": limits, "motion_band": motion, "real": truth, "at": lines}
+        if env is not None:
+            env.close()
+        for name, hits in (("in_band", torch.cat(ended)), ("stayed", torch.cat(stayed))):
+            report[name] = float(hits.float().mean())
+            report[f"{name}_interval"] = wilson(int(hits.sum()), len(hits))
+        return report
+
+    def _acts(self, frames: int) -> dict[str, Act]:
+        """Who plays, by pattern; those that the world has no input for are left out."""
+        space, keys = self.runner.world.action_space, self.runner.world.card.keys
+        rng = np.random.default_rng([self.seed, 20])
+        prompts = [texts[self.stretches.context - 1] for texts in self.stretches.prompts]
+        acts: dict[str, Act] = {}
+        for name in PATTERNS[:-1]:
+            plans = [plan(name, keys, space, frames, rng) for _ in range(len(self.stretches))]
+            if plans[0]:
+                acts[name] = _played(torch.from_numpy(np.stack([_flat(space, actions) for actions in plans])), prompts)
+        taken = chained(self.stretches, self.episodes, space, frames)
+        # The recorded prompts tell what the recording shows, which a free run leaves: the first is held here too.
+        acts[PATTERNS[-1]] = lambda rows, n, last: (taken(rows, n, last)[0], [prompts[row] for row in rows])
+        return acts
+
+    def _real(self, env: gym.Env | None, pattern: str) -> tuple[Limits, tuple[float, float], dict[str, Any] | None]:
+        """Bands for a pattern, and what the real game itself reaches under it.
+
+        The recording's bands are widened to what the game shows under this pattern, which a recording may not contain;
+        motion is judged by the game under this pattern alone.
+        """
+        world = self.runner.world
+        if env is None or self.recipe is None or pattern == PATTERNS[-1] or env.action_space != world.action_space:
+            return self.truth.limits, self.motion, None
+        rng = np.random.default_rng([self.seed, 21])
+        plans = [plan(pattern, world.card.keys, world.action_space, REAL_FRAMES, rng) for _ in range(REAL_STARTS)]
+        height, width = world.card.frame_size
+        runs = [torch.from_numpy(run) for run in real.rollouts(self.recipe, env, plans, (height, width), rng)]
+        runs = [run for run in runs if len(run) > 1]
+        if not runs:
+            return self.truth.limits, self.motion, None
+        moves = torch.cat([metrics.motion(run[1:], run[:-1]) for run in runs])
+        limits, motion = self.truth.wider(torch.cat(runs)), metrics.band(moves)
+        good = [bool(session_fits(self.truth.measure(run[-WINDOW:]).unsqueeze(0), limits)) for run in runs]
+        values = self.truth.measure(torch.cat(runs))
+        medians = dict(zip(MEASURES, values.median(dim=0).values.tolist(), strict=True))
+        return limits, motion, {**medians, "motion": float(moves.median()), "sessions_in_band": float(np.mean(good))}
+
+
+def _line(track: Track, window: slice, limits: Limits, motion: tuple[float, float]) -> dict[str, float]:
+    """Medians over a window, and the shares of its frames in band."""
+    values, moves = track.values[:, window].flatten(0, 1), track.motion[:, window].flatten()
+    good = fits(values, limits)
+    line = dict(zip(MEASURES, values.median(dim=0).values.tolist(), strict=True)) | {"motion": float(moves.median())}
+    line |= {f"{name}_in_band": float(good[:, i].float().mean()) for i, name in enumerate(MEASURES)}
+    line["motion_in_band"] = float(metrics.inside(moves, motion).float().mean())
+    line["in_band"] = float(good.all(dim=1).float().mean())
+    return line
+
+
+def _flat(space: spaces.Space, actions: list[Any]) -> np.ndarray:
+    """Flattened, (frames, action_size)."""
+    return flatten_actions(space, stack_actions(space, actions))
+
+
+def _played(actions: Tensor, prompts: list[str]) -> Act:
+    """Actions (S, frames, action_size) under one prompt each."""
+
+    def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
+        return actions[rows, n], [prompts[row] for row in rows]
+
+    return act
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    columns = ("sharpness", "brightness", "histogram", "motion", "in_band", "sessions_in_band", "sessions_stayed")
+    head = ("sharpness", "brightness", "histogram", "motion", "frames in", "sessions in", "stayed")
+    lines = [f"long runs of {report['frames']} frames, {report['sessions']} sessions under each input:"]
+    lines.append(f"{'':>10}{'frame':>8}" + "".join(f"{name:>13}" for name in head))
+    for name, pattern in report["patterns"].items():
+        bands = {**pattern["bands"], "motion": pattern["motion_band"]}
+        cells = [f"{bands[key][0]:.1f}-{bands[key][1]:.1f}" if key in bands else "" for key in columns]
+        lines.append(f"{name:>10}{'truth':>8}" + "".join(f"{cell:>13}" for cell in cells))
+        for point, line in pattern["at"].items():
+            lines.append(f"{'':>10}{point:>8}" + "".join(f"{line[key]:>13.2f}" for key in columns))
+    ends = {name: shown(report[name], report[f"{name}_interval"]) for name in ("in_band", "stayed")}
+    lines.append(f"sessions in band at the end {ends['in_band']}, at every checkpoint {ends['stayed']}")
+    return "\n".join(lines)

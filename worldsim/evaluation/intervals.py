@@ -1,0 +1,118 @@
+"""How sure a figure is: 95 % intervals over episodes, not over frames, which are too alike to count one by one.
+
+A figure is a function of sums over stretches, so that drawing other episodes is only adding up other sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+Interval = tuple[float, float]
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""From sums (..., K) to the figure (...)."""
+
+DRAWS = 2000
+LEVEL = 0.95
+NORMAL = 1.959964  # quantile of the normal distribution for LEVEL
+
+
+def bootstrap(sums: np.ndarray, groups: Sequence[int], statistic: Statistic, seed: int = 0) -> Interval | None:
+    """The percentile interval of a figure when other episodes had been drawn (Efron 1979, doi:10.1214/aos/1176344552).
+
+    Args:
+        sums: what the figure is made of, for each stretch, (S, K).
+        groups: the episode of each stretch: those of one episode are drawn together.
+        statistic: the figure of the summed rows.
+        seed: of the draws.
+
+    Returns:
+        Low and high end, or None where there are fewer than two episodes, which say nothing of each other.
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        return None
+    totals = np.zeros((len(names), sums.shape[1]))
+    np.add.at(totals, index, sums)
+    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        figures = statistic(counts @ totals)
+    figures = figures[np.isfinite(figures)]
+    if not len(figures):
+        return None
+    low, high = np.quantile(figures, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def wilson(hits: float, count: int) -> Interval | None:
+    """The interval of a share of independent tries (Wilson 1927); 20 of 20 are not "certainly all". None for none."""
+    if count < 1:
+        return None
+    share, z = hits / count, NORMAL**2 / count
+    middle, half = share + z / 2, NORMAL * math.sqrt(share * (1 - share) / count + z / (4 * count))
+    return max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z))
+
+
+def ratio(top: int = 0, bottom: int = 1) -> Statistic:
+    """The statistic that divides one sum by another."""
+    return lambda sums: sums[..., top] / sums[..., bottom]
+
+
+def decibels(error: int, values: int) -> Statistic:
+    """The statistic PSNR, of a sum of squared errors and the number of values."""
+    return lambda sums: 10 * np.log10(255**2 * sums[..., values] / sums[..., error])
+
+
+def psnr_intervals(
+    drawn: Tensor, truth: Tensor, baselines: dict[str, Tensor], groups: Sequence[int]
+) -> dict[str, float | Interval | None]:
+    """Pooled PSNR with its interval, and by how much it is above baselines, stretch by stretch the same ones.
+
+    Args:
+        drawn: frames uint8 (S, N, H, W, 3).
+        truth: the same shape.
+        baselines: by name, the same shape.
+        groups: the episode of each of the S stretches.
+
+    Returns:
+        "psnr_interval", and for each baseline "over_NAME" in dB and "over_NAME_interval".
+    """
+    errors = [squared(frames, truth) for frames in (drawn, *baselines.values())]
+    sums = np.stack([*errors, np.full(len(truth), truth[0].numel(), float)], axis=1)
+    own, values = 0, len(errors)
+    report: dict[str, float | Interval | None] = {
+        "psnr_interval": bootstrap(sums, groups, decibels(own, values)),
+    }
+    for column, name in enumerate(baselines, start=1):
+
+        def over(rows: np.ndarray, column: int = column) -> np.ndarray:
+            return 10 * np.log10(rows[..., column] / rows[..., own])
+
+        total = sums.sum(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            report[f"over_{name}"] = float(over(total))
+        report[f"over_{name}_interval"] = bootstrap(sums, groups, over)
+    return report
+
+
+def share_interval(hits: Tensor, groups: Sequence[int]) -> Interval | None:
+    """The interval of the share of frames of which something holds, bool (S, N)."""
+    sums = np.stack([hits.double().sum(dim=1).numpy(), np.full(len(hits), hits.shape[1], float)], axis=1)
+    return bootstrap(sums, groups, ratio())
+
+
+def squared(frames: Tensor, truth: Tensor) -> np.ndarray:
+    """The sum of squared errors of each stretch, for frames (S, ...), as float64 (S,)."""
+    return np.array([float((a.float() - b.float()).square().sum()) for a, b in zip(frames, truth, strict=True)])
+
+
+def shown(value: float | None, interval: Sequence[float] | None, digits: int = 2) -> str:
+    """A figure for people: "29.20 [28.91, 29.48]", without brackets where there is no interval."""
+    if value is None:
+        return "-"
+    if interval is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

@@ -1,0 +1,61 @@
+"""A report of `worldsim eval` for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worldsim.evaluation import horizon
+from worldsim.evaluation.intervals import shown
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [f"{report['world']} on {report['episodes']} {report['split']} episodes of {report['data']}"]
+    stages = [name for name in report if name == "next_frame" or name.startswith("frame_")]
+    if stages:
+        lines += ["", *_comparison(report, stages)]
+    for stage in stages:
+        found = report[stage]
+        names = ("over_copy", "over_permuted", "starts_in_band", "truth_starts_in_band")
+        parts = [f"{name.replace('_', ' ')} {_sure(found, name)}" for name in names if found.get(name) is not None]
+        if parts:
+            lines.append(f"{stage.replace('_', ' ')}: {', '.join(parts)}")
+    lines.append("")
+    for stage in ("autoencoder", "steering", "free_run"):
+        if report.get(stage):
+            lines.append(f"{stage.replace('_', ' ')}: {_list(report[stage])}")
+    for name, value in report.get("palette", {}).items():
+        lines.append(f"palette, {name}: {_list(value) if isinstance(value, dict) else _cell(value)}")
+    if "horizon" in report:
+        lines.append(horizon.table(report["horizon"]))
+    return "\n".join(lines)
+
+
+def _comparison(report: dict[str, Any], stages: list[str]) -> list[str]:
+    """A line for each stage that has frames to compare with."""
+    head = ("PSNR", "copy", "permuted", "moving", "copy", "SSIM", "copy", "sharp", "bright", "in band", "frames")
+    keys = ("psnr", "copy_psnr", "permuted_psnr", "moving_psnr", "copy_moving_psnr", "ssim", "copy_ssim")
+    keys = (*keys, "sharpness", "brightness", "in_band", "frames")
+    wide = {"psnr": 22, "in_band": 20}
+    lines = [f"{'':>11}" + "".join(f"{name:>{wide.get(key, 9)}}" for name, key in zip(head, keys, strict=True))]
+    for stage in stages:
+        cells = "".join(f"{_sure(report[stage], key):>{wide.get(key, 9)}}" for key in keys)
+        lines.append(f"{stage.replace('_', ' '):>11}{cells}")
+    return lines
+
+
+def _sure(values: dict[str, Any], key: str) -> str:
+    """A figure with its interval, where it has one."""
+    value = values.get(key)
+    return shown(value, values.get(f"{key}_interval")) if isinstance(value, float) else _cell(value)
+
+
+def _list(values: dict[str, Any]) -> str:
+    named = [key for key in values if not key.endswith("_interval")]
+    return ", ".join(f"{key.replace('_', ' ')} {_sure(values, key)}" for key in named)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
