@@ -1,0 +1,94 @@
+"""How far one set of feature vectors is from another.
+
+Neither number means anything by itself: it depends on the features. The Frechet distance also depends on how many
+vectors there are, so compare only what was measured with equal numbers of them, and have several times more of them
+than they are wide. The kernel distance has no such bias, so it is the one for few frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldsim.errors import ConfigError, InputError
+
+SUBSETS, SUBSET = 50, 256  # of the kernel distance: how many times it is measured, on how many vectors of each set
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """A kernel distance, as measured on several subsets."""
+
+    mean: float  # unbiased: around 0, also below, for two sets from one distribution
+    deviation: float  # standard deviation over the subsets; they overlap, so it says too little about the mean
+    subset: int  # vectors of each set in a subset
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Squared Frechet (2-Wasserstein) distance between Gaussians fitted to two sets of vectors, (N, D) and (M, D).
+
+    0 for equal sets. Biased upwards when N or M is not much larger than D.
+
+    Raises:
+        InputError: fewer than two vectors, other shapes than those above, or numbers that are not finite.
+    """
+    a, b = check_sets(a, b)
+    mean = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
+    # The square roots of the eigenvalues of cov(a) cov(b) are the singular values of A B^T, where cov(a) = A^T A.
+    a, b = ((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (a, b))
+    shared = torch.linalg.svdvals(_square_root(a) @ _square_root(b).T).sum()
+    return max(0.0, float(mean + a.square().sum() + b.square().sum() - 2 * shared))
+
+
+def kernel_distance(
+    a: Tensor, b: Tensor, subset: int = SUBSET, subsets: int = SUBSETS, seed: int = 0
+) -> KernelDistance:
+    """Squared maximum mean discrepancy between two sets of vectors, (N, D) and (M, D), with the kernel (x.y / D + 1)^3.
+
+    The unbiased estimate, averaged over `subsets` random subsets of `subset` vectors of each set (fewer where a set is
+    smaller).
+
+    Raises:
+        InputError: fewer than two vectors, other shapes than those above, or numbers that are not finite.
+        ConfigError: `subset` is less than 2 or `subsets` less than 1.
+    """
+    if subset < 2 or subsets < 1:
+        raise ConfigError(f"subset is {subset} and subsets is {subsets}; they must be at least 2 and at least 1.")
+    a, b = check_sets(a, b)
+    size = min(subset, len(a), len(b))
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(subsets):
+        x, y = (part[torch.from_numpy(rng.choice(len(part), size, replace=False))] for part in (a, b))
+        own = sum(_kernel(z, z).sum() - _kernel(z, z).diagonal().sum() for z in (x, y))
+        values.append(own / (size * (size - 1)) - 2 * _kernel(x, y).mean())
+    found = torch.stack(values)
+    return KernelDistance(float(found.mean()), float(found.std(correction=0)), size)
+
+
+def check_sets(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in double precision, if they are two sets of at least two finite vectors of one width.
+
+    Raises:
+        InputError: they are not.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise InputError(
+            f"the sets have shapes {tuple(a.shape)} and {tuple(b.shape)}; allowed: (N, D) and (M, D) with N and M at "
+            "least 2. Give more frames."
+        )
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise InputError("the sets hold numbers that are not finite; look at the frames or the network they came from.")
+    return a.double(), b.double()
+
+
+def _square_root(x: Tensor) -> Tensor:
+    """The smaller R with R^T R = X^T X."""
+    return torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
