@@ -10,25 +10,27 @@ import warnings
 import numpy as np
 import pytest
 
-from worldsim.data.games.doom import HOLD, MAX_WORDS, RECIPES, SCENARIOS, DoomGame
-from worldsim.data.games.doom_walker import MOODS, Walker
+from worldsim.data.games.doom import RECIPE, RECIPES, DoomGame
+from worldsim.data.games.doom_scenarios import CONTROLS, KINDS, NOUNS, SCENARIOS
+from worldsim.data.games.doom_view import HOLD, MAX_WORDS
+from worldsim.data.games.doom_walker import MOODS, STOP, Walker
 from worldsim.errors import ActionError, ConfigError, MissingDependency, SessionError
 
-BY_SCENARIO = [pytest.param(recipe, id=recipe.name) for recipe in RECIPES]
+BY_RECIPE = [pytest.param(recipe, id=recipe.name) for recipe in RECIPES]
 
 
 @pytest.fixture
 def game():
     pytest.importorskip("vizdoom", reason="needs vizdoom: pip install --no-deps vizdoom")
-    env = DoomGame()
+    env = DoomGame(size=(48, 64))  # the game draws this four times as fast
     yield env
     env.close()
 
 
-def play(env, seed, steps):
-    """Frames, infos, actions and depths of an episode of the walker."""
-    walker = Walker()
-    observation, info = env.reset(seed=seed, options=walker.begin(np.random.default_rng(seed), "train"))
+def play(env, seed, steps, walker=None, split="train"):
+    """Frames, infos, actions and views of an episode of the walker."""
+    walker = walker or Walker(env.unwrapped.scenario)
+    observation, info = env.reset(seed=seed, options=walker.begin(np.random.default_rng(seed), split))
     frames, infos, actions, walls = [observation], [info], [], [env.unwrapped.view.wall]
     for _ in range(steps):
         actions.append(walker.act(env, observation, info))
@@ -51,13 +53,15 @@ def test_passes_the_gymnasium_checker(game):
 
 
 def test_same_seed_and_actions_give_the_same_episode_in_a_game_that_has_played_before(game):
-    first = play(game, seed=3, steps=60)
-    play(game, seed=4, steps=20)
-    again = play(game, seed=3, steps=60)
+    first = play(game, 3, 40, Walker())
+    play(game, 4, 20, Walker())
+    game.trigger("grey fog")
+    game.step(0)
+    again = play(game, 3, 40, Walker())
     assert first[2] == again[2]
     assert [info["prompt"] for info in first[1]] == [info["prompt"] for info in again[1]]
     np.testing.assert_array_equal(first[0], again[0])
-    other = play(game, seed=4, steps=60)
+    other = play(game, 4, 40, Walker())
     assert any((a != b).any() for a, b in zip(first[0], other[0], strict=False))
 
 
@@ -74,19 +78,47 @@ def test_turning_left_shifts_the_picture_right(game, key, sign):
     assert np.sign(min(errors, key=lambda shift: errors[shift])) == sign
 
 
+@pytest.mark.parametrize(("key", "sign"), [("a", 1), ("d", -1)])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_stepping_aside_moves_across_the_line_of_sight(game, scenario, key, sign):
+    _, info = game.reset(seed=0, options={"scenario": scenario})
+    for _ in range(3):
+        *_, info = game.step(game.controls.index(key))
+    assert info["labels"]["scenario"] == scenario
+    assert np.sign(game.view.motion[1]) == sign
+
+
+def test_one_looks_away_and_back_and_sees_the_same_place(game):
+    game.reset(seed=1, options={"scenario": "my_way_home"})
+
+    def press(key, times):
+        for _ in range(times):
+            picture = game.step(game.controls.index(key))[0]
+        return picture.astype(int)
+
+    press("up", 3)
+    before = press("", STOP)
+    away = press("left", 9)
+    press("", 1)
+    press("right", 9)
+    after = press("", 1)
+    assert np.abs(away - before).mean() > 10 * np.abs(after - before).mean()
+    assert np.abs(after - before).mean() < 3
+
+
 def test_the_walker_rarely_stares_at_walls_and_uses_every_action(game):
     walls, actions = [], []
-    for seed in range(4):
-        played = play(game, seed, steps=200)
+    for seed in range(6):
+        played = play(game, seed, steps=150)
         walls += played[3]
         actions += played[2]
     assert np.mean(walls) < 0.15
     counts = np.bincount(actions, minlength=game.action_space.n)
-    assert counts.min() / counts.sum() > 0.02, dict(zip(game.controls, counts, strict=True))
+    assert counts.min() > 0 and counts[:6].min() / counts.sum() > 0.02, dict(zip(game.controls, counts, strict=True))
 
 
 def test_prompts_are_short_held_and_tell_what_is_in_view(game):
-    _, infos, _, _ = play(game, seed=1, steps=150)
+    _, infos, _, _ = play(game, seed=1, steps=120)
     prompts = [info["prompt"] for info in infos]
     assert all(prompt and len(prompt.split()) <= MAX_WORDS for prompt in prompts)
     changes = [i for i in range(1, len(prompts)) if prompts[i] != prompts[i - 1]]
@@ -98,17 +130,25 @@ def test_prompts_are_short_held_and_tell_what_is_in_view(game):
         assert named or not infos[i]["labels"]["medkit"] or "poison" in prompts[i]  # or there was no room left for it
 
 
-@pytest.mark.parametrize("recipe", BY_SCENARIO)
+def test_every_kind_has_words_and_every_scenario_controls():
+    assert set(NOUNS) == set(KINDS.values())
+    for scenario in SCENARIOS.values():
+        assert scenario.controls in CONTROLS and scenario.kinds <= set(NOUNS)
+    assert sum(scenario.share for scenario in SCENARIOS.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("recipe", BY_RECIPE)
 def test_every_recipe_plays(recipe):
     pytest.importorskip("vizdoom", reason="needs vizdoom: pip install --no-deps vizdoom")
     env = pickle.loads(pickle.dumps(recipe.make_env))()  # workers get it that way
     try:
-        frames, infos, actions, _ = play(env, seed=0, steps=30)
+        frames, infos, actions, _ = play(env, 0, 20, pickle.loads(pickle.dumps(recipe.make_explorer))())
         assert frames[-1].shape == (*recipe.frame_size, 3) and frames[-1].dtype == np.uint8
         assert set(actions) <= set(recipe.keys.values()) and "" in recipe.keys
+        assert recipe.keys == env.get_keys_to_action()
         assert infos[-1]["labels"]["scenario"] in SCENARIOS
         assert recipe.fps == pytest.approx(env.metadata["render_fps"])
-        assert env.render().shape == (120, 160, 3)
+        assert env.render().shape == ((192, 256, 3) if recipe is RECIPE else (120, 160, 3))
     finally:
         env.close()
         env.close()
@@ -126,6 +166,47 @@ def test_an_episode_ends_by_death_and_then_asks_for_a_reset(game):
         game.step(0)
 
 
+def test_take_cover_is_for_agents():
+    """Three actions, a reward of one a tic, and skill pays: who dodges lives longer than who stands."""
+    recipe = next(recipe for recipe in RECIPES if recipe.name == "doom-take-cover")
+    pytest.importorskip("vizdoom", reason="needs vizdoom: pip install --no-deps vizdoom")
+    env = recipe.make_env()
+    lives = {"dodge": [], "still": []}
+    try:
+        assert env.action_space.n == 3 and recipe.episode_steps == 700
+        for seed in range(3):
+            for dodger, lengths in lives.items():
+                walker = recipe.make_explorer()
+                rng = np.random.default_rng(seed)
+                walker.begin(rng, "train")
+                walker.dodger, walker.sight, walker.discipline, walker.noise = dodger, 150.0, 1.0, 0.0
+                observation, info = env.reset(seed=seed)
+                total, over = 0.0, False
+                while not over and total < 450:
+                    observation, reward, over, _, info = env.step(walker.act(env, observation, info))
+                    assert not over or reward <= 3
+                    total += reward
+                lengths.append(total)
+    finally:
+        env.close()
+    assert np.mean(lives["dodge"]) > 1.7 * np.mean(lives["still"]), lives
+
+
+def test_the_timeout_of_take_cover_truncates(monkeypatch):
+    pytest.importorskip("vizdoom", reason="needs vizdoom: pip install --no-deps vizdoom")
+    from dataclasses import replace
+
+    short = {**SCENARIOS, "take_cover": replace(SCENARIOS["take_cover"], timeout=30)}
+    monkeypatch.setattr("worldsim.data.games.doom.SCENARIOS", short)
+    env = DoomGame("take_cover", size=64, controls="strafe")
+    try:
+        env.reset(seed=0)
+        ends = [env.step(0)[2:4] for _ in range(10)]
+    finally:
+        env.close()
+    assert ends == [(False, False)] * 9 + [(False, True)]
+
+
 def test_leaves_nothing_in_the_working_folder(game, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     play(game, seed=0, steps=5)
@@ -136,11 +217,19 @@ def test_leaves_nothing_in_the_working_folder(game, tmp_path, monkeypatch):
 def test_errors_say_what_to_do(game, monkeypatch):
     with pytest.raises(SessionError, match="reset"):
         game.step(0)
+    with pytest.raises(SessionError, match="reset"):
+        game.trigger("imp")
     game.reset(seed=0)
-    with pytest.raises(ActionError, match="0 to 5"):
-        game.step(6)
+    with pytest.raises(ActionError, match="0 to 10"):
+        game.step(11)
+    with pytest.raises(ConfigError, match="grey fog"):
+        game.trigger("fog")
     with pytest.raises(ConfigError, match="take_cover"):
         DoomGame("take_covr")
+    with pytest.raises(ConfigError, match="strafe"):
+        DoomGame(controls="straf")
+    with pytest.raises(ConfigError, match="size"):
+        DoomGame(size=(0, 10))
     monkeypatch.setitem(sys.modules, "vizdoom", None)
     with pytest.raises(MissingDependency, match="pip install --no-deps vizdoom"):
         DoomGame()

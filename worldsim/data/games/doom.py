@@ -70,7 +70,7 @@ class DoomGame(gym.Env):
             raise ConfigError(f"Doom has no controls {controls!r}; allowed: {', '.join(CONTROLS)}.")
         if render_mode not in (None, "rgb_array"):
             raise ConfigError(f"Doom cannot render {render_mode!r}; use 'rgb_array' or None.")
-        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         if repeat < 1 or min(self.size) < 1 or max(self.size) > SCREENS[-1][1]:
             raise ConfigError(f"repeat must be at least 1 and size 1 to {SCREENS[-1][1]}, got {repeat} and {size}.")
         _import_vizdoom()
@@ -248,15 +248,14 @@ class DoomGame(gym.Env):
         ]
         things.sort(key=lambda thing: (-thing.area, thing.x))
         depth = np.full(WIDTH, 63, np.uint8)
-        if self._depth:
+        if state.depth_buffer is not None:
             depth = np.array(state.depth_buffer[height // 2, np.arange(WIDTH) * width // WIDTH])
         self._view = View(screen, depth, tuple(things), (x, y), ahead_left(speed_x, speed_y))
         self._happen(self._view)
         event = EVENTS[self._event] if self._event else None
         states = [EVENTS[name].lasting for slot, name in self._states.items() if event is None or slot != event.slot]
-        self._prompt = self._narrator.tell(
-            self._view, event.words if event else (), [words for words in states if words]
-        )
+        lasting = tuple(words for words in states if words)
+        self._prompt = self._narrator.tell(self._view, event.words if event else (), lasting)
 
     def _happen(self, view: View) -> None:
         """Note what was triggered in the step that led to this view, and forget an event that has been told."""
@@ -274,7 +273,7 @@ class DoomGame(gym.Env):
 
     def _observe(self) -> np.ndarray:
         picture = Image.fromarray(self.view.screen)
-        return np.array(picture.resize(self.size[::-1], Image.Resampling.BOX))
+        return np.array(picture.resize((self.size[1], self.size[0]), Image.Resampling.BOX))
 
     def _info(self) -> dict[str, Any]:
         seen = {thing.kind for thing in self.view.things}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +81,7 @@ class Narrator:
         self.age = HOLD
         self.prompt = ""
 
-    def tell(self, view: View, event: Sequence[str] = (), states: Sequence[Sequence[str]] = ()) -> str:
+    def tell(self, view: View, event: tuple[str, ...] = (), states: tuple[tuple[str, ...], ...] = ()) -> str:
         """The prompt in force for this view.
 
         Args:
@@ -90,7 +89,6 @@ class Narrator:
             event: wordings of the event in force, if any.
             states: wordings of each lasting state in force.
         """
-        event, states = tuple(event), tuple(map(tuple, states))
         seen = (event, states, () if event else (view.summary(), view.wall))
         self.age += 1
         if seen != self.told and (self.age >= HOLD or self.told is None or seen[:2] != self.told[:2]):
@@ -113,5 +111,5 @@ class Narrator:
             parts.reverse()
         return ", ".join(parts)
 
-    def _pick(self, wordings: Sequence[str]) -> str:
-        return wordings[self.rng.integers(len(wordings))]
+    def _pick(self, wordings: tuple[str, ...]) -> str:
+        return wordings[int(self.rng.integers(len(wordings)))]
