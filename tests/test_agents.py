@@ -65,6 +65,12 @@ def small(game="CartPole-v1", **changes) -> AgentConfig:
     return AgentConfig(game=game, **(settings | changes))
 
 
+def choose(*args, **settings) -> Choices:
+    found = find_choices(*args, **settings)
+    assert found is not None
+    return found
+
+
 def test_it_learns(tmp_path):
     config = small(
         "WorldsimLamp-v0", out=tmp_path / "lamp", num_envs=4, n_steps=32, batch_size=32, epochs=4, steps=1536,
@@ -135,18 +141,20 @@ def test_agents_see_alone_what_they_learned_from(world_path, dreamer, grey):
     stack = 3
     card = dataclasses.replace(Agent.load(dreamer.folder()).card, grey=grey, stack=stack)
     agent = Agent(card)
+    assert agent.choices is not None
     raw, wrapped = (dreams(world_path, 2, max_episode_steps=4, threads=1) for _ in range(2))
     seen = as_agents_see(wrapped, agent.choices, stack, grey)
     for envs in (raw, seen):
         envs.seed(SEED)
     rng = np.random.default_rng(SEED)
     agent.begin(2)
-    frames, stacked, begun = raw.reset(), seen.reset(), np.ones(2, bool)
+    frames, stacked, begun = np.asarray(raw.reset()), np.asarray(seen.reset()), np.ones(2, bool)
     for _ in range(10):
         assert np.array_equal(agent.look(frames, begun), stacked.transpose(0, 3, 1, 2)), f"seed {SEED}"
         actions = rng.integers(2, size=2)
-        frames, rewards, begun, _ = raw.step(agent.choices.values[actions])
-        stacked, seen_rewards, seen_begun, _ = seen.step(actions)
+        raw_frames, rewards, begun, _ = raw.step(agent.choices.values[actions])
+        seen_frames, seen_rewards, seen_begun, _ = seen.step(actions)
+        frames, stacked = np.asarray(raw_frames), np.asarray(seen_frames)
         assert np.array_equal(rewards, seen_rewards) and np.array_equal(begun, seen_begun)
     raw.close()
     seen.close()
@@ -155,15 +163,15 @@ def test_agents_see_alone_what_they_learned_from(world_path, dreamer, grey):
 def test_choices():
     space = spaces.Box(np.array([-1, 0, 0], np.float32), np.ones(3, np.float32))
     keys = {"": (0, 0, 0), "left": (-0.7, 0, 0), "up+left": (-0.7, 0.6, 0)}
-    found = find_choices(space, keys)
+    found = choose(space, keys)
     assert found.names == ("", "left", "left+up") and found.values.dtype == np.float32
     assert np.allclose(found.values[2], (-0.7, 0.6, 0))
-    assert find_choices(space, keys, ("left+up",)).names == ("left+up",)
-    assert find_choices(space, keys, discrete=False) is None
-    assert all(space.contains(action) for action in find_choices(space, {}).values)  # made for the space
+    assert choose(space, keys, ("left+up",)).names == ("left+up",)
+    assert find_choices(space, keys, discrete=False) is None  # it gives the numbers itself
+    assert all(space.contains(action) for action in choose(space, {}).values)  # made for the space
     discrete = spaces.Discrete(3, start=1)
-    assert find_choices(discrete, {}).values.tolist() == [1, 2, 3]
-    assert find_choices(discrete, {"left": 3}, ("left",)).values.tolist() == [3]
+    assert choose(discrete, {}).values.tolist() == [1, 2, 3]
+    assert choose(discrete, {"left": 3}, ("left",)).values.tolist() == [3]
     with pytest.raises(ConfigError, match="no keys 'lfet'. Did you mean 'left'"):
         find_choices(space, keys, ("lfet",))
     with pytest.raises(ConfigError, match="cannot act"):
@@ -171,7 +179,7 @@ def test_choices():
 
 
 def test_numbers_of_a_box(tmp_path):
-    gym.register("WorldsimDial-v0", entry_point=lambda render_mode=None: Dial())
+    gym.register("WorldsimDial-v0", entry_point=lambda **settings: Dial())
 
     class Dial(Lamp):
         def __init__(self):
@@ -200,13 +208,14 @@ def test_starts_come_from_the_recording(dataset, world_path):
     envs = dreams(world_path, 3, starts=starts, threads=1, max_episode_steps=3)
     lasts = [start["frames"][-1] for start in starts]
     envs.seed(SEED)
-    frames, begun, firsts = envs.reset(), np.ones(3, bool), set()
+    frames, begun, firsts = np.asarray(envs.reset()), np.ones(3, bool), set()
     for _ in range(12):
         for frame in frames[begun]:
             where = [i for i, last in enumerate(lasts) if np.array_equal(frame, last)]
             assert where, f"seed {SEED}"
             firsts.update(where)
-        frames, _, begun, _ = envs.step(np.zeros(3, np.int64))
+        drawn, _, begun, _ = envs.step(np.zeros(3, np.int64))
+        frames = np.asarray(drawn)
     assert len(firsts) > 1  # not always the same one
     envs.close()
     assert sample_starts(dataset.path, 1, reach, where=("text=a cart",))[0]["prompt"] == "a cart"
@@ -218,7 +227,8 @@ def test_starts_come_from_the_recording(dataset, world_path):
 
 def test_temperature_and_ends_reach_the_world(world_path):
     envs = dreams(world_path, 4, temperature=0.5, end_above=0.0, threads=1)
-    assert world_of(envs).engine.sampler.temperature == 0.5
+    engine = world_of(envs).engine
+    assert isinstance(engine, Engine) and engine.sampler.temperature == 0.5
     envs.reset()
     assert envs.step(np.zeros(4, np.int64))[2].all()  # every probability is above 0
     envs.close()

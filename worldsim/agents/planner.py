@@ -171,7 +171,7 @@ class Planner:
         earned, alive = np.zeros(len(twins)), np.ones(len(twins))
         done = np.empty((len(twins), self.config.horizon), np.int64)
         none = np.zeros(len(twins), bool)
-        numbers = np.repeat(np.arange(len(self.choices)), self.config.futures)
+        numbers, seen_now = np.repeat(np.arange(len(self.choices)), self.config.futures), seen
         for h in range(self.config.horizon):
             done[:, h] = numbers
             steps = self.engine.step(dict(zip(twins, self.choices.values[numbers], strict=True)))

@@ -211,7 +211,7 @@ def world_reach(world: str) -> int:
 
 def new_card(config: AgentConfig, envs: VecEnv, choices: Choices | None) -> AgentCard:
     """The card of an agent that learns in `envs`, before any wrapper."""
-    height, width, _ = envs.observation_space.shape or ()
+    height, width = (envs.observation_space.shape or ())[:2]
     training = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     size = (int(height), int(width))
     about = {"stack": config.stack, "grey": config.grey, "training": training}
@@ -320,7 +320,8 @@ def _go_on(model: PPO, scaled: VecNormalize, card: AgentCard, folder: Path, all_
         state.setdefault(int(index), {})[moment] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     rms = scaled.ret_rms
-    rms.mean, rms.var, rms.count = (np.float64(number) for number in card.progress["reward_statistics"])
+    mean, var, count = card.progress["reward_statistics"]
+    rms.mean, rms.var, rms.count = np.asarray(mean), np.asarray(var), count
     model.num_timesteps = int(card.progress["steps"])
 
 
