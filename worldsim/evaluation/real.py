@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,9 @@ import numpy as np
 from worldsim.data.frames import resize_frame
 from worldsim.data.recipe import Explorer, Recipe
 from worldsim.errors import MissingDependency
+
+SUDDEN = ("events", "changes")  # options of a reset that make something happen later, which nobody here has asked for
+ATTEMPTS = 10  # episodes that may end too soon
 
 
 def find_recipe(name: str) -> Recipe | None:
@@ -31,43 +35,65 @@ def open_game(recipe: Recipe | None) -> gym.Env | None:
         return None
 
 
-def begin(env: gym.Env, explorer: Explorer, rng: np.random.Generator, steps: int) -> tuple[np.ndarray, dict] | None:
-    """A new episode, played by the explorer for some steps; None if it ended before.
+@dataclass
+class Run:
+    """A rollout in the making.
 
-    Returns:
-        The last observation and its info.
+    Attributes:
+        size: height and width of its frames.
+        frames: uint8 (H, W, 3) each.
+        actions: that led from a frame to the next, one less.
+        prompts: in force at each frame, "" where the game says none.
+        info: the last one.
     """
-    options = explorer.begin(rng, "heldout")
-    observation, info = env.reset(seed=int(rng.integers(2**31)), options=options)
-    for _ in range(steps):
-        observation, _, terminated, truncated, info = env.step(explorer.act(env, observation, info))
-        if terminated or truncated:
-            return None
-    return observation, info
+
+    size: tuple[int, int]
+    frames: list[np.ndarray] = field(default_factory=list)
+    actions: list[Any] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, observation: np.ndarray, info: dict[str, Any]) -> None:
+        """Keep a frame."""
+        self.frames.append(resize_frame(observation, self.size))
+        self.prompts.append(str(info.get("prompt", "")))
+        self.info = info
+
+    def play(self, env: gym.Env, actions: Sequence[Any]) -> bool:
+        """Play on; whether the episode lasted that long. The frame of an end is not kept: some games draw none."""
+        for action in actions:
+            observation, _, terminated, truncated, info = env.step(action)
+            if terminated or truncated:
+                return False
+            self.actions.append(action)
+            self.note(observation, info)
+        return True
 
 
-def play(env: gym.Env, first: np.ndarray, actions: list[Any], size: tuple[int, int]) -> np.ndarray:
-    """Frames of some actions, those after an end left out, uint8 (1 + at most len(actions), H, W, 3)."""
-    frames = [resize_frame(first, size)]
-    for action in actions:
-        observation, _, terminated, truncated, _ = env.step(action)
-        if terminated:  # some games draw nothing new after the end
-            break
-        frames.append(resize_frame(observation, size))
-        if truncated:
-            break
-    return np.stack(frames)
+def begin(env: gym.Env, explorer: Explorer, rng: np.random.Generator, steps: int, size: tuple[int, int]) -> Run | None:
+    """A new episode, played by the explorer for some steps; None if all tried ones ended before."""
+    for _ in range(ATTEMPTS):
+        options = {key: value for key, value in explorer.begin(rng, "heldout").items() if key not in SUDDEN}
+        observation, info = env.reset(seed=int(rng.integers(2**31)), options=options)
+        run = Run(size)
+        run.note(observation, info)
+        if all(run.play(env, [explorer.act(env, run.frames[-1], run.info)]) for _ in range(steps)):
+            return run
+    return None
 
 
 def rollouts(
     recipe: Recipe, env: gym.Env, plans: list[list[Any]], size: tuple[int, int], rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Frames of the real game under each plan of actions, after a random while of the explorer's play."""
+    """Frames of the real game under each plan of actions, after a random while of the explorer's play.
+
+    Yields:
+        uint8 (1 + at most len(plan), H, W, 3): fewer where the episode ended.
+    """
     explorer = recipe.make_explorer()
     for plan in plans:
-        begun = None
-        for _ in range(10):
-            begun = begin(env, explorer, rng, int(rng.integers(20, 60)))
-            if begun is not None:
-                yield play(env, begun[0], plan, size)
-                break
+        steps = int(rng.integers(20, 60))
+        run = begin(env, explorer, rng, steps, size)
+        if run is not None:
+            run.play(env, plan)
+            yield np.stack(run.frames[steps:])

@@ -21,7 +21,7 @@ from worldsim.data.episodes import Dataset
 from worldsim.data.sheet import contact_sheet
 from worldsim.engine.simulator import SamplerConfig
 from worldsim.errors import ConfigError, DataError, MissingDependency
-from worldsim.evaluation import horizon, metrics, real
+from worldsim.evaluation import classifier, events, horizon, memory, metrics, real
 from worldsim.evaluation.bands import WINDOW, Truth, session_fits
 from worldsim.evaluation.intervals import psnr_intervals, share_interval, wilson
 from worldsim.evaluation.prompts import (
@@ -70,6 +70,14 @@ class EvalConfig:
     """Frames of long free runs under no input, held, random and recorded input (0: none)."""
     horizon_starts: int = 4
     """Sessions under each of these."""
+    memory: bool = False
+    """Look away and back in the real game and in the world, for the games that have keys to turn with."""
+    memory_starts: int = 16
+    """Stretches for each time away."""
+    events: bool = False
+    """Type events while playing, for Doom; trains a judge first, in a minute or two."""
+    event_starts: int = 16
+    """Tries of each event in known places, and as many in places it was held out of."""
     fresh: int = 64
     """Fresh starts from prompts of training, and as many from unseen ones, where the world has palettes (0: none)."""
     steps: int | None = None
@@ -95,7 +103,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         least = {"episodes": 1, "starts": 1, "free": 0, "free_starts": 1, "fresh": 0, "batch": 1}
-        least |= {"horizon": 0, "horizon_starts": 1}
+        least |= {"horizon": 0, "horizon_starts": 1, "memory_starts": 1, "event_starts": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
@@ -110,7 +118,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
     Returns:
         Numbers by stage: "next_frame", "frame_N" for each horizon, "steering", "free_run", "palette", "autoencoder";
-        "horizon" where long runs were asked for.
+        "horizon", "memory" and "events" where they were asked for.
         Shares are 0..1; sharpness and brightness are the drawn frames' over the truth's; None is what was not measured.
         A figure's 95 % interval, over episodes, is beside it as NAME_interval.
 
@@ -183,6 +191,13 @@ class Evaluation:
                 report["palette"] = self.palette()
         if config.horizon:
             report["horizon"] = self.long_runs()
+        if config.memory:
+            recipe = real.find_recipe(self.dataset.card.get("recipe") or "")
+            report["memory"] = self._kept(
+                "memory", *memory.memory(self.runner, recipe, config.memory_starts, config.seed)
+            )
+        if config.events:
+            report["events"] = self.events()
         return report
 
     def fitting(self, frames: int) -> int:
@@ -269,9 +284,26 @@ class Evaluation:
         runs = horizon.Horizon(
             self.runner, stretches, self.episodes, self.bands, self.truth_motion, recipe, self.config.seed
         )
-        report, pictures, captions = runs.run(self.config.horizon)
-        columns = len(pictures) // len(captions)
-        contact_sheet(pictures, columns, 1, captions).save(self.out / "horizon.png")
+        return self._kept("horizon", *runs.run(self.config.horizon))
+
+    def events(self) -> dict[str, Any]:
+        """Events that are typed while playing, see `events`."""
+        if not events.has_events(self.episodes):
+            return {"skipped": "the recording has no labels of events"}
+        judge = classifier.trained(self.dataset, Path("runs") / f"classifier-{self.dataset.path.name}.safetensors")
+        tries = events.Events(self.runner, self.dataset, self.episodes, judge, self.context, self.config.seed)
+        try:
+            return self._kept("events", *tries.run(self.config.event_starts))
+        except MissingDependency as error:
+            return {"skipped": str(error)}
+
+    def _kept(
+        self, name: str, report: dict[str, Any], pictures: list[np.ndarray], captions: list[str]
+    ) -> dict[str, Any]:
+        """Write pictures, in a row for each caption, and give the report back."""
+        if captions:
+            columns = len(pictures) // len(captions)
+            contact_sheet(pictures, columns, 1, captions).save(self.out / f"{name}.png")
         return report
 
     def free_run(self) -> dict[str, Any]:

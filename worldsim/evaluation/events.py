@@ -1,0 +1,274 @@
+"""Does what is typed happen? For Doom's events: things that appear, lights, fog; and the scenarios themselves.
+
+The judge is a classifier trained on real frames with the game's own labels (`classifier`). An event has happened if at
+least STEADY of the TELL frames after its words were typed, about a second, show it. The same starts without the words
+say how often it would have seemed to happen anyway, and the recording's own events how often the judge sees a real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldsim.data.episodes import Dataset, Episode
+from worldsim.data.games.doom_events import EVENTS, HELD_OUT_PAIRS, TELL, Event
+from worldsim.data.games.doom_scenarios import SCENARIOS
+from worldsim.evaluation.classifier import Classifier, accuracy, examples
+from worldsim.evaluation.horizon import plan
+from worldsim.evaluation.intervals import shown, wilson
+from worldsim.evaluation.rollout import Runner, Stretches, scripted
+from worldsim.models.action import flatten_actions, stack_actions
+
+STEADY = 3  # frames of TELL that must show it
+LATER = 12  # frames after which a fresh start is looked at again
+TRUE_EVENTS = 40  # recorded ones of each kind that are looked at, at most
+STRIDE = 4  # frames between the places that a start may be at
+
+
+@dataclass(frozen=True)
+class Try:
+    """A place in a recording where an event can be typed: frame `at` of an episode is the last one seen."""
+
+    episode: int
+    at: int
+    scenario: str
+    event: str
+
+
+def target(event: Event) -> tuple[str, Any]:
+    """The label that an event changes, and the value it changes to."""
+    return (event.slot, event.value) if event.slot else (event.thing, True)
+
+
+def possible(episodes: list[Episode], context: int) -> dict[tuple[str, str], list[Try]]:
+    """All places for each scenario and event.
+
+    There nothing else is being told, no frame of the context shows what the event brings, and a thing has room ahead.
+    """
+    found: dict[tuple[str, str], list[Try]] = {}
+    for i, episode in enumerate(episodes):
+        for at in range(context - 1, len(episode) + 1 - TELL, STRIDE):
+            seen = [episode.prompts[k] for k in set(episode.prompt_index[at + 1 - context : at + 1].tolist())]
+            last = episode.prompts[episode.prompt_index[at]]
+            if last["event"]:
+                continue
+            for name, event in EVENTS.items():
+                label, value = target(event)
+                if any(prompt[label] == value for prompt in seen) or (event.thing and last["wall"]):
+                    continue
+                found.setdefault((last["scenario"], name), []).append(Try(i, at, last["scenario"], name))
+    return found
+
+
+def choose(places: dict[tuple[str, str], list[Try]], count: int, held_out: bool, rng: np.random.Generator) -> list[Try]:
+    """Up to `count` tries for each event over the scenarios it was trained in, or over those it was held out of."""
+    tries: list[Try] = []
+    for name in EVENTS:
+        pools = [
+            [found[k] for k in rng.permutation(len(found))]
+            for (scenario, event), found in places.items()
+            if event == name and ((scenario, event) in HELD_OUT_PAIRS) == held_out
+        ]
+        turns = [pool[k] for k in range(max(map(len, pools), default=0)) for pool in pools if k < len(pool)]
+        tries += turns[:count]
+    return tries
+
+
+def words(label: dict[str, Any], event: Event | None, rng: np.random.Generator) -> str:
+    """A prompt: the place, the event's words if any, and what lasts, as a recording words it."""
+
+    def pick(wordings: tuple[str, ...]) -> str:
+        return wordings[rng.integers(len(wordings))]
+
+    parts = [pick(SCENARIOS[label["scenario"]].places)]
+    if event is not None:
+        parts.append(pick(event.words))
+    for state in EVENTS.values():
+        lasts = state.slot and label[state.slot] == state.value and state.lasting
+        if lasts and (event is None or state.slot != event.slot):
+            parts.append(pick(state.lasting))
+    return ", ".join(parts)
+
+
+def happened(classifier: Classifier, frames: Tensor, events: list[str]) -> Tensor:
+    """Whether each of some clips (N, TELL, H, W, 3) shows its event, bool (N,)."""
+    hits = torch.zeros(len(frames), dtype=torch.bool)
+    for name in set(events):
+        rows = [i for i, event in enumerate(events) if event == name]
+        shows = classifier.shows(frames[rows].flatten(0, 1), *target(EVENTS[name])).unflatten(0, (len(rows), -1))
+        hits[rows] = shows.sum(dim=1) >= STEADY
+    return hits
+
+
+class Events:
+    """Tries events in a world.
+
+    Args:
+        runner: draws.
+        dataset: of the game.
+        episodes: that the world was not trained on.
+        classifier: the judge.
+        context: frames that the world sees before.
+        seed: of the places, wordings and actions.
+    """
+
+    def __init__(
+        self, runner: Runner, dataset: Dataset, episodes: list[Episode], classifier: Classifier, context: int, seed: int
+    ) -> None:
+        """Find the places."""
+        self.runner, self.dataset, self.episodes, self.classifier = runner, dataset, episodes, classifier
+        self.context, self.seed = context, seed
+        self.places = possible(episodes, context)
+
+    def run(self, count: int) -> tuple[dict[str, Any], list[np.ndarray], list[str]]:
+        """Try each event `count` times in known pairs with scenarios and `count` times in those held out.
+
+        Returns:
+            The report; pictures, a row of TELL frames for each of some tries; and the rows' captions.
+        """
+        report: dict[str, Any] = {"frames": TELL, "steady": STEADY, "judge": self.judge()}
+        pictures: list[np.ndarray] = []
+        captions: list[str] = []
+        for group, held_out in (("known", False), ("held_out", True)):
+            rng = np.random.default_rng([self.seed, 40, held_out])
+            tries = choose(self.places, count, held_out, rng)
+            if not tries:
+                continue
+            drawn, control, prompts = self.draw(tries, rng)
+            names = [one.event for one in tries]
+            hits, false = happened(self.classifier, drawn, names), happened(self.classifier, control, names)
+            report[group] = _summary(tries, hits, false)
+            for name in dict.fromkeys(names):
+                row = names.index(name)
+                pictures += list(drawn[row].numpy())
+                captions.append(f"{group}: {prompts[row]}")
+        report["scenarios"] = self.scenarios(count)
+        return report, pictures, captions
+
+    def judge(self) -> dict[str, Any]:
+        """How far the classifier can be trusted: on real frames, the same through the autoencoder, and real events."""
+        encode, decode = self.runner.world.autoencoder.encode, self.runner.world.autoencoder.decode
+        parts = [examples(episode, self.classifier.labels, every=8) for episode in self.episodes]
+        frames, numbers = (torch.cat(part) for part in zip(*parts, strict=True))
+        decoded = torch.cat([decode(encode(part)) for part in frames.split(64)])
+        clips = list(self._recorded())
+        seen = happened(self.classifier, torch.stack([c for _, c in clips]), [n for n, _ in clips]) if clips else None
+        return {
+            "real_frames": accuracy(self.classifier, frames, numbers),
+            "decoded_frames": accuracy(self.classifier, decoded, numbers),
+            "real_events": None if seen is None else float(seen.float().mean()),
+            "real_events_interval": None if seen is None else wilson(int(seen.sum()), len(seen)),
+        }
+
+    def draw(self, tries: list[Try], rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
+        """Clips under the events' words and under prompts without them, uint8 (N, TELL, H, W, 3) each; the prompts.
+
+        Every second session is idle, the others press random keys.
+        """
+        space, keys, context = self.runner.world.action_space, self.runner.world.card.keys, self.context
+        frames, actions, before, taken, told, plain = [], [], [], [], [], []
+        flat = {one.episode: flatten_actions(space, self.episodes[one.episode].actions) for one in tries}
+        for i, one in enumerate(tries):
+            episode, begin = self.episodes[one.episode], one.at + 1 - context
+            frames.append(episode.frames[begin : one.at + 1 + TELL])
+            actions.append(flat[one.episode][begin : one.at + TELL])
+            before.append(episode.texts()[begin : one.at + 1 + TELL])
+            pattern = "none" if i % 2 and "" in keys else "random"
+            taken.append(flatten_actions(space, stack_actions(space, plan(pattern, keys, space, TELL, rng))))
+            label = episode.prompts[episode.prompt_index[one.at]]
+            told.append(words(label, EVENTS[one.event], rng))
+            plain.append(words(label, None, rng))
+        stretches = Stretches(
+            frames=torch.from_numpy(np.stack(frames)),
+            actions=torch.from_numpy(np.stack(actions)),
+            prompts=before,
+            sources=[one.episode for one in tries],
+            context=context,
+        )
+        moves = torch.from_numpy(np.stack(taken))
+        drawn, control = (
+            self.runner.free(stretches, scripted(moves, [[text] * TELL for text in texts]), TELL, title)
+            for texts, title in ((told, "events"), (plain, "without events"))
+        )
+        return drawn, control, told
+
+    def scenarios(self, count: int) -> dict[str, Any]:
+        """Shares of fresh starts from words for a place that show it, at once and LATER frames on."""
+        prompts = [(name, place) for name, scenario in SCENARIOS.items() for place in scenario.places]
+        prompts = (prompts * (-(-count // len(prompts)) or 1))[: max(count, len(prompts))]
+        drawn = self.runner.fresh([place for _, place in prompts], LATER + 1)
+        report: dict[str, Any] = {"starts": len(prompts)}
+        for key, frames in (("first", drawn[:, 0]), ("later", drawn[:, -1])):
+            hits = [
+                bool(self.classifier.shows(frame.unsqueeze(0), "scenario", name))
+                for frame, (name, _) in zip(frames, prompts, strict=True)
+            ]
+            report[key], report[f"{key}_interval"] = float(np.mean(hits)), wilson(sum(hits), len(hits))
+        return report
+
+    def _recorded(self) -> Iterator[tuple[str, Tensor]]:
+        """Real events by name, and the TELL frames from each on."""
+        counts: dict[str, int] = {}
+        for episode in self.episodes:
+            names = [episode.prompts[k]["event"] for k in episode.prompt_index]
+            for at in range(1, len(names) + 1 - TELL):
+                name = names[at]
+                if name in EVENTS and names[at - 1] != name and counts.get(name, 0) < TRUE_EVENTS:
+                    counts[name] = counts.get(name, 0) + 1
+                    yield name, torch.from_numpy(episode.frames[at : at + TELL].copy())
+
+
+def _summary(tries: list[Try], hits: Tensor, false: Tensor) -> dict[str, Any]:
+    """Shares over all tries and by event."""
+    report: dict[str, Any] = {
+        "tries": len(tries),
+        "happened": float(hits.float().mean()),
+        "happened_interval": wilson(int(hits.sum()), len(hits)),
+        "without_words": float(false.float().mean()),
+        "without_words_interval": wilson(int(false.sum()), len(false)),
+        "by_event": {},
+    }
+    for name in dict.fromkeys(one.event for one in tries):
+        rows = [i for i, one in enumerate(tries) if one.event == name]
+        report["by_event"][name] = {
+            "tries": len(rows),
+            "happened": float(hits[rows].float().mean()),
+            "without_words": float(false[rows].float().mean()),
+        }
+    return report
+
+
+def has_events(episodes: list[Episode]) -> bool:
+    """Whether the prompts of a recording are labelled with Doom's scenarios and events."""
+    return all({"scenario", "event", "light", "fog", "wall"} <= set(prompt) for e in episodes for prompt in e.prompts)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    if "skipped" in report:
+        return f"events: {report['skipped']}"
+    judge, scenarios = report["judge"], report["scenarios"]
+    lines = [f"events that happened within {report['frames']} frames of their words:"]
+    for group in ("known", "held_out"):
+        if group not in report:
+            continue
+        found = report[group]
+        share, control = (shown(found[key], found[f"{key}_interval"]) for key in ("happened", "without_words"))
+        lines.append(f"  {group.replace('_', ' ')} pairs: {share} of {found['tries']}, without the words {control}")
+        for name, one in found["by_event"].items():
+            lines.append(f"{name:>16} {one['happened']:.2f} (without {one['without_words']:.2f}) of {one['tries']}")
+    seen = shown(judge["real_events"], judge["real_events_interval"])
+    lines.append(f"  the judge sees {seen} of the real events; by label, on real and on decoded frames:")
+    for name, real in judge["real_frames"].items():
+        decoded = judge["decoded_frames"][name]
+        keys = [key for key in real if key != "frames"]
+        said = ", ".join(f"{key} {real[key]:.3f} / {decoded[key]:.3f}" for key in keys)
+        lines.append(f"{name:>16} {said} ({real['frames']} frames)")
+    ends = [shown(scenarios[key], scenarios[f"{key}_interval"]) for key in ("first", "later")]
+    lines.append(f"  fresh starts that show the named scenario: {ends[0]}, {LATER} frames on {ends[1]}")
+    return "\n".join(lines)
