@@ -135,18 +135,20 @@ class BaselineTask:
             return None
         assert isinstance(module, UNetDynamics)
         held, history = self.held, module.config.history
-        fits = held.rows(history, SHEET_FRAMES)
+        longest = int(torch.bincount(held.first).max())
+        frames = min(SHEET_FRAMES, longest - history)
+        fits = held.rows(history, frames)
         starts = fits[:: max(1, len(fits) // SHEET_EPISODES)][:SHEET_EPISODES]
         text, generator = prompt_means(self.book, held.prompts), torch.Generator().manual_seed(0)
         seen = held.frames[starts.unsqueeze(1) + self.back[:-1]]  # (S, K, H, W, 3)
-        for n in range(SHEET_FRAMES):
+        for n in range(frames):
             rows = starts + n
             noise = torch.randn((len(rows), 3, *seen.shape[2:4]), generator=generator)
             actions = held.actions[rows.unsqueeze(1) + self.back[1:]]
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.trainer.bf16):
                 drawn = module.draw(noise, to_pixels(seen[:, -history:]), actions, text[held.prompt[rows]])
             seen = torch.cat([seen, drawn.unsqueeze(1)], dim=1)
-        shown = [0, *range(7, SHEET_FRAMES, 8)]
+        shown = [0, *range(7, frames, 8)]
         pairs = zip(held.frames[starts.unsqueeze(1) + torch.tensor(shown)], seen[:, history:][:, shown], strict=True)
         return torch.cat([torch.cat(list(line), dim=1) for pair in pairs for line in pair]).numpy()
 

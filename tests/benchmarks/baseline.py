@@ -1,0 +1,152 @@
+"""A world against a U-Net that stacks frames, both trained from scratch on one recording for equal minutes of one core.
+
+python tests/benchmarks/baseline.py data/car-racing --minutes 15
+
+The world's minutes hold its autoencoder, the encoding of the recording and its dynamics; the U-Net (DIAMOND's recipe,
+see worldsim/models/unet.py) draws pixels and spends all of them on itself. Minutes are of CPU time of this process on
+one thread, so that other work on the machine takes nothing from either. Then both draw the same held-out stretches.
+
+Run again, it goes on where it was stopped. Options of each training are there too (--unet.batch 16,
+--dynamics.windows 8, ...); --world FOLDER and --trained-unet FOLDER compare what is already trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from worldsim.data.episodes import Dataset
+from worldsim.evaluation.baseline import BaselineEval, compare, table
+from worldsim.training.autoencoder import AutoencoderTask, AutoencoderTraining, train_autoencoder
+from worldsim.training.baseline import BaselineTraining, prepare_baseline, save_baseline
+from worldsim.training.dynamics import DynamicsTraining, export, prepare
+from worldsim.training.trainer import Trainer
+
+SLICE = 4.0  # minutes after which the time spent is noted
+NOWHERE = Path()  # replaced by the paths below
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to compare."""
+
+    data: Path
+    """A recorded dataset."""
+    minutes: float = 15.0
+    """CPU minutes of each."""
+    autoencoder_share: float = 0.2
+    """Of the world's minutes."""
+    out: Path | None = None
+    """Folder of all runs (default: runs/baseline-DATASET)."""
+    world: Path | None = None
+    """A trained world, instead of training one."""
+    trained_unet: Path | None = None
+    """The run folder of a trained U-Net, instead of training one."""
+    starts: int = 48
+    """Stretches of each measure."""
+    horizons: tuple[int, ...] = (64,)
+    """Frames of free running after which to measure."""
+    autoencoder: AutoencoderTraining = field(default_factory=lambda: AutoencoderTraining(data=NOWHERE))
+    dynamics: DynamicsTraining = field(default_factory=lambda: DynamicsTraining(data=NOWHERE))
+    unet: BaselineTraining = field(default_factory=lambda: BaselineTraining(data=NOWHERE))
+
+
+class Account:
+    """The CPU minutes that a training has used, over all calls; kept in its run folder."""
+
+    def __init__(self, out: Path, budget: float) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.path, self.budget = out / "cpu_minutes.json", budget
+        self.before = float(json.loads(self.path.read_text())) if self.path.exists() else 0.0
+        self.begin = time.process_time()
+
+    def spent(self) -> float:
+        return self.before + (time.process_time() - self.begin) / 60
+
+    def note(self) -> float:
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.spent()))
+        partial.replace(self.path)
+        return self.spent()
+
+    def train(self, trainer: Trainer, until: float) -> None:
+        """Train until so many CPU minutes of the account are spent. No pictures: their time would count."""
+        trainer.draw = lambda writer=None: None  # type: ignore[method-assign]
+        while (left := until - self.note()) > 0.02:
+            before = trainer.step
+            trainer.config = dataclasses.replace(trainer.config, minutes=min(SLICE, left))
+            trainer.run()
+            if trainer.step == before:
+                break
+
+
+def fixed(config: Any, **changes: Any) -> Any:
+    """A training config with its paths, on one thread."""
+    return dataclasses.replace(config, **changes, trainer=dataclasses.replace(config.trainer, threads=1))
+
+
+def train_world(options: Options, out: Path) -> Path:
+    """The world's part: an autoencoder, the encoded recording, the dynamics."""
+    world = out / "world" / "world"
+    if (world / "world.json").exists():
+        return world
+    account = Account(out / "autoencoder", options.autoencoder_share * options.minutes)
+    config: AutoencoderTraining = fixed(options.autoencoder, data=options.data, out=out / "autoencoder")
+    if not (out / "autoencoder" / "autoencoder.json").exists():
+        trainer = Trainer(AutoencoderTask(config, Dataset(config.data)), config.trainer, config.folder())
+        account.train(trainer, account.budget)
+        train_autoencoder(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, minutes=0, steps=0)))
+        account.note()
+    used = account.note()
+    account = Account(out / "world", options.minutes - used)
+    dynamics: DynamicsTraining = fixed(
+        options.dynamics, data=options.data, autoencoder=config.folder(), out=out / "world"
+    )
+    task, trainer, dataset, autoencoder = prepare(dynamics)
+    account.train(trainer, account.budget)
+    export(dynamics, task, trainer, dataset, autoencoder)
+    print(f"world: autoencoder {used:.1f} CPU minutes, dynamics {account.note():.1f}, {trainer.step} steps", flush=True)
+    return world
+
+
+def train_unet(options: Options, out: Path) -> Path:
+    """The U-Net's part."""
+    run = out / "unet"
+    account = Account(run, options.minutes)
+    config: BaselineTraining = fixed(options.unet, data=options.data, out=run)
+    if not (run / "unet" / "config.json").exists():
+        task, trainer = prepare_baseline(config)
+        account.train(trainer, account.budget)
+        save_baseline(task, trainer)
+        print(f"U-Net: {account.note():.1f} CPU minutes, {trainer.step} steps", flush=True)
+    return run
+
+
+def main(options: Options) -> None:
+    torch.set_num_threads(1)
+    out = options.out or Path("runs") / f"baseline-{options.data.name}"
+    unet = options.trained_unet or train_unet(options, out)
+    world = options.world or train_world(options, out)
+    report = compare(
+        BaselineEval(
+            world=world,
+            unet=unet,
+            data=options.data,
+            starts=options.starts,
+            horizons=options.horizons,
+            out=out / "pictures",
+        )
+    )
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,)))

@@ -1,0 +1,218 @@
+"""The U-Net baseline: EDM's identities, conditions that matter, exact resume, free runs that follow their seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from worldsim.data.episodes import Dataset
+from worldsim.diffusion import edm
+from worldsim.errors import ConfigError, DataError
+from worldsim.evaluation.baseline import BaselineEval, UNetRunner, compare, table
+from worldsim.evaluation.rollout import Stretches, context_of, cut, recorded
+from worldsim.models.unet import UNetConfig, UNetDynamics, to_frames, to_pixels
+from worldsim.training.baseline import (
+    BaselineTraining,
+    PixelData,
+    load_baseline,
+    prepare_baseline,
+    train_baseline,
+)
+from worldsim.training.trainer import TrainerConfig
+from worldsim.world import World
+
+MODEL = UNetConfig(widths=(8, 16), layers=1, groups=4, embedding=16, action_size=2)
+
+
+def tiny(dataset: Dataset, out: Path, steps: int = 4) -> BaselineTraining:
+    trainer = TrainerConfig(steps=steps, log_every=2, warmup=2)
+    return BaselineTraining(data=dataset.path, out=out, model=MODEL, trainer=trainer, batch=4)
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny trained U-Net."""
+    out = tmp_path_factory.mktemp("unet")
+    train_baseline(tiny(dataset, out, steps=12))
+    return out
+
+
+def stretches(dataset: Dataset, world: World, frames: int = 4) -> Stretches:
+    episodes = dataset.read("train")
+    return cut(episodes, dataset.action_space, 3, context_of(world), frames, np.random.default_rng(1))
+
+
+# The preconditioning.
+
+
+def test_almost_clean_frames_pass_and_noise_does_not() -> None:
+    low, high = edm.scales(torch.tensor([1e-5])), edm.scales(torch.tensor([1e5]))
+    assert low.skip == pytest.approx(1, abs=1e-6) and low.out == pytest.approx(0, abs=1e-4)
+    assert high.skip == pytest.approx(0, abs=1e-6) and high.out == pytest.approx(edm.DATA, rel=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3])
+def test_what_the_network_sees_and_says_is_of_unit_size(offset: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    clean = edm.DATA * torch.randn(4000, 3, 4, 4, generator=generator)
+    for level in (0.05, 0.5, 5.0):
+        sigma = torch.full((len(clean),), level)
+        noisy = edm.add_noise(clean, sigma, offset, generator)
+        scales = edm.scales(torch.tensor(level), offset)
+        assert float((scales.into * noisy).std()) == pytest.approx(1, abs=0.03), level
+        assert float(((clean - scales.skip * noisy) / scales.out).std()) == pytest.approx(1, abs=0.03), level
+
+
+def test_levels() -> None:
+    assert edm.schedule(3)[0] == pytest.approx(5) and edm.schedule(3)[2:] == [pytest.approx(2e-3), 0.0]
+    assert edm.schedule(1) == [pytest.approx(5), 0.0]
+    levels = edm.training_levels(20000, torch.Generator().manual_seed(0))
+    assert float(levels.log().median()) == pytest.approx(-0.4, abs=0.05)
+    assert edm.LEVELS[0] <= float(levels.min()) and float(levels.max()) <= edm.LEVELS[1]
+
+
+# The model.
+
+
+def inputs(batch: int = 2) -> tuple[Tensor, ...]:
+    shapes = [(batch, 3, 16, 16), (batch, 12, 16, 16), (batch, 4, 2), (batch, 384)]
+    noisy, past, actions, text = (torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in shapes)
+    return noisy, torch.rand(batch) + 0.1, past, actions, text
+
+
+def test_a_new_model_is_the_preconditioning_alone() -> None:
+    noisy, sigma, past, actions, text = inputs()
+    skip = edm.scales(sigma, MODEL.offset_noise).skip.view(-1, 1, 1, 1)
+    torch.testing.assert_close(MODEL.build().denoise(noisy, sigma, past, actions, text), skip * noisy)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_each_condition_reaches_the_frame(patch: int) -> None:
+    """Changing the noise level, any past frame, any action or the prompt changes what the network says, of one row."""
+    model = dataclasses.replace(MODEL, patch=patch).build()
+    for parameter in model.parameters():
+        if not parameter.any():  # it begins with zeros
+            torch.nn.init.normal_(parameter, std=0.2)
+    given = inputs()
+    with torch.no_grad():
+        base = model(*given)
+        changes = [(0, (1,)), (1, (1,)), (4, (1,))]
+        changes += [(2, (1, slice(3 * k, 3 * k + 3))) for k in range(4)] + [(3, (1, k)) for k in range(4)]
+        for which, place in changes:
+            other = [value.clone() for value in given]
+            other[which][place] += 0.5
+            out = model(*other)
+            assert torch.equal(out[0], base[0]), (which, place)
+            assert float((out[1] - base[1]).abs().max()) > 1e-3, (which, place)
+
+
+def test_frames_to_pixels_and_back() -> None:
+    frames = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8)
+    pixels = to_pixels(frames)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    for k in range(3):
+        assert torch.equal(to_frames(pixels[:, 3 * k : 3 * k + 3]), frames[:, k])
+
+
+@pytest.mark.parametrize("bad", [{"widths": ()}, {"widths": (12,), "groups": 8}, {"steps": 0}, {"history": 0}])
+def test_bad_shapes_are_refused(bad: dict) -> None:
+    with pytest.raises(ConfigError):
+        UNetConfig(**bad)
+
+
+# Training.
+
+
+def test_resume_is_exact(dataset: Dataset, tmp_path: Path) -> None:
+    """5 steps at once equal 3 steps, a stop, and 2 more: bit for bit; and what is saved is what is loaded."""
+    whole = train_baseline(tiny(dataset, tmp_path / "whole", 5)).state_dict()
+    train_baseline(tiny(dataset, tmp_path / "parts", 3))
+    train_baseline(tiny(dataset, tmp_path / "parts", 5))
+    parts = load_baseline(tmp_path / "parts").state_dict()
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_learns(dataset: Dataset, tmp_path: Path) -> None:
+    """The loss can go down: sixty steps on a small recording halve it."""
+    config = tiny(dataset, tmp_path, 60)
+    task, trainer = prepare_baseline(dataclasses.replace(config, batch=16))
+    losses = [trainer.train_step()["loss"] for _ in range(60)]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10]), losses
+    assert task.module is not None
+
+
+def test_rows_stay_within_an_episode(dataset: Dataset) -> None:
+    data = PixelData.read(dataset, "train")
+    for history, after in ((4, 1), (2, 5)):
+        rows = set(data.rows(history, after).tolist())
+        want = set()
+        for row in range(len(data.frames)):
+            inside = range(row - history, row + after)
+            if inside.start >= 0 and inside.stop <= len(data.frames):
+                want |= {row} if len({int(data.first[i]) for i in inside}) == 1 else set()
+        assert rows == want
+    with pytest.raises(DataError, match="record longer"):
+        data.rows(10000)
+
+
+def test_what_cannot_be_trained_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    config = tiny(dataset, tmp_path)
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        train_baseline(dataclasses.replace(config, model=UNetConfig(widths=(8,) * 6)))
+    with pytest.raises(ConfigError, match="no trained U-Net"):
+        load_baseline(tmp_path / "nothing")
+
+
+# Playing.
+
+
+def test_a_free_run_follows_its_seed_alone(dataset: Dataset, world: World, run: Path) -> None:
+    """The same seed gives the same frames, alone and in a batch; another seed gives others."""
+    found, model = stretches(dataset, world), load_baseline(run)
+    drawn = [
+        UNetRunner(model, world, batch, seed).free(found, recorded(found)) for batch, seed in ((3, 0), (3, 0), (3, 9))
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    single = UNetRunner(model, world, 1, 0).free(found, recorded(found))
+    assert int((single.int() - drawn[0].int()).abs().max()) <= 2  # sums in another order, and no more
+
+
+def test_the_first_free_frame_is_a_forced_one(dataset: Dataset, world: World, run: Path) -> None:
+    found, runner = stretches(dataset, world), UNetRunner(load_baseline(run), world)
+    forced, foreign = runner.forced(found, found.taken, found.foreign_actions().flip(1))
+    free = runner.free(found, recorded(found))
+    assert torch.equal(forced[:, 0], free[:, 0])
+    assert not torch.equal(forced, foreign)  # actions matter
+
+
+def test_compares(dataset: Dataset, world_path: Path, run: Path, tmp_path: Path) -> None:
+    """Both are measured on the same stretches: their copies are equal."""
+    report = compare(
+        BaselineEval(
+            world=world_path, unet=run, data=dataset.path, starts=2, horizons=(8,), timed=8, out=tmp_path
+        )
+    )  # fmt: skip
+    stages = [name for name in report["unet"] if "frame_" in name]
+    assert stages and all(name in report["world"] for name in stages)
+    same = ("copy_psnr", "moving", "frames")
+    for stage in stages:
+        if isinstance(report["unet"][stage], dict):
+            assert all(report["unet"][stage][key] == report["world"][stage][key] for key in same)
+            assert report["unet"][stage]["psnr"] != report["world"][stage]["psnr"]
+    assert min(report[name]["ms_per_frame"] for name in report) > 0
+    assert "U-Net" in table(report) and "next frame: PSNR" in table(report)
+    assert (tmp_path / "unet" / "next.png").is_file()
+
+
+def test_a_longer_history_than_the_stretches_is_refused(world: World) -> None:
+    model = dataclasses.replace(MODEL, history=50).build()
+    assert isinstance(model, UNetDynamics)
+    with pytest.raises(DataError, match="stacks 50 frames"):
+        UNetRunner(model, world)

@@ -1,0 +1,225 @@
+"""A world beside the U-Net baseline: the same held-out stretches, the same measures, one core each."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from worldsim.engine.noise import SAMPLE, keyed_noise
+from worldsim.errors import ConfigError, DataError
+from worldsim.evaluation.report import EvalConfig, Evaluation
+from worldsim.evaluation.rollout import Act, Runner, Stretches, context_of
+from worldsim.models.action import flat_size
+from worldsim.models.unet import UNetDynamics, to_pixels
+from worldsim.training.baseline import load_baseline, prompt_means
+from worldsim.world import World, default_dtype
+
+WARM_UP = 5  # frames that are not timed
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineEval:
+    """What to compare, on what."""
+
+    world: Path
+    """A world's folder."""
+    unet: Path
+    """The run folder of a trained U-Net."""
+    data: Path | None = None
+    """The folder of a dataset of the same game (default: data/NAME)."""
+    horizons: tuple[int, ...] = (64,)
+    """Frames of free running after which to measure."""
+    starts: int = 48
+    """Places in the recording to begin from, for each horizon."""
+    episodes: int = 64
+    """At most so many of the held-out ones."""
+    timed: int = 60
+    """Frames of each that are timed, in turns."""
+    batch: int = 16
+    seed: int = 0
+    out: Path = Path("runs/eval-baseline")
+    """Folder for the contact sheets of both."""
+
+
+class UNetRunner(Runner):
+    """Draws stretches with a U-Net as `Runner` does with a world.
+
+    Args:
+        model: the U-Net.
+        world: whose stretches they are, and whose prompts' states.
+        batch: sessions that are stepped together.
+        seed: of the noise; stretch i of a call has the session seed `seed + i`.
+    """
+
+    def __init__(self, model: UNetDynamics, world: World, batch: int = 16, seed: int = 0) -> None:
+        """Keep the parts; nothing is computed yet.
+
+        Raises:
+            DataError: the two are not of the same game.
+        """
+        super().__init__(world, None, batch, seed)
+        if model.config.action_size != flat_size(world.action_space):
+            raise DataError(
+                f"the U-Net takes actions of {model.config.action_size} numbers, the world's have "
+                f"{flat_size(world.action_space)}; train it on the same recording."
+            )
+        if model.config.history > context_of(world):
+            raise DataError(
+                f"the U-Net stacks {model.config.history} frames, the world's stretches begin with "
+                f"{context_of(world)}; use a U-Net of shorter history."
+            )
+        self.model = model
+        self._means: dict[str, Tensor] = {}
+
+    def free(self, stretches: Stretches, act: Act, frames: int | None = None, title: str = "free running") -> Tensor:
+        """`frames` (default N) frames after each context, each from the model's own, uint8 (S, frames, H, W, 3)."""
+        frames = stretches.length if frames is None else frames
+        drawn = torch.empty(len(stretches), frames, *stretches.frames.shape[2:], dtype=torch.uint8)
+        with tqdm(total=frames * self._batches(stretches), desc=title, unit="step", leave=False, disable=None) as bar:
+            for rows in self._rows(stretches):
+                seen, before = self.begin(stretches, rows)
+                for n in range(frames):
+                    action, prompts = act(rows, n, seen[:, -1])
+                    taken = torch.cat([before, action.unsqueeze(1)], dim=1)
+                    drawn[rows, n] = self.draw(seen, taken, prompts, rows, n)
+                    seen = torch.cat([seen[:, 1:], drawn[rows, n].unsqueeze(1)], dim=1)
+                    before = taken[:, 1:]
+                    bar.update()
+        return drawn
+
+    def forced(self, stretches: Stretches, *actions: Tensor, title: str = "next frames") -> list[Tensor]:
+        """Every next frame from the true frames before it, once for each of `actions` (S, N, action_size)."""
+        history, drawn = self.model.config.history, [torch.empty_like(stretches.truth) for _ in actions]
+        with tqdm(
+            total=stretches.length * self._batches(stretches), desc=title, unit="step", leave=False, disable=None
+        ) as bar:
+            for rows in self._rows(stretches):
+                for n in range(stretches.length):
+                    now = stretches.context + n
+                    before = stretches.actions[rows, now - history : now - 1]
+                    prompts = [stretches.prompts[row][now] for row in rows]
+                    for out, chosen in zip(drawn, actions, strict=True):
+                        taken = torch.cat([before, chosen[rows, n].unsqueeze(1)], dim=1)
+                        out[rows, n] = self.draw(stretches.frames[rows, now - history : now], taken, prompts, rows, n)
+                    bar.update()
+        return drawn
+
+    def fresh(self, prompts: list[str], frames: int = 1, title: str = "fresh starts") -> Tensor:
+        """Not possible: the U-Net needs frames to begin from."""
+        raise ConfigError("the U-Net baseline cannot begin from a prompt alone; compare it on recorded stretches.")
+
+    def begin(self, stretches: Stretches, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """The last K frames of the context, uint8 (B, K, H, W, 3), and the actions between them (B, K - 1, A)."""
+        last, history = stretches.context, self.model.config.history
+        return stretches.frames[rows, last - history : last], stretches.actions[rows, last - history : last - 1]
+
+    def draw(self, seen: Tensor, actions: Tensor, prompts: list[str], rows: list[int], n: int) -> Tensor:
+        """The next frames, uint8 (B, H, W, 3), from the last K and the last K actions (B, K, A)."""
+        for prompt in set(prompts) - set(self._means):
+            self._means[prompt] = prompt_means(self.world.book, [prompt])[0]
+        text = torch.stack([self._means[prompt] for prompt in prompts])
+        shape = (3, *seen.shape[2:4])
+        noise = keyed_noise([self.seed + row for row in rows], torch.full((len(rows),), n), SAMPLE, shape)
+        return self.model.draw(noise, to_pixels(seen), actions, text)
+
+
+def compare(config: BaselineEval) -> dict[str, Any]:
+    """Measure a world and a U-Net on the same stretches.
+
+    Returns:
+        "world" and "unet", each with the stages of `worldsim eval` ("next_frame", "frame_N", "steering"), their
+        "ms_per_frame" (median, one session, without batching or compiling) and "parameters".
+
+    Raises:
+        WorldError, ConfigError: one of them cannot be loaded.
+        DataError: they are of different games, or the episodes are too short.
+    """
+    world = World.from_pretrained(config.world)
+    unet = UNetRunner(load_baseline(config.unet, default_dtype()), world, config.batch, config.seed)
+    settings = EvalConfig(
+        world=config.world,
+        data=config.data,
+        horizons=config.horizons,
+        starts=config.starts,
+        episodes=config.episodes,
+        free=0,
+        fresh=0,
+        batch=config.batch,
+        seed=config.seed,
+    )
+    report: dict[str, Any] = {}
+    for name in ("world", "unet"):
+        evaluation = Evaluation(dataclasses.replace(settings, out=config.out / name), world)
+        if name == "unet":
+            evaluation.runner = unet
+        report[name] = evaluation.run()
+        stretch = evaluation.cut(1, config.timed + WARM_UP, 0)
+    times = frame_times({"world": Runner(world, batch=1), "unet": unet}, stretch, WARM_UP)
+    sizes = {"world": [world.autoencoder, world.dynamics], "unet": [unet.model]}
+    for name, modules in sizes.items():
+        report[name] |= {
+            "ms_per_frame": times[name],
+            "parameters": sum(parameter.numel() for module in modules for parameter in module.parameters()),
+        }
+    return report
+
+
+@torch.no_grad()
+def frame_times(runners: dict[str, Runner], stretch: Stretches, warm_up: int) -> dict[str, float]:
+    """Median milliseconds of a frame of one session, an action in and pixels out; all take turns at each frame."""
+    spent: dict[str, list[float]] = {name: [] for name in runners}
+    plays = {name: _frames(runner, stretch) for name, runner in runners.items()}
+    for _ in range(stretch.length):
+        for name, play in plays.items():
+            begin = time.perf_counter()
+            next(play)
+            spent[name].append(1000 * (time.perf_counter() - begin))
+    return {name: statistics.median(times[warm_up:]) for name, times in spent.items()}
+
+
+def _frames(runner: Runner, stretch: Stretches) -> Iterator[Tensor]:
+    """The free frames of the first of some stretches, one by one."""
+    if isinstance(runner, UNetRunner):
+        seen, before = runner.begin(stretch, [0])
+        for n in range(stretch.length):
+            taken = torch.cat([before, stretch.taken[:1, n : n + 1]], dim=1)
+            frame = runner.draw(seen, taken, stretch.prompts[0][stretch.context + n :][:1], [0], n)
+            seen, before = torch.cat([seen[:, 1:], frame.unsqueeze(1)], dim=1), taken[:, 1:]
+            yield frame
+        return
+    state = runner.warm_up(stretch, [0])
+    for n in range(stretch.length):
+        state.prompts = [stretch.prompts[0][stretch.context + n]]
+        yield runner.world.autoencoder.decode(runner.simulator.step(state, stretch.taken[:1, n]).latents)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The comparison for people: a line for each figure, the aim is the world's column."""
+    rows = [("", "world", "U-Net", "copy")]
+    for stage, title in ((name, name.replace("_", " ")) for name in report["world"] if "frame" in name):
+        found = [report[name][stage] for name in ("world", "unet")]
+        if not isinstance(found[0], dict):
+            continue
+        for key, unit in (("psnr", "PSNR, dB"), ("moving_psnr", "PSNR where it moves, dB"), ("ssim", "SSIM")):
+            rows.append((f"{title}: {unit}", *(_cell(part[key]) for part in found), _cell(found[0][f"copy_{key}"])))
+        rows.append((f"{title}: PSNR under foreign actions", *(_cell(part["permuted_psnr"]) for part in found), ""))
+        for key in ("sharpness", "brightness"):
+            rows.append((f"{title}: {key} over the truth's", *(_cell(part[key]) for part in found), ""))
+    for key in ("ms_per_frame", "parameters"):
+        rows.append((key.replace("_", " "), *(_cell(report[name][key]) for name in ("world", "unet")), ""))
+    return "\n".join(f"{row[0]:42}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
