@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -57,11 +58,18 @@ class Lamp(gym.Env):
         return np.zeros((24, 24, 3), np.uint8)
 
 
-gym.register("WorldsimLamp-v0", entry_point=Lamp)
+gym.register("WorldsimLamp-v0", entry_point=lambda **settings: Lamp(**settings))
 
 
 def small(game="CartPole-v1", **changes) -> AgentConfig:
-    settings = {"num_envs": 2, "n_steps": 8, "batch_size": 8, "epochs": 1, "steps": 32, "max_episode_steps": 6}
+    settings: dict[str, Any] = {
+        "num_envs": 2,
+        "n_steps": 8,
+        "batch_size": 8,
+        "epochs": 1,
+        "steps": 32,
+        "max_episode_steps": 6,
+    }
     return AgentConfig(game=game, **(settings | changes))
 
 

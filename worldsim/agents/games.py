@@ -85,6 +85,12 @@ def dreams(world: str | Path, count: int, **settings: Any) -> SB3VecEnv:
     return SB3VecEnv(env)
 
 
+def frame_size(env: VecEnv) -> tuple[int, int]:
+    """Height and width of the frames that some games show."""
+    height, width, *_ = env.observation_space.shape or (0, 0)
+    return int(height), int(width)
+
+
 def world_of(env: VecEnv) -> WorldVectorEnv:
     """The world under some wrappers.
 

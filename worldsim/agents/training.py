@@ -31,7 +31,16 @@ from worldsim.agents.agent import (
     write_tensors,
 )
 from worldsim.agents.choices import Choices, find_choices
-from worldsim.agents.games import as_agents_see, dreams, find_game, game_keys, real_games, sample_starts, world_of
+from worldsim.agents.games import (
+    as_agents_see,
+    dreams,
+    find_game,
+    frame_size,
+    game_keys,
+    real_games,
+    sample_starts,
+    world_of,
+)
 from worldsim.errors import ConfigError
 from worldsim.models.action import space_from_json
 from worldsim.training.trainer import stop_on_terminate
@@ -211,9 +220,8 @@ def world_reach(world: str) -> int:
 
 def new_card(config: AgentConfig, envs: VecEnv, choices: Choices | None) -> AgentCard:
     """The card of an agent that learns in `envs`, before any wrapper."""
-    height, width = (envs.observation_space.shape or ())[:2]
     training = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    size = (int(height), int(width))
+    size = frame_size(envs)
     about = {"stack": config.stack, "grey": config.grey, "training": training}
     return make_card(config.game, size, envs.action_space, choices, **about)
 
