@@ -123,7 +123,8 @@ class Events:
         """Find the places."""
         self.runner, self.dataset, self.episodes, self.classifier = runner, dataset, episodes, classifier
         self.context, self.seed = context, seed
-        self.places = possible(episodes, context)
+        found = possible(episodes, context)
+        self.places = {pair: tries for pair, tries in found.items() if self._judged(pair[1])}
 
     def run(self, count: int) -> tuple[dict[str, Any], list[np.ndarray], list[str]]:
         """Try each event `count` times in known pairs with scenarios and `count` times in those held out.
@@ -211,6 +212,11 @@ class Events:
             report[key], report[f"{key}_interval"] = float(np.mean(hits)), wilson(sum(hits), len(hits))
         return report
 
+    def _judged(self, name: str) -> bool:
+        """Whether the classifier has learned what an event changes: in a small recording it may not be there."""
+        label, value = target(EVENTS[name])
+        return value in self.classifier.labels.get(label, ())
+
     def _recorded(self) -> Iterator[tuple[str, Tensor]]:
         """Real events by name, and the TELL frames from each on."""
         counts: dict[str, int] = {}
@@ -218,7 +224,12 @@ class Events:
             names = [episode.prompts[k]["event"] for k in episode.prompt_index]
             for at in range(1, len(names) + 1 - TELL):
                 name = names[at]
-                if name in EVENTS and names[at - 1] != name and counts.get(name, 0) < TRUE_EVENTS:
+                if (
+                    name in EVENTS
+                    and self._judged(name)
+                    and names[at - 1] != name
+                    and counts.get(name, 0) < TRUE_EVENTS
+                ):
                     counts[name] = counts.get(name, 0) + 1
                     yield name, torch.from_numpy(episode.frames[at : at + TELL].copy())
 
