@@ -114,3 +114,15 @@ def test_schedules_fall_from_noise_to_data(shift: float) -> None:
     assert levels == sorted(levels, reverse=True) and len(set(levels)) == 6
     even = schedule(5)
     assert all((a < b) == (shift < 1) for a, b in zip(levels[1:-1], even[1:-1], strict=True) if shift != 1)
+
+
+def test_temperature_nought_is_one_future_and_shared_noise_another_draw(world: World) -> None:
+    """Without noise all seeds see the same next frame; with it they differ, however it is spread."""
+    for shared in (False, True):
+        for temperature, same in ((0.0, True), (1.0, False)):
+            sampler = SamplerConfig(steps=1, temperature=temperature, shared_noise=shared, history_sigma=0.0)
+            simulator = Simulator.of(world, sampler)
+            state = simulator.begin([1, 2], ["a cart", "a cart"])
+            state.step += world.dynamics.config.history
+            drawn = simulator.draw(state).latents
+            assert torch.equal(drawn[0], drawn[1]) == same, (shared, temperature)

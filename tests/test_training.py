@@ -93,6 +93,20 @@ def test_own_rollouts_are_the_models_own(dataset: Dataset, autoencoder_run: Path
     assert (taken.seen[:, history:] != recorded[:, history:]).any(dim=(2, 3, 4)).all()
 
 
+def test_an_own_window_is_recorded_up_to_the_frames_drawn(
+    dataset: Dataset, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, frames=6, own_frames=2, own=2, own_after=0)
+    task, *_ = prepare(config)
+    windows = task._windows(0, torch.Generator().manual_seed(0))
+    history = config.model.history
+    index = windows.rows[:, :1] + torch.arange(-history, 6)
+    recorded = task.data.latents[index.clamp(min=0)].float()
+    differs = (windows.seen != recorded).flatten(2).any(dim=2)
+    assert differs.tolist() == [[False] * (history + 4) + [True] * 2] * 2 + [[False] * (history + 6)]
+    assert torch.equal(windows.target, task.data.latents[windows.rows].float())
+
+
 def test_drawing_in_several_steps_needs_the_flow_objective(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1 step only"):
         tiny_dynamics(dataset, tmp_path, tmp_path, draw_steps=2)

@@ -34,7 +34,10 @@ class SamplerConfig:
     history_sigma: float = 0.1  # noise mixed into the history: hides small faults, so that they do not grow
     guidance: float = 1.0  # classifier-free guidance on the prompt; 1 is off and half the work
     first_guidance: float = 2.0  # the same for the first frame
-    temperature: float = 1.0  # scale of the noise that frames are drawn from: below 1 the likelier ones, above 1 stranger
+    temperature: float = (
+        1.0  # scale of the noise that frames are drawn from: below 1 the likelier ones, above 1 stranger
+    )
+    shared_noise: bool = False  # every place of a frame gets the same noise: one pass then draws places that agree
     clean_pass: bool = True  # reward and cache come from one more pass, over the finished frame
 
     def __post_init__(self) -> None:
@@ -201,8 +204,10 @@ class Simulator:
                 return both
             return clean
 
-        noise = keyed_noise(state.seeds, state.step, SAMPLE, tuple(state.history.shape[2:])).to(self.device)
-        noise = noise * sampler.temperature
+        frame = state.history.shape[2:]  # (C, h, w)
+        shape = (frame[0], 1, 1) if sampler.shared_noise and not first else tuple(frame)
+        noise = keyed_noise(state.seeds, state.step, SAMPLE, shape).to(self.device).expand(-1, *frame)
+        noise = (noise * sampler.temperature).contiguous()  # compiled stages take strides for granted
         latents = euler(predict, noise, levels)
         if sampler.clean_pass:
             _, *passed = self._pass(latents, len(levels) - 1, prepared, rows, guided)

@@ -76,11 +76,17 @@ class DynamicsTraining:
     """Windows of a batch whose past is the model's own: with flow, more of them hold longer and blur the next frame."""
     own_after: int = 700
     """Steps before that begins."""
+    own_frames: int = 8
+    """Frames of such a window, the last ones, that the model draws."""
     own_pool: int = 16
     own_reuse: int = 1
     head_weight: float = 0.1
     objective: Literal["energy", "flow"] = "energy"
     """energy: one pass draws a frame (see `diffusion.energy`). flow: flow matching, some passes a frame."""
+    draws_after: int = 0
+    """Steps of the energy objective with one draw, which only learns to be near: half the work, to begin with."""
+    shared_noise: bool = True
+    """Every place of a frame gets the same noise, for energy: what the draws differ in then fits together."""
     scales: tuple[int, ...] = (1, 2, 4)
     """Sides of the blocks of latents that the energy score compares as one vector each."""
     """In latents, for energy."""
@@ -100,6 +106,10 @@ class DynamicsTraining:
     def steps_drawn(self) -> int:
         """Denoising steps of a frame."""
         return self.draw_steps or (1 if self.objective == "energy" else 2)
+
+    def drawn_frames(self) -> int:
+        """How many frames of a window the model draws, where it is its own."""
+        return min(self.own_frames, self.frames)
 
     def compiles(self) -> bool:
         """Whether the blocks are compiled."""
@@ -148,12 +158,17 @@ class DynamicsTask:
         if config.compiles():
             self.module.compile_blocks()
         self.text, self.text_mask = book.batch(data.prompts)
-        self.sampler = SamplerConfig(steps=config.steps_drawn(), clean_pass=config.clean_pass)
+        self.sampler = SamplerConfig(
+            steps=config.steps_drawn(),
+            shared_noise=config.objective == "energy" and config.shared_noise,
+            clean_pass=config.clean_pass,
+        )
         last = schedule(self.sampler.steps, self.sampler.shift)[-2]
         # How noisy the cache sees the past, at most.
         self.past_sigma = 0.1 if config.clean_pass else min(1.0, 1.2 * last)
         self.simulator = Simulator(self.module, book, self.sampler, frozen=False)
-        self.pool = RolloutPool(config.own_pool, config.frames, config.own_reuse, self.sampler)
+        drawn = config.drawn_frames()
+        self.pool = RolloutPool(config.own_pool, drawn, config.own_reuse, self.sampler, config.frames - drawn)
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -161,7 +176,7 @@ class DynamicsTask:
         config = self.config
         windows = self._windows(step, generator)
         objective = self._energy if config.objective == "energy" else self._flow
-        loss, scalars = objective(windows, generator)
+        loss, scalars = objective(windows, generator, step)
         if config.stills:
             loss = loss + config.stills / windows.rows.numel() * self._stills(generator)
         return loss, {name: float(value.detach()) for name, value in scalars.items()}
@@ -172,24 +187,30 @@ class DynamicsTask:
         starts = self.data.sample_starts(config.windows, config.frames, generator)
         fresh = torch.rand(config.windows, generator=generator) < config.fresh
         fresh[:own] = False
+        lead = config.frames - config.drawn_frames()  # recorded frames of an own window, before those drawn
+        rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed) if own else None
+        if rollouts is not None:
+            starts[:own] = rollouts.starts - lead
         index = starts.unsqueeze(1) + torch.arange(-history, config.frames)  # (B, K + T)
         seen = self.data.latents[index.clamp(min=0)].float()
-        if own:
-            rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed)
-            starts[:own], seen[:own] = rollouts.starts, rollouts.seen
+        if rollouts is not None:
+            seen[:own, lead:] = rollouts.seen
         rows = starts.unsqueeze(1) + torch.arange(config.frames)  # (B, T)
         birth = torch.where(fresh, starts, self.data.first[starts])
         return Windows(rows, birth, fresh, seen, self.data.latents[rows].float(), own)
 
-    def _energy(self, windows: Windows, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def _energy(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Two draws of every frame from its past, by one pass each; their energy score against what happened."""
         module, config, own = self.module, self.config, windows.own
         shared = module.share(self._conditions(windows.rows, windows.birth, windows.seen, generator))
         modulation = module.modulate(module.level(torch.ones(windows.rows.shape)), shared.condition)
         target = windows.target
-        noise = [torch.randn(target.shape, generator=generator) for _ in range(2)]
-        (first, features, _), (second, _, _) = [module.denoise(x, modulation, shared) for x in noise]
-        first, second = first.float(), second.float()
+        shape = (*target.shape[:3], 1, 1) if config.shared_noise else target.shape
+        noise = [torch.randn(shape, generator=generator).expand(target.shape) for _ in range(2)]
+        latents, features, _ = module.denoise(noise[0], modulation, shared)
+        first = second = latents.float()
+        if step >= config.draws_after:
+            second = module.denoise(noise[1], modulation, shared)[0].float()
         score = scaled_energy_score(first, second, target, config.scales)  # (B, T)
         counted = torch.ones(windows.rows.shape)
         counted[:, 0] -= windows.fresh.float()  # a first frame is drawn in many steps, see `_stills`
@@ -206,7 +227,7 @@ class DynamicsTask:
             scalars["score_own"] = score[:own].mean()
         return denoise + config.head_weight * heads, scalars
 
-    def _flow(self, windows: Windows, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def _flow(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The clean latents of every frame from its past and from itself at some noise level (flow matching)."""
         config, own, target, shape = self.config, windows.own, windows.target, windows.rows.shape
         # The part of each frame: past (a little noisy, as seen) or future (noisy, as recorded).

@@ -64,9 +64,9 @@ class RolloutPool:
     into its own play; deeper ones have lost the recorded course, and their targets would teach blur.
     """
 
-    def __init__(self, size: int, frames: int, reuse: int, sampler: SamplerConfig) -> None:
-        """A pool of `size` windows of `frames` frames."""
-        self.size, self.frames, self.reuse, self.sampler = size, frames, reuse, sampler
+    def __init__(self, size: int, frames: int, reuse: int, sampler: SamplerConfig, lead: int = 0) -> None:
+        """A pool of `size` windows of `frames` frames, with `lead` recorded frames before their history."""
+        self.size, self.frames, self.reuse, self.sampler, self.lead = size, frames, reuse, sampler, lead
         self.pool: Rollouts | None = None
         self.uses = 0
 
@@ -82,7 +82,7 @@ class RolloutPool:
     def _fill(self, simulator: Simulator, data: LatentData, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         history = simulator.dynamics.config.history
-        starts = data.sample_starts(self.size, 2 * self.frames, generator, history)
+        starts = data.sample_starts(self.size, 2 * self.frames, generator, history + self.lead)
         seen = data.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
         half = self.size // 2
         if self.pool is not None:
