@@ -10,9 +10,12 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from worldsim.errors import ConfigError, MissingDependency, WorldsimError, did_you_mean
+
+if TYPE_CHECKING:
+    from worldsim.data.episodes import Dataset
 
 Config = TypeVar("Config")
 
@@ -51,7 +54,6 @@ def record(args: Sequence[str]) -> None:
             print(f"{recipe.name:24} {recipe.summary}")
         print(f"{'any Gymnasium id':24} such as CartPole-v1, or package:Name-v0 for one that a package registers")
         return
-    from worldsim.data.recipe import SPLITS
     from worldsim.data.record import RecordConfig
     from worldsim.data.record import record as run
 
@@ -61,8 +63,7 @@ def record(args: Sequence[str]) -> None:
 
         explorer = explorer_for(config)
     dataset = run(config, explorer)
-    counts = ", ".join(f"{len(dataset.episodes(split))} {split}" for split in SPLITS)
-    print(f"{dataset.path}: {counts} episodes")
+    print(_counts(dataset))
 
 
 def data_sheet(args: Sequence[str]) -> None:
@@ -74,6 +75,46 @@ def data_sheet(args: Sequence[str]) -> None:
 
     config = parse(SheetConfig, "data sheet", args, data_sheet.__doc__)
     print(dataset_sheet(config.dataset, config.out, config.episodes, config.columns, config.scale))
+
+
+def data_export_minari(args: Sequence[str]) -> None:
+    """Write a dataset in Minari's format, lossless.
+
+    Example: worldsim data export-minari data/car-racing --id worldsim/car-racing-v0
+    """
+    from worldsim.data.minari import MinariExport, export_minari
+
+    config = parse(MinariExport, "data export-minari", args, data_export_minari.__doc__)
+    print(f"{config.name()} is in {export_minari(config)}")
+
+
+def data_import_minari(args: Sequence[str]) -> None:
+    """Make a dataset of a Minari dataset with image observations.
+
+    Example: worldsim data import-minari worldsim/car-racing-v0 --out data/car-racing-again
+    """
+    from worldsim.data.minari import MinariImport, import_minari
+
+    print(_counts(import_minari(parse(MinariImport, "data import-minari", args, data_import_minari.__doc__))))
+
+
+def data_import_video(args: Sequence[str]) -> None:
+    """Make a dataset of videos, or folders of PNGs, and a log of the actions at each frame.
+
+    Example: worldsim data import-video clips/one.mp4 clips/two.mp4 --out data/my-game
+    The log lies beside its video: clips/one.csv, a row for each frame, with a column `keys` ("left+space"), `action` (a
+    number), action_0 and so on (numbers within a range), or one column for each key; also reward, terminated, prompt.
+    """
+    from worldsim.data.video import VideoImport, import_video
+
+    print(_counts(import_video(parse(VideoImport, "data import-video", args, data_import_video.__doc__))))
+
+
+def _counts(dataset: Dataset) -> str:
+    from worldsim.data.recipe import SPLITS
+
+    counts = ", ".join(f"{len(dataset.episodes(split))} {split}" for split in SPLITS)
+    return f"{dataset.path}: {counts} episodes"
 
 
 def train_autoencoder(args: Sequence[str]) -> None:
@@ -324,6 +365,9 @@ def agents() -> None:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "record": record,
     "data sheet": data_sheet,
+    "data export-minari": data_export_minari,
+    "data import-minari": data_import_minari,
+    "data import-video": data_import_video,
     "play": play,
     "train autoencoder": train_autoencoder,
     "train dynamics": train_dynamics,

@@ -6,6 +6,7 @@ The weights are not shipped and never fetched. Both loaders only take paths of f
 from __future__ import annotations
 
 import pickle  # only for the name of an error: see `weights_only` below
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,7 +155,11 @@ def load_fvd(path: str | Path) -> Fvd:
         WorldError: the file is missing or is no TorchScript.
     """
     try:
-        network = torch.jit.load(str(_file(path)), map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # torch wants other files, but this is the published one
+            network = torch.jit.load(str(_file(path)), map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise WorldError(
             f"{path} is no TorchScript ({(str(error) or type(error).__name__).splitlines()[0]}); "

@@ -1,0 +1,116 @@
+"""Datasets made from what somebody else recorded: all of it arrives, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Episode, write_episode
+from worldsim.data.recipe import SPLITS
+from worldsim.data.record import split_of
+from worldsim.errors import DataError
+from worldsim.models.action import space_to_json
+
+
+def make_card(
+    *,
+    name: str,
+    frame_size: tuple[int, int],
+    fps: float,
+    space: spaces.Space,
+    keys: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of dataset.json for an imported dataset.
+
+    Raises:
+        ConfigError: `space` is of a kind that no dataset can have.
+    """
+    version = importlib.metadata.version("worldsim-engine")
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "frame_size": list(frame_size),
+        "fps": fps,
+        "action_space": space_to_json(space),
+        "keys": dict(keys),
+        "notices": [],
+        "provenance": {**provenance, "packages": {"worldsim-engine": version}},
+    }
+
+
+class Importer:
+    """Writes the episodes of a dataset, numbered in the order in which they come.
+
+    Attributes:
+        counts: episodes of each split so far.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Write into `folder`."""
+        self.folder = folder
+        self.counts = dict.fromkeys(SPLITS, 0)
+
+    def add(self, episode: Episode, index: int | None = None, split: str | None = None) -> None:
+        """Write an episode (default: under the next number, and one in ten is held out).
+
+        Raises:
+            DataError: an unknown split, or the number is taken.
+        """
+        index = sum(self.counts.values()) if index is None else index
+        split = split_of(index, unseen=False) if split is None else split
+        if split not in SPLITS:
+            raise DataError(f"episode {index} is of the split {split!r}; allowed: {', '.join(SPLITS)}.")
+        path = self.folder / split / f"{index:06d}.safetensors"
+        if path.exists():
+            raise DataError(f"there are two episodes with the number {index} in the split {split!r}.")
+        write_episode(path, dataclasses.replace(episode, meta={"index": index, "split": split, **episode.meta}))
+        self.counts[split] += 1
+
+
+@contextmanager
+def importing(out: Path, card: Mapping[str, Any]) -> Iterator[Importer]:
+    """Make the dataset `out` of the episodes that are added within; after an error there is none.
+
+    Raises:
+        DataError: `out` is there already, or no episode was added.
+    """
+    check_free(out)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
+    partial.mkdir(parents=True)
+    try:
+        importer = Importer(partial)
+        yield importer
+        if not sum(importer.counts.values()):
+            raise DataError(f"there is no episode to import into {out}; an episode needs at least two frames.")
+        (partial / "dataset.json").write_text(json.dumps(card, indent=2) + "\n")
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(out: Path) -> None:
+    """Nothing must be at `out` yet.
+
+    Raises:
+        DataError: something is.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is there already; choose another folder with --out, or remove it first.")
+
+
+def ended(steps: int, terminated: bool) -> dict[str, np.ndarray]:
+    """`terminated` and `truncated` of an episode of so many steps that ends at its last one in one way or the other."""
+    last = np.arange(steps) == steps - 1
+    return {"terminated": last & terminated, "truncated": last & (not terminated)}
