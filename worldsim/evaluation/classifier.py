@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -215,7 +215,7 @@ def load(path: Path, config: ClassifierConfig) -> Classifier | None:
             labels = {name: tuple(values) for name, values in about["labels"].items()}
             model = Classifier(labels, config.width, about["thresholds"])
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (OSError, KeyError, ValueError, RuntimeError):  # none there, or damaged: it is made again
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError):  # none there, or damaged: it is made again
         return None
     return model.eval()
 

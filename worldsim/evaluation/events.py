@@ -198,9 +198,12 @@ class Events:
         )
         return drawn, control, told
 
-    def scenarios(self, count: int) -> dict[str, Any]:
-        """Shares of fresh starts from words for a place that show it, at once and LATER frames on."""
-        prompts = [(name, place) for name, scenario in SCENARIOS.items() for place in scenario.places]
+    def scenarios(self, count: int) -> dict[str, Any] | None:
+        """Shares of fresh starts from a place's words that show it, at once and LATER frames on, if it can be told."""
+        known = [name for name in SCENARIOS if name in self.classifier.labels.get("scenario", ())]
+        if not known:  # of a recording of one scenario
+            return None
+        prompts = [(name, place) for name in known for place in SCENARIOS[name].places]
         prompts = (prompts * (-(-count // len(prompts)) or 1))[: max(count, len(prompts))]
         drawn = self.runner.fresh([place for _, place in prompts], LATER + 1)
         report: dict[str, Any] = {"starts": len(prompts)}
@@ -280,6 +283,7 @@ def table(report: dict[str, Any]) -> str:
         keys = [key for key in real if key != "frames"]
         said = ", ".join(f"{key} {real[key]:.3f} / {decoded[key]:.3f}" for key in keys)
         lines.append(f"{name:>16} {said} ({real['frames']} frames)")
-    ends = [shown(scenarios[key], scenarios[f"{key}_interval"]) for key in ("first", "later")]
-    lines.append(f"  fresh starts that show the named scenario: {ends[0]}, {LATER} frames on {ends[1]}")
+    if scenarios is not None:
+        ends = [shown(scenarios[key], scenarios[f"{key}_interval"]) for key in ("first", "later")]
+        lines.append(f"  fresh starts that show the named scenario: {ends[0]}, {LATER} frames on {ends[1]}")
     return "\n".join(lines)
