@@ -47,6 +47,15 @@ def stretches(dataset: Dataset, world: World, frames: int = 4) -> Stretches:
     return cut(episodes, dataset.action_space, 3, context_of(world), frames, np.random.default_rng(1))
 
 
+def lively(config: UNetConfig = MODEL) -> UNetDynamics:
+    """A model in which nothing is left of the zeros that it begins with."""
+    model = config.build()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
 # The preconditioning.
 
 
@@ -94,10 +103,7 @@ def test_a_new_model_is_the_preconditioning_alone() -> None:
 @pytest.mark.parametrize("patch", [1, 2])
 def test_each_condition_reaches_the_frame(patch: int) -> None:
     """Changing the noise level, any past frame, any action or the prompt changes what the network says, of one row."""
-    model = dataclasses.replace(MODEL, patch=patch).build()
-    for parameter in model.parameters():
-        if not parameter.any():  # it begins with zeros
-            torch.nn.init.normal_(parameter, std=0.2)
+    model = lively(dataclasses.replace(MODEL, patch=patch))
     given = inputs()
     with torch.no_grad():
         base = model(*given)
@@ -172,9 +178,9 @@ def test_what_cannot_be_trained_is_refused(dataset: Dataset, tmp_path: Path) -> 
 # Playing.
 
 
-def test_a_free_run_follows_its_seed_alone(dataset: Dataset, world: World, run: Path) -> None:
+def test_a_free_run_follows_its_seed_alone(dataset: Dataset, world: World) -> None:
     """The same seed gives the same frames, alone and in a batch; another seed gives others."""
-    found, model = stretches(dataset, world), load_baseline(run)
+    found, model = stretches(dataset, world), lively()
     drawn = [
         UNetRunner(model, world, batch, seed).free(found, recorded(found)) for batch, seed in ((3, 0), (3, 0), (3, 9))
     ]
@@ -184,9 +190,9 @@ def test_a_free_run_follows_its_seed_alone(dataset: Dataset, world: World, run: 
     assert int((single.int() - drawn[0].int()).abs().max()) <= 2  # sums in another order, and no more
 
 
-def test_the_first_free_frame_is_a_forced_one(dataset: Dataset, world: World, run: Path) -> None:
-    found, runner = stretches(dataset, world), UNetRunner(load_baseline(run), world)
-    forced, foreign = runner.forced(found, found.taken, found.foreign_actions().flip(1))
+def test_the_first_free_frame_is_a_forced_one(dataset: Dataset, world: World) -> None:
+    found, runner = stretches(dataset, world), UNetRunner(lively(), world)
+    forced, foreign = runner.forced(found, found.taken, 100 - found.taken)  # far off: it hardly listens yet
     free = runner.free(found, recorded(found))
     assert torch.equal(forced[:, 0], free[:, 0])
     assert not torch.equal(forced, foreign)  # actions matter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldsim.engine.noise import SAMPLE, keyed_noise
+from worldsim.engine.simulator import State
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation.report import EvalConfig, Evaluation
-from worldsim.evaluation.rollout import Act, Runner, Stretches, context_of
+from worldsim.evaluation.rollout import Act, Runner, Stretches, context_of, recorded
 from worldsim.models.action import flat_size
 from worldsim.models.unet import UNetDynamics, to_pixels
 from worldsim.training.baseline import load_baseline, prompt_means
@@ -80,21 +81,31 @@ class UNetRunner(Runner):
         self.model = model
         self._means: dict[str, Tensor] = {}
 
-    def free(self, stretches: Stretches, act: Act, frames: int | None = None, title: str = "free running") -> Tensor:
-        """`frames` (default N) frames after each context, each from the model's own, uint8 (S, frames, H, W, 3)."""
-        frames = stretches.length if frames is None else frames
-        drawn = torch.empty(len(stretches), frames, *stretches.frames.shape[2:], dtype=torch.uint8)
+    def stream(
+        self,
+        stretches: Stretches,
+        act: Act,
+        frames: int,
+        title: str = "free running",
+        before: Callable[[State], None] | None = None,
+    ) -> Iterator[tuple[list[int], int, Tensor]]:
+        """What `free` draws, one step of a batch at a time; see `Runner.stream`.
+
+        Raises:
+            ConfigError: `before` is given; a U-Net has no state that could be changed.
+        """
+        if before is not None:
+            raise ConfigError("the U-Net baseline has no state that could be changed while it plays.")
         with tqdm(total=frames * self._batches(stretches), desc=title, unit="step", leave=False, disable=None) as bar:
             for rows in self._rows(stretches):
-                seen, before = self.begin(stretches, rows)
+                seen, done = self.begin(stretches, rows)
                 for n in range(frames):
                     action, prompts = act(rows, n, seen[:, -1])
-                    taken = torch.cat([before, action.unsqueeze(1)], dim=1)
-                    drawn[rows, n] = self.draw(seen, taken, prompts, rows, n)
-                    seen = torch.cat([seen[:, 1:], drawn[rows, n].unsqueeze(1)], dim=1)
-                    before = taken[:, 1:]
+                    taken = torch.cat([done, action.unsqueeze(1)], dim=1)
+                    last = self.draw(seen, taken, prompts, rows, n)
+                    seen, done = torch.cat([seen[:, 1:], last.unsqueeze(1)], dim=1), taken[:, 1:]
+                    yield rows, n, last
                     bar.update()
-        return drawn
 
     def forced(self, stretches: Stretches, *actions: Tensor, title: str = "next frames") -> list[Tensor]:
         """Every next frame from the true frames before it, once for each of `actions` (S, N, action_size)."""
@@ -177,7 +188,7 @@ def compare(config: BaselineEval) -> dict[str, Any]:
 def frame_times(runners: dict[str, Runner], stretch: Stretches, warm_up: int) -> dict[str, float]:
     """Median milliseconds of a frame of one session, an action in and pixels out; all take turns at each frame."""
     spent: dict[str, list[float]] = {name: [] for name in runners}
-    plays = {name: _frames(runner, stretch) for name, runner in runners.items()}
+    plays = {name: runner.stream(stretch, recorded(stretch), stretch.length, name) for name, runner in runners.items()}
     for _ in range(stretch.length):
         for name, play in plays.items():
             begin = time.perf_counter()
@@ -186,25 +197,9 @@ def frame_times(runners: dict[str, Runner], stretch: Stretches, warm_up: int) ->
     return {name: statistics.median(times[warm_up:]) for name, times in spent.items()}
 
 
-def _frames(runner: Runner, stretch: Stretches) -> Iterator[Tensor]:
-    """The free frames of the first of some stretches, one by one."""
-    if isinstance(runner, UNetRunner):
-        seen, before = runner.begin(stretch, [0])
-        for n in range(stretch.length):
-            taken = torch.cat([before, stretch.taken[:1, n : n + 1]], dim=1)
-            frame = runner.draw(seen, taken, stretch.prompts[0][stretch.context + n :][:1], [0], n)
-            seen, before = torch.cat([seen[:, 1:], frame.unsqueeze(1)], dim=1), taken[:, 1:]
-            yield frame
-        return
-    state = runner.warm_up(stretch, [0])
-    for n in range(stretch.length):
-        state.prompts = [stretch.prompts[0][stretch.context + n]]
-        yield runner.world.autoencoder.decode(runner.simulator.step(state, stretch.taken[:1, n]).latents)
-
-
 def table(report: dict[str, Any]) -> str:
     """The comparison for people: a line for each figure, the aim is the world's column."""
-    rows = [("", "world", "U-Net", "copy")]
+    rows: list[tuple[str, ...]] = [("", "world", "U-Net", "copy")]
     for stage, title in ((name, name.replace("_", " ")) for name in report["world"] if "frame" in name):
         found = [report[name][stage] for name in ("world", "unet")]
         if not isinstance(found[0], dict):

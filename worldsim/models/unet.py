@@ -7,7 +7,9 @@ Legend: B batch, K history frames, A numbers in an action, H W pixels, E width o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +94,11 @@ class UNetDynamics(nn.Module):
             for parameter in last.parameters():  # type: ignore[union-attr]  -- all are convolutions
                 nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._compiled: Callable[..., Any] | None = None
+
+    def compile_unet(self) -> None:
+        """Compile the U-Net for training, when it first runs; only passes with gradients use that."""
+        self._compiled = torch.compile(self.unet.forward, dynamic=False)  # a function: no submodule
 
     def forward(self, noisy: Tensor, sigma: Tensor, past: Tensor, actions: Tensor, text: Tensor) -> Tensor:
         """What the network itself says, of unit size: (B, 3, H, W); arguments as of `denoise`."""
@@ -101,7 +108,8 @@ class UNetDynamics(nn.Module):
             stacked = F.pixel_unshuffle(stacked, self.config.patch)
         stacked = stacked.contiguous(memory_format=torch.channels_last)
         given = self.actions(actions.flatten(1).to(dtype)) + self.text(text.to(dtype))
-        out = self.unet(stacked, TIME_SCALE * scales.noise, given, return_dict=False)[0]
+        unet = self._compiled if self._compiled is not None and torch.is_grad_enabled() else self.unet
+        out = unet(stacked, TIME_SCALE * scales.noise, given, return_dict=False)[0]
         return F.pixel_shuffle(out, self.config.patch).float()
 
     def denoise(self, noisy: Tensor, sigma: Tensor, past: Tensor, actions: Tensor, text: Tensor) -> Tensor:

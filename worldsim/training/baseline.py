@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,16 @@ class BaselineTraining:
     model: UNetConfig = field(default_factory=UNetConfig)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60, learning_rate=1e-3))
     batch: int = 16
+    compile: bool | None = None
+    """Compile the U-Net for training: minutes once, then faster steps. It needs a C++ compiler (default: as the
+    dynamics, for runs of ten minutes and more, where there is one)."""
+
+    def compiles(self) -> bool:
+        """Whether the U-Net is compiled."""
+        if self.compile is not None:
+            return self.compile
+        long = (self.trainer.minutes or 0) >= 10 or (self.trainer.steps or 0) >= 1000
+        return long and any(map(shutil.which, ("g++", "clang++")))
 
     def folder(self) -> Path:
         """The run folder."""
@@ -106,6 +117,8 @@ class BaselineTask:
         """Build the model; `data` trains it, `held` is drawn on the sheets (None: no sheets)."""
         self.config, self.data, self.held, self.book = config, data, held, book
         self.module: UNetDynamics = config.model.build()
+        if config.compiles():
+            self.module.compile_unet()
         self.text = prompt_means(book, data.prompts)
         self.choice = data.rows(config.model.history)
         self.back = torch.arange(-config.model.history, 1)
@@ -133,12 +146,23 @@ class BaselineTask:
         """Held-out stretches, the truth above the model's own play under the recorded actions, every 8th frame."""
         if self.held is None:
             return None
-        assert isinstance(module, UNetDynamics)
+        frames = min(SHEET_FRAMES, int(torch.bincount(self.held.first).max()) - self.config.model.history)
+        drawn, truth = self.play(module, SHEET_EPISODES, frames)
+        shown = [0, *range(7, frames, 8)]
+        pairs = zip(truth[:, shown], drawn[:, shown], strict=True)
+        return torch.cat([torch.cat(list(line), dim=1) for pair in pairs for line in pair]).numpy()
+
+    @torch.no_grad()
+    def play(self, module: nn.Module, count: int, frames: int) -> tuple[Tensor, Tensor]:
+        """Free running over up to `count` held-out stretches under the recorded actions, and the truth of them.
+
+        Returns:
+            Two of uint8 (S, frames, H, W, 3).
+        """
+        assert self.held is not None and isinstance(module, UNetDynamics)
         held, history = self.held, module.config.history
-        longest = int(torch.bincount(held.first).max())
-        frames = min(SHEET_FRAMES, longest - history)
         fits = held.rows(history, frames)
-        starts = fits[:: max(1, len(fits) // SHEET_EPISODES)][:SHEET_EPISODES]
+        starts = fits[:: max(1, len(fits) // count)][:count]
         text, generator = prompt_means(self.book, held.prompts), torch.Generator().manual_seed(0)
         seen = held.frames[starts.unsqueeze(1) + self.back[:-1]]  # (S, K, H, W, 3)
         for n in range(frames):
@@ -148,9 +172,7 @@ class BaselineTask:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.trainer.bf16):
                 drawn = module.draw(noise, to_pixels(seen[:, -history:]), actions, text[held.prompt[rows]])
             seen = torch.cat([seen, drawn.unsqueeze(1)], dim=1)
-        shown = [0, *range(7, frames, 8)]
-        pairs = zip(held.frames[starts.unsqueeze(1) + torch.tensor(shown)], seen[:, history:][:, shown], strict=True)
-        return torch.cat([torch.cat(list(line), dim=1) for pair in pairs for line in pair]).numpy()
+        return seen[:, history:], held.frames[starts.unsqueeze(1) + torch.arange(frames)]
 
     def state(self) -> dict[str, Any]:
         """Nothing but the weights."""
