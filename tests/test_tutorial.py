@@ -1,0 +1,62 @@
+"""docs/your-own-game.md is run as it is written, in an empty folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "your-own-game.md"
+BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
+
+
+def blocks() -> list[re.Match[str]]:
+    return list(BLOCK.finditer(PAGE.read_text()))
+
+
+def test_every_block_is_one_that_is_run():
+    kinds = [(block["kind"], bool(block["file"])) for block in blocks()]
+    assert set(kinds) == {("bash", False), ("python", True)} and len(kinds) > 10
+    assert PAGE.read_text().count("```") == 2 * len(kinds)
+
+
+def test_the_verbs_of_the_page_exist():
+    from worldsim.cli import find_verb
+
+    commands = [line for block in blocks() for line in block["text"].splitlines() if line.startswith("worldsim ")]
+    for command in commands:
+        find_verb(command.split()[1:])
+    assert len(commands) > 10
+
+
+@pytest.mark.slow
+def test_the_page_runs_as_written(tmp_path):
+    for package in ("minari", "stable_baselines3"):
+        pytest.importorskip(package)
+    script = ["set -e"]
+    for block in blocks():
+        if block["file"]:
+            (tmp_path / block["file"]).write_text(block["text"])
+        elif "pip install" not in block["text"]:
+            script.append(block["text"])
+    # The commands of this Python first, one thread: others share the machine.
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": places, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
+    run = subprocess.run(
+        ["bash", "-c", "\n".join(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "the world gave (32, 32, 3)" in run.stdout
+    files = [
+        "sheet.png",
+        "clip.mp4",
+        "runs/catch/world/world.json",
+        "runs/eval/report.json",
+        "runs/agent/eval-real.json",
+    ]
+    for name in (*files, "data/screen/dataset.json", "data/catch-again/dataset.json"):
+        assert (tmp_path / name).stat().st_size > 0, name
+    both = [sorted((tmp_path / "data" / name).glob("*/*.safetensors")) for name in ("catch", "catch-again")]
+    assert [path.read_bytes() for path in both[0]] == [path.read_bytes() for path in both[1]]
