@@ -3,6 +3,7 @@
 import gc
 import json
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import imageio_ffmpeg
@@ -71,12 +72,13 @@ SPACES = [
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
-def test_minari_and_back_is_equal_to_the_bit(tmp_path, space):
+def test_minari_and_back_is_equal_to_the_bit(tmp_path, space, monkeypatch):
     pytest.importorskip("minari")
     dataset = make_dataset(tmp_path / "data", space)
-    folder = export_minari(MinariExport(dataset=dataset.path, root=tmp_path / "root"))
+    monkeypatch.chdir(tmp_path)
+    folder = export_minari(MinariExport(dataset=dataset.path, root=Path("root")))
     assert folder == tmp_path / "root" / "worldsim" / "odd-name-v0"
-    back = import_minari(MinariImport(source="worldsim/odd-name-v0", root=tmp_path / "root", out=tmp_path / "back"))
+    back = import_minari(MinariImport(source="worldsim/odd-name-v0", root=Path("root"), out=Path("back")))
     assert back.card == dataset.card and back.action_space == dataset.action_space
     for split in ("train", "heldout", "unseen"):
         assert [p.name for p in back.episodes(split)] == [p.name for p in dataset.episodes(split)] != []

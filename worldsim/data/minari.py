@@ -76,7 +76,8 @@ class MinariImport:
 
 def minari_root(root: Path | None) -> Path:
     """Where Minari keeps its datasets, unless `root` says otherwise."""
-    return root or Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    found = root or Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    return found.absolute()  # Minari's storage looks for its files in the wrong place under a relative path
 
 
 def export_minari(config: MinariExport) -> Path:
