@@ -118,7 +118,7 @@ def test_schedules_fall_from_noise_to_data(shift: float) -> None:
 
 def test_temperature_nought_is_one_future_and_shared_noise_another_draw(world: World) -> None:
     """Without noise all seeds see the same next frame; with it they differ, however it is spread."""
-    for shared in (False, True):
+    for shared in (0.0, 0.5, 1.0):
         for temperature, same in ((0.0, True), (1.0, False)):
             sampler = SamplerConfig(steps=1, temperature=temperature, shared_noise=shared, history_sigma=0.0)
             simulator = Simulator.of(world, sampler)

@@ -44,3 +44,18 @@ def _blocks(x: Tensor, side: int) -> Tensor:
     x = nn.functional.pad(x, (0, -x.shape[-1] % side, 0, -x.shape[-2] % side))
     parts = x.unflatten(-1, (-1, side)).unflatten(-3, (-1, side))  # (..., C, h', side, w', side)
     return parts.movedim((-4, -2), (-5, -4)).flatten(-3).flatten(-3, -2)
+
+
+def share_places(noise: Tensor, shared: Tensor) -> Tensor:
+    """Noise (..., C, h, w) whose first k channels are `shared` (..., k, 1, 1), the same at every place.
+
+    Noise of its own decides what happens at one place and not at the next; noise that all places have decides what must
+    fit together, such as how far the camera turned.
+    """
+    count = shared.shape[-3]
+    return torch.cat([shared.expand(*shared.shape[:-2], *noise.shape[-2:]), noise[..., count:, :, :]], dim=-3)
+
+
+def shared_channels(channels: int, share: float) -> int:
+    """How many of the noise's channels all places share."""
+    return round(channels * share)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLE, HISTORY = 0, 1  # draws: where sampling begins, and what is mixed into the history
+SAMPLE, HISTORY, SHARED = 0, 1, 2  # draws: where sampling begins, what is mixed into the history, noise of all places
 
 
 def keyed_noise(seeds: list[int], steps: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:

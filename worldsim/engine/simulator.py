@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worldsim.diffusion.energy import share_places, shared_channels
 from worldsim.diffusion.flow import euler, schedule
-from worldsim.engine.noise import HISTORY, SAMPLE, keyed_noise
+from worldsim.engine.noise import HISTORY, SAMPLE, SHARED, keyed_noise
 from worldsim.engine.stages import Stages, eager, flat
 from worldsim.errors import ConfigError
 from worldsim.models.cache import FrameCache
@@ -37,7 +38,7 @@ class SamplerConfig:
     temperature: float = (
         1.0  # scale of the noise that frames are drawn from: below 1 the likelier ones, above 1 stranger
     )
-    shared_noise: bool = False  # every place of a frame gets the same noise: one pass then draws places that agree
+    shared_noise: float = 0.0  # share of the noise's channels that are the same at every place, see `share_places`
     clean_pass: bool = True  # reward and cache come from one more pass, over the finished frame
 
     def __post_init__(self) -> None:
@@ -46,6 +47,8 @@ class SamplerConfig:
             raise ConfigError(f"steps are {self.steps} and {self.first_steps}; allowed: at least 1.")
         if not self.shift > 0:
             raise ConfigError(f"shift is {self.shift}; it must be above 0.")
+        if not 0 <= self.shared_noise <= 1:
+            raise ConfigError(f"shared_noise is {self.shared_noise}; allowed: 0 to 1.")
         if not self.temperature >= 0:
             raise ConfigError(f"temperature is {self.temperature}; it must be at least 0.")
         if not 0 <= self.history_sigma < 1:
@@ -205,9 +208,10 @@ class Simulator:
             return clean
 
         frame = state.history.shape[2:]  # (C, h, w)
-        shape = (frame[0], 1, 1) if sampler.shared_noise and not first else tuple(frame)
-        noise = keyed_noise(state.seeds, state.step, SAMPLE, shape).to(self.device).expand(-1, *frame)
-        noise = (noise * sampler.temperature).contiguous()  # compiled stages take strides for granted
+        noise = keyed_noise(state.seeds, state.step, SAMPLE, tuple(frame))
+        if (count := shared_channels(frame[0], sampler.shared_noise)) and not first:
+            noise = share_places(noise, keyed_noise(state.seeds, state.step, SHARED, (count, 1, 1)))
+        noise = noise.to(self.device) * sampler.temperature
         latents = euler(predict, noise, levels)
         if sampler.clean_pass:
             _, *passed = self._pass(latents, len(levels) - 1, prepared, rows, guided)

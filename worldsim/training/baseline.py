@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,16 +38,9 @@ class BaselineTraining:
     model: UNetConfig = field(default_factory=UNetConfig)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60, learning_rate=1e-3))
     batch: int = 16
-    compile: bool | None = None
-    """Compile the U-Net for training: minutes once, then faster steps. It needs a C++ compiler (default: as the
-    dynamics, for runs of ten minutes and more, where there is one)."""
-
-    def compiles(self) -> bool:
-        """Whether the U-Net is compiled."""
-        if self.compile is not None:
-            return self.compile
-        long = (self.trainer.minutes or 0) >= 10 or (self.trainer.steps or 0) >= 1000
-        return long and any(map(shutil.which, ("g++", "clang++")))
+    compile: bool = False
+    """Compile the U-Net for training: four minutes of CPU time once, then steps are a tenth faster (it is mostly
+    convolutions, which stay as they are): for runs of hours. It needs a C++ compiler."""
 
     def folder(self) -> Path:
         """The run folder."""
@@ -117,7 +109,7 @@ class BaselineTask:
         """Build the model; `data` trains it, `held` is drawn on the sheets (None: no sheets)."""
         self.config, self.data, self.held, self.book = config, data, held, book
         self.module: UNetDynamics = config.model.build()
-        if config.compiles():
+        if config.compile:
             self.module.compile_unet()
         self.text = prompt_means(book, data.prompts)
         self.choice = data.rows(config.model.history)

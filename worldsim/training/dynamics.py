@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
-from worldsim.diffusion.energy import scaled_energy_score
+from worldsim.diffusion.energy import scaled_energy_score, share_places, shared_channels
 from worldsim.diffusion.flow import loss_weight, mix, schedule, training_levels
 from worldsim.engine.simulator import SamplerConfig, Simulator
 from worldsim.errors import ConfigError
@@ -85,8 +85,8 @@ class DynamicsTraining:
     """energy: one pass draws a frame (see `diffusion.energy`). flow: flow matching, some passes a frame."""
     draws_after: int = 0
     """Steps of the energy objective with one draw, which only learns to be near: half the work, to begin with."""
-    shared_noise: bool = True
-    """Every place of a frame gets the same noise, for energy: what the draws differ in then fits together."""
+    shared_noise: float = 0.5
+    """Share of the noise's channels that are the same at every place of a frame, for energy."""
     scales: tuple[int, ...] = (1, 2, 4)
     """Sides of the blocks of latents that the energy score compares as one vector each."""
     """In latents, for energy."""
@@ -160,7 +160,7 @@ class DynamicsTask:
         self.text, self.text_mask = book.batch(data.prompts)
         self.sampler = SamplerConfig(
             steps=config.steps_drawn(),
-            shared_noise=config.objective == "energy" and config.shared_noise,
+            shared_noise=config.shared_noise if config.objective == "energy" else 0.0,
             clean_pass=config.clean_pass,
         )
         last = schedule(self.sampler.steps, self.sampler.shift)[-2]
@@ -205,8 +205,11 @@ class DynamicsTask:
         shared = module.share(self._conditions(windows.rows, windows.birth, windows.seen, generator))
         modulation = module.modulate(module.level(torch.ones(windows.rows.shape)), shared.condition)
         target = windows.target
-        shape = (*target.shape[:3], 1, 1) if config.shared_noise else target.shape
-        noise = [torch.randn(shape, generator=generator).expand(target.shape) for _ in range(2)]
+        shared_shape = (*target.shape[:2], shared_channels(target.shape[2], config.shared_noise), 1, 1)
+        noise = [
+            share_places(*(torch.randn(shape, generator=generator) for shape in (target.shape, shared_shape)))
+            for _ in range(2)
+        ]
         latents, features, _ = module.denoise(noise[0], modulation, shared)
         first = second = latents.float()
         if step >= config.draws_after:
