@@ -1,7 +1,8 @@
 """A small network that tells from a frame what a recording's labels say of it: what is in view, the light, the place.
 
-It is trained on real frames, with the labels that the game itself gave, and judged on real frames that it never saw,
-before it judges a world's. Whether a thing is in view is decided at a threshold that few real frames without it pass.
+It is trained on real frames, with the labels that the game itself gave, also on half of those that are held out of the
+training of worlds; and it is judged on real frames that it never saw before it judges a world's. Whether a thing is in
+view is decided at a threshold that few real frames without it pass.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from worldsim.data.episodes import Dataset, Episode, count_steps, read_episode
 from worldsim.errors import ConfigError, DataError
 
 UNSEEN_BY_EYE = ("text", "event")  # labels that no single frame shows
+EVENTFUL = 3  # every such frame while an event is being told is taken too: that is when rare things are seen
+LEAST = 0.1  # a thing is never seen at a lower probability
 VALIDATED = 8  # every such training episode sets thresholds instead
 
 
@@ -32,8 +35,8 @@ class ClassifierConfig:
     """How a classifier is trained."""
 
     width: int = 16  # channels of its first layer
-    frames: int = 16_000  # of training, evenly from all episodes
-    steps: int = 800
+    frames: int = 16_000  # of training, evenly from all episodes; beside those of events
+    steps: int = 2000
     batch: int = 48
     learning_rate: float = 2e-3
     false_positives: float = 0.02  # share of real frames without a thing in which it may be seen
@@ -102,13 +105,21 @@ def labels_of(episodes: list[Episode]) -> Labels:
     return {name: tuple(sorted(values)) for name, values in sorted(found.items()) if len(values) > 1}
 
 
-def examples(episode: Episode, labels: Labels, every: int = 1, begin: int = 0) -> tuple[Tensor, Tensor]:
-    """Every so-many-th frame and the number of each label's value, uint8 (N, H, W, 3) and (N, labels)."""
+def examples(
+    episode: Episode, labels: Labels, every: int = 1, begin: int = 0, eventful: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Every so-many-th frame and the number of each label's value, uint8 (N, H, W, 3) and (N, labels).
+
+    `eventful` adds frames in which an event is being told.
+    """
     numbers = np.array(
         [[labels[name].index(prompt[name]) for name in labels] for prompt in episode.prompts], dtype=np.int64
     )
-    chosen = slice(begin, None, every)
-    return torch.from_numpy(episode.frames[chosen].copy()), torch.from_numpy(numbers[episode.prompt_index[chosen]])
+    chosen = np.arange(begin, len(episode) + 1, every)
+    if eventful:
+        told = np.array([bool(prompt.get("event")) for prompt in episode.prompts])[episode.prompt_index]
+        chosen = np.union1d(chosen, np.flatnonzero(told)[::EVENTFUL])
+    return torch.from_numpy(episode.frames[chosen]), torch.from_numpy(numbers[episode.prompt_index[chosen]])
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -121,7 +132,9 @@ def train(dataset: Dataset, config: ClassifierConfig) -> Classifier:
     Raises:
         DataError: too few episodes, or they have no labels.
     """
-    paths = dataset.episodes("train")
+    paths = (
+        dataset.episodes("train") + dataset.episodes("unseen")[::2]
+    )  # a judge has to know what is held out of worlds
     if len(paths) < 2:
         raise DataError(f"dataset {dataset.path} has {len(paths)} episodes of training; a classifier needs 2 or more.")
     every = max(1, sum(count_steps(path) for path in paths) // config.frames)
@@ -132,7 +145,7 @@ def train(dataset: Dataset, config: ClassifierConfig) -> Classifier:
     learned, validated = [], []
     for i, path in enumerate(tqdm(paths, desc="reading", unit="episode", leave=False, disable=None)):
         own = validated if i % VALIDATED == 0 else learned
-        own.append(examples(read_episode(path), labels, every, int(rng.integers(every))))
+        own.append(examples(read_episode(path), labels, every, int(rng.integers(every)), eventful=True))
     torch.manual_seed(config.seed)
     model = Classifier(labels, config.width)
     _fit(model, *_joined(learned), config, rng)
@@ -142,7 +155,7 @@ def train(dataset: Dataset, config: ClassifierConfig) -> Classifier:
         without = shares[name][numbers[:, column] == 0, 1] if values == (False, True) else torch.empty(0)
         if len(without):
             limit = float(torch.quantile(without.double(), 1 - config.false_positives))
-            model.thresholds[name] = min(max(0.5, limit), 0.999)
+            model.thresholds[name] = min(max(LEAST, limit), 0.999)
     return model
 
 

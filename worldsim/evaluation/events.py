@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldsim.data.episodes import Dataset, Episode
+from worldsim.data.episodes import Dataset, Episode, read_episode
 from worldsim.data.games.doom_events import EVENTS, HELD_OUT_PAIRS, TELL, Event
 from worldsim.data.games.doom_scenarios import SCENARIOS
 from worldsim.evaluation.classifier import Classifier, accuracy, examples
@@ -26,7 +26,6 @@ from worldsim.models.action import flatten_actions, stack_actions
 
 STEADY = 3  # frames of TELL that must show it
 LATER = 12  # frames after which a fresh start is looked at again
-TRUE_EVENTS = 40  # recorded ones of each kind that are looked at, at most
 STRIDE = 4  # frames between the places that a start may be at
 
 
@@ -157,14 +156,26 @@ class Events:
         parts = [examples(episode, self.classifier.labels, every=8) for episode in self.episodes]
         frames, numbers = (torch.cat(part) for part in zip(*parts, strict=True))
         decoded = torch.cat([decode(encode(part)) for part in frames.split(64)])
-        clips = list(self._recorded())
-        seen = happened(self.classifier, torch.stack([c for _, c in clips]), [n for n, _ in clips]) if clips else None
-        return {
+        report: dict[str, Any] = {
             "real_frames": accuracy(self.classifier, frames, numbers),
             "decoded_frames": accuracy(self.classifier, decoded, numbers),
-            "real_events": None if seen is None else float(seen.float().mean()),
-            "real_events_interval": None if seen is None else wilson(int(seen.sum()), len(seen)),
         }
+        others = [read_episode(path) for path in self.dataset.episodes("unseen")[1::2]]  # it has learned from the rest
+        for key, episodes in (("real_events", self.episodes), ("real_held_out", others)):
+            clips = [(name, clip) for episode in episodes for name, clip in self._recorded(episode)]
+            seen = self._seen(clips) if clips else None
+            report[key] = None if seen is None else float(seen.float().mean())
+            report[f"{key}_interval"] = None if seen is None else wilson(int(seen.sum()), len(seen))
+            names = [name for name, _ in clips]
+            report[f"{key}_by_event"] = {
+                name: float(seen[[i for i, other in enumerate(names) if other == name]].float().mean())
+                for name in dict.fromkeys(names)
+                if seen is not None
+            }
+        return report
+
+    def _seen(self, clips: list[tuple[str, Tensor]]) -> Tensor:
+        return happened(self.classifier, torch.stack([clip for _, clip in clips]), [name for name, _ in clips])
 
     def draw(self, tries: list[Try], rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
         """Clips under the events' words and under prompts without them, uint8 (N, TELL, H, W, 3) each; the prompts.
@@ -220,21 +231,13 @@ class Events:
         label, value = target(EVENTS[name])
         return value in self.classifier.labels.get(label, ())
 
-    def _recorded(self) -> Iterator[tuple[str, Tensor]]:
+    def _recorded(self, episode: Episode) -> Iterator[tuple[str, Tensor]]:
         """Real events by name, and the TELL frames from each on."""
-        counts: dict[str, int] = {}
-        for episode in self.episodes:
-            names = [episode.prompts[k]["event"] for k in episode.prompt_index]
-            for at in range(1, len(names) + 1 - TELL):
-                name = names[at]
-                if (
-                    name in EVENTS
-                    and self._judged(name)
-                    and names[at - 1] != name
-                    and counts.get(name, 0) < TRUE_EVENTS
-                ):
-                    counts[name] = counts.get(name, 0) + 1
-                    yield name, torch.from_numpy(episode.frames[at : at + TELL].copy())
+        names = [episode.prompts[k]["event"] for k in episode.prompt_index]
+        for at in range(1, len(names) + 1 - TELL):
+            name = names[at]
+            if name in EVENTS and self._judged(name) and names[at - 1] != name:
+                yield name, torch.from_numpy(episode.frames[at : at + TELL])
 
 
 def _summary(tries: list[Try], hits: Tensor, false: Tensor) -> dict[str, Any]:
@@ -276,8 +279,11 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"  {group.replace('_', ' ')} pairs: {share} of {found['tries']}, without the words {control}")
         for name, one in found["by_event"].items():
             lines.append(f"{name:>16} {one['happened']:.2f} (without {one['without_words']:.2f}) of {one['tries']}")
-    seen = shown(judge["real_events"], judge["real_events_interval"])
-    lines.append(f"  the judge sees {seen} of the real events; by label, on real and on decoded frames:")
+    seen, held = (shown(judge[key], judge[f"{key}_interval"]) for key in ("real_events", "real_held_out"))
+    lines.append(f"  the judge sees {seen} of the real events, {held} of real ones in held out pairs")
+    for name, share in judge["real_events_by_event"].items():
+        lines.append(f"{name:>16} {share:.2f}")
+    lines.append("  by label, on real and on decoded frames:")
     for name, real in judge["real_frames"].items():
         decoded = judge["decoded_frames"][name]
         keys = [key for key in real if key != "frames"]
