@@ -11,12 +11,13 @@ from worldsim.envs.world_env import SHIPPED, WorldEnv
 
 __all__ = ["SHIPPED", "WorldEnv"]
 
-for name, settings in {"World": {}, "CarRacing": {"world": "car-racing"}, "Doom": {"world": "doom"}}.items():
+WORLDS = {"World": None, "CarRacing": "car-racing", "Doom": "doom", "DoomTakeCover": "doom-take-cover"}
+for name, world in WORLDS.items():
     gym.register(
         f"worldsim/{name}-v0",
         entry_point="worldsim.envs.world_env:WorldEnv",
         vector_entry_point="worldsim.envs.vector_env:WorldVectorEnv",
-        kwargs=settings,
+        kwargs={} if world is None else {"world": world},
     )
 gym.register(
     "worldsim/RealCarRacing-v0",
@@ -24,6 +25,11 @@ gym.register(
     kwargs={"max_steps": 250},
 )
 gym.register("worldsim/RealDoom-v0", entry_point="worldsim.data.games.doom:DoomGame")
+gym.register(
+    "worldsim/RealDoomTakeCover-v0",
+    entry_point="worldsim.data.games.doom:DoomGame",
+    kwargs={"scenario": "take_cover", "size": 64, "controls": "strafe"},
+)
 gym.register(
     "worldsim/Remote-v0",
     entry_point="worldsim.bridges.client:RemoteEnv",

@@ -17,8 +17,12 @@ from worldsim.envs.world_env import WORLDS
 from worldsim.errors import ActionError, ConfigError, FrameError, InputError, PromptError, SessionError, WorldNotFound
 from worldsim.world import World
 
-GENERATED = ["worldsim/CarRacing-v0", "worldsim/Doom-v0"]
-SHIPPED = {"worldsim/CarRacing-v0": "car-racing", "worldsim/Doom-v0": "doom"}
+SHIPPED = {
+    "worldsim/CarRacing-v0": "car-racing",
+    "worldsim/Doom-v0": "doom",
+    "worldsim/DoomTakeCover-v0": "doom-take-cover",
+}
+GENERATED = list(SHIPPED)
 
 
 def make(name: str, world_path: Path, **settings: Any) -> gym.Env:
