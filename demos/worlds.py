@@ -14,7 +14,6 @@ from worldsim.errors import ConfigError, WorldError, WorldNotFound, did_you_mean
 SHIPPED = {
     "car-racing": "worldsim/CarRacing-v0",
     "doom": "worldsim/Doom-v0",
-    "doom-take-cover": "worldsim/DoomTakeCover-v0",
     "real-car-racing": "worldsim/RealCarRacing-v0",
     "real-doom": "worldsim/RealDoom-v0",
     "real-doom-take-cover": "worldsim/RealDoomTakeCover-v0",

@@ -11,7 +11,7 @@ from worldsim.envs.world_env import SHIPPED, WorldEnv
 
 __all__ = ["SHIPPED", "WorldEnv"]
 
-WORLDS = {"World": None, "CarRacing": "car-racing", "Doom": "doom", "DoomTakeCover": "doom-take-cover"}
+WORLDS = {"World": None, "CarRacing": "car-racing", "Doom": "doom"}
 for name, world in WORLDS.items():
     gym.register(
         f"worldsim/{name}-v0",
@@ -24,7 +24,11 @@ gym.register(
     entry_point="worldsim.data.games.car_racing:CarRacingGame",
     kwargs={"max_steps": 250},
 )
-gym.register("worldsim/RealDoom-v0", entry_point="worldsim.data.games.doom:DoomGame")
+gym.register(
+    "worldsim/RealDoom-v0",  # the game of the shipped world; other arguments give the other scenarios
+    entry_point="worldsim.data.games.doom:DoomGame",
+    kwargs={"scenario": "health_gathering_supreme", "size": 64, "controls": "walk"},
+)
 gym.register(
     "worldsim/RealDoomTakeCover-v0",
     entry_point="worldsim.data.games.doom:DoomGame",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # an environment of a remote engine needs none of these, and 
     from worldsim.world import World
 
 WORLDS = Path(__file__).resolve().parent / "worlds"
-SHIPPED = ("car-racing", "doom", "doom-take-cover")
+SHIPPED = ("car-racing", "doom")
 MEMORY_MB = 256  # of one environment's engine: its forks and snapshots
 
 

@@ -17,11 +17,7 @@ from worldsim.envs.world_env import WORLDS
 from worldsim.errors import ActionError, ConfigError, FrameError, InputError, PromptError, SessionError, WorldNotFound
 from worldsim.world import World
 
-SHIPPED = {
-    "worldsim/CarRacing-v0": "car-racing",
-    "worldsim/Doom-v0": "doom",
-    "worldsim/DoomTakeCover-v0": "doom-take-cover",
-}
+SHIPPED = {"worldsim/CarRacing-v0": "car-racing", "worldsim/Doom-v0": "doom"}
 GENERATED = list(SHIPPED)
 
 
@@ -70,6 +66,16 @@ def test_same_seed_same_frames(name: str, world_path: Path) -> None:
         frames.append(trace)
     for (a, ra, ia), (b, rb, ib) in zip(*frames, strict=True):
         assert np.array_equal(a, b) and ra == rb and ia == ib
+
+
+@pytest.mark.parametrize(("name", "real"), [("CarRacing", "RealCarRacing"), ("Doom", "RealDoom")])
+def test_a_shipped_world_has_the_spaces_of_its_game(name: str, real: str, world_path: Path) -> None:
+    if real == "RealDoom":
+        pytest.importorskip("vizdoom")
+    world, game = make(f"worldsim/{name}-v0", world_path), gym.make(f"worldsim/{real}-v0")
+    assert world.observation_space == game.observation_space
+    assert world.action_space == game.action_space
+    game.close()
 
 
 def test_observations_are_the_callers_own(env: gym.Env) -> None:
