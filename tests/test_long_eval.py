@@ -1,6 +1,7 @@
 """Long runs, intervals, bands, looking away, the classifier and events, on tiny worlds and frames made here."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_psnr_intervals_agree_with_psnr():
     truth = noise(24, 1).unflatten(0, (6, 4))
     near, far = (truth.float() + torch.randn(truth.shape) * scale for scale in (4, 16))
     near, far = near.clamp(0, 255).byte(), far.clamp(0, 255).byte()
-    found = intervals.psnr_intervals(near, truth, {"far": far}, range(6))
+    found: Any = intervals.psnr_intervals(near, truth, {"far": far}, range(6))
     from worldsim.evaluation.metrics import psnr
 
     own, other = (psnr(frames.flatten(0, 1), truth.flatten(0, 1)) for frames in (near, far))
