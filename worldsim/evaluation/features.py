@@ -86,9 +86,9 @@ def judge(
         seed: for the halves and the kernel distance's subsets.
 
     Returns:
-        "perceptual_distance", "frechet_distance", "kernel_distance" of features; "motion_kernel_distance" of the
-        features' change from a frame to the next, which sees what is frozen or jitters; the last three also with
-        `truth_` (None for fewer than four clips); "vmaf"; "network" and "frames".
+        "perceptual_distance"; "frechet_distance" and "kernel_distance" of features, also with `truth_` (None for fewer
+        than four clips); "motion", how much the features change from a frame to the next, of what the true ones do (0
+        frozen, above 1 restless; None if the truth stands still); "vmaf"; "network" and "frames".
 
     Raises:
         FrameError: other frames than those above, or not as many.
@@ -106,21 +106,21 @@ def judge(
     shown = torch.stack([first, first + 1], dim=1).flatten()  # frame numbers, pair by pair
     distances, *seen = _compare(drawn[:, shown].flatten(0, 1), truth[:, shown].flatten(0, 1))
     seen = [found.view(batch, pairs, 2, WIDTH) for found in seen]
+    moves = [float((found[:, :, 1] - found[:, :, 0]).square().mean().sqrt()) for found in seen]
     order = torch.from_numpy(np.random.default_rng(seed).permutation(batch))
     half, other = order[: batch // 2], order[batch // 2 :]
     report: dict[str, Any] = {
         "network": NETWORK,
         "frames": batch * len(shown),
         "perceptual_distance": float(distances.mean()),
+        "motion": moves[0] / moves[1] if moves[1] > 0 else None,
     }
     sets = {"": (seen[0][half], seen[1][other]), "truth_": (seen[1][half], seen[1][other])}
     for name, (a, b) in sets.items():
         looks = a.flatten(0, 2), b.flatten(0, 2)
-        moves = (a[:, :, 1] - a[:, :, 0]).flatten(0, 1), (b[:, :, 1] - b[:, :, 0]).flatten(0, 1)
         enough = batch >= 4
         report[f"{name}frechet_distance"] = frechet_distance(*looks) if enough else None
         report[f"{name}kernel_distance"] = kernel_distance(*looks, seed=seed).mean if enough else None
-        report[f"{name}motion_kernel_distance"] = kernel_distance(*moves, seed=seed).mean if enough else None
     chosen = torch.linspace(0, batch - 1, min(clips, batch)).long().tolist()
     scores = [vmaf(drawn[i].numpy(), truth[i].numpy()) for i in chosen]
     report["vmaf"] = sum(scores) / len(scores) if scores else None
