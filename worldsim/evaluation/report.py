@@ -80,6 +80,8 @@ class EvalConfig:
     """Tries of each event in known places, and as many in places it was held out of."""
     fresh: int = 64
     """Fresh starts from prompts of training, and as many from unseen ones, where the world has palettes (0: none)."""
+    features: bool = False
+    """Also judge clips of 64 frames by a network's features and VMAF (needs the extra `judge`)."""
     steps: int | None = None
     """Denoising steps of a frame (default: what the world says; so too the next two)."""
     history_sigma: float | None = None
@@ -198,7 +200,20 @@ class Evaluation:
             )
         if config.events:
             report["events"] = self.events()
+        if config.features:
+            report["features"] = self.features()
         return report
+
+    def features(self) -> dict[str, Any]:
+        """Clips of 64 frames under the recorded actions, as a network's features and VMAF see them."""
+        from worldsim.evaluation.features import judge
+
+        stretches = self.cut(self.config.starts, self.fitting(64), 7)
+        drawn = self.runner.free(stretches, recorded(stretches), title="features")
+        try:
+            return judge(drawn, stretches.truth, seed=self.config.seed)
+        except MissingDependency as error:
+            return {"skipped": str(error)}
 
     def fitting(self, frames: int) -> int:
         """`frames`, or what the longest episode has room for with some choice of where to begin."""

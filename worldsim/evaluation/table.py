@@ -21,7 +21,7 @@ def table(report: dict[str, Any]) -> str:
         if parts:
             lines.append(f"{stage.replace('_', ' ')}: {', '.join(parts)}")
     lines.append("")
-    for stage in ("autoencoder", "steering", "free_run"):
+    for stage in ("autoencoder", "steering", "free_run", "features"):
         if report.get(stage):
             lines.append(f"{stage.replace('_', ' ')}: {_list(report[stage])}")
     for name, value in report.get("palette", {}).items():

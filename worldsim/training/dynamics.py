@@ -92,7 +92,7 @@ class DynamicsTraining:
     """In latents, for energy."""
     compile: bool | None = None
     """Compile the transformer's blocks: two minutes once, then a step takes less than half. It needs a C++ compiler
-    (default: for runs of ten minutes and more, where there is one)."""
+    (default: for runs of 1000 steps or ten minutes and more, where there is one)."""
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
@@ -115,7 +115,8 @@ class DynamicsTraining:
         """Whether the blocks are compiled."""
         if self.compile is not None:
             return self.compile
-        long = (self.trainer.minutes or 0) >= 10 or (self.trainer.steps or 0) >= 1000
+        steps, minutes = self.trainer.steps, self.trainer.minutes
+        long = steps >= 1000 if steps is not None else (minutes or 0) >= 10
         return long and any(map(shutil.which, ("g++", "clang++")))
 
     def folder(self) -> Path:
