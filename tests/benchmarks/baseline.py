@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,13 @@ class Account:
         """Train until so many CPU minutes of the account are spent. No pictures: their time would count."""
         trainer.draw = lambda writer=None: None  # type: ignore[method-assign]
         while (left := until - self.note()) > 0.02:
-            before = trainer.step
-            trainer.config = dataclasses.replace(trainer.config, minutes=min(SLICE, left))
+            minutes = min(SLICE, left)
+            trainer.config = dataclasses.replace(trainer.config, minutes=minutes, steps=None, cooldown=0)
+            begin = time.monotonic()
             trainer.run()
-            if trainer.step == before:
-                break
+            if time.monotonic() - begin < 60 * minutes:  # by Ctrl-C or SIGTERM: the trainer saved and returned
+                self.note()
+                raise SystemExit(f"stopped at step {trainer.step}; run the same command to go on from there")
 
 
 def fixed(config: Any, **changes: Any) -> Any:
