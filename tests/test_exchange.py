@@ -17,6 +17,7 @@ from worldsim.data.actionlog import read_actions, read_log
 from worldsim.data.episodes import Dataset, Episode, read_episode
 from worldsim.data.importing import importing, make_card
 from worldsim.data.minari import MinariExport, MinariImport, export_minari, import_minari
+from worldsim.data.recipe import SPLITS
 from worldsim.data.video import Video, VideoImport, import_video
 from worldsim.envs.keymap import KeyMap, read_keys
 from worldsim.errors import ConfigError, DataError
@@ -327,5 +328,5 @@ def test_a_recorded_game_survives_minari(tmp_path, dataset):
     folder = export_minari(MinariExport(dataset=dataset.path, root=tmp_path))
     back = import_minari(MinariImport(source=str(folder), out=tmp_path / "back"))
     assert back.action_space == gym.make("CartPole-v1").action_space
-    files = sorted(path.relative_to(dataset.path) for path in dataset.path.glob("*/*.safetensors"))
+    files = sorted(path.relative_to(dataset.path) for split in SPLITS for path in dataset.episodes(split))
     assert files and all((back.path / name).read_bytes() == (dataset.path / name).read_bytes() for name in files)
