@@ -85,12 +85,15 @@ def test_overfits(objective: str, share: float, dataset: Dataset, autoencoder_ru
 
 def test_own_rollouts_are_the_models_own(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
     task, *_ = prepare(tiny_dynamics(dataset, autoencoder_run, tmp_path, own_after=0))
+    nn.init.normal_(task.module.final.weight, std=0.1)  # which is zero at first: then all futures are one
     taken = task.pool.take(2, task.simulator, task.data, 0, 0)
     history = task.config.model.history
     index = taken.starts.unsqueeze(1) + torch.arange(-history, task.config.frames)
     recorded = task.data.latents[index].float()
-    assert torch.equal(taken.seen[:, :history], recorded[:, :history])
-    assert (taken.seen[:, history:] != recorded[:, history:]).any(dim=(2, 3, 4)).all()
+    recorded = recorded.unsqueeze(1).expand_as(taken.seen)  # both futures
+    assert torch.equal(taken.seen[:, :, :history], recorded[:, :, :history])
+    assert (taken.seen[:, :, history:] != recorded[:, :, history:]).any(dim=(3, 4, 5)).all()
+    assert (taken.seen[:, 0, history:] != taken.seen[:, 1, history:]).any(dim=(2, 3, 4)).all()
 
 
 def test_an_own_window_is_recorded_up_to_the_frames_drawn(
@@ -102,9 +105,31 @@ def test_an_own_window_is_recorded_up_to_the_frames_drawn(
     history = config.model.history
     index = windows.rows[:, :1] + torch.arange(-history, 6)
     recorded = task.data.latents[index.clamp(min=0)].float()
-    differs = (windows.seen != recorded).flatten(2).any(dim=2)
-    assert differs.tolist() == [[False] * (history + 4) + [True] * 2] * 2 + [[False] * (history + 6)]
-    assert torch.equal(windows.target, task.data.latents[windows.rows].float())
+    for future in windows.seen.unbind(1):
+        differs = (future != recorded).flatten(2).any(dim=2)
+        assert differs.tolist() == [[False] * (history + 4) + [True] * 2] * 2 + [[False] * (history + 6)]
+    assert torch.equal(windows.target, recorded[:, history - 1 :])
+
+
+def test_what_is_scored_of_an_own_window_is_what_was_played(
+    dataset: Dataset, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    """The pass with gradients draws each future's frames again, from the same past and the same noise."""
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, own=3, own_after=0, fresh=0.0, history_noise=0.1)
+    task, *_ = prepare(config)
+    task.module.eval()
+    nn.init.normal_(task.module.final.weight, std=0.1)
+    windows = task._windows(0, torch.Generator().manual_seed(0))
+    first = windows.seen.shape[2] - config.frames  # the first frame drawn, whose past is recorded
+    for future, noise in zip(windows.seen.unbind(1), windows.noise.unbind(1), strict=True):
+        given = task._conditions(windows.rows, windows.birth, future, torch.Generator().manual_seed(1))
+        shared = task.module.share(given)
+        modulation = task.module.modulate(task.module.level(torch.ones(windows.rows.shape)), shared.condition)
+        with torch.no_grad():
+            again = task.module.denoise(noise, modulation, shared)[0][:, 0].float()
+        errors = (again.unsqueeze(1) - windows.seen[:, :, first]).square().mean(dim=(2, 3, 4))  # (own, D)
+        this = (future[:, first].unsqueeze(1) == windows.seen[:, :, first]).flatten(2).all(dim=2)
+        assert (errors[this] < errors[~this]).all(), errors
 
 
 def test_drawing_in_several_steps_needs_the_flow_objective(dataset: Dataset, tmp_path: Path) -> None:

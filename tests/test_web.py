@@ -483,11 +483,14 @@ def link_of(page: Page, button: str) -> str:
 
 
 def pause(page: Page) -> int:
-    """Pause, and wait until the last frame is shown; its number."""
+    """Pause, and wait until the last frame is shown, which may be on its way for long on a busy machine; its number."""
     page.click("pause")
     page.until("document.getElementById('pause').textContent === 'Run'")
-    time.sleep(0.3)
-    return page.step
+    stood = -1
+    while stood != page.step:
+        stood = page.step
+        time.sleep(0.7)
+    return stood
 
 
 @needs_chromium

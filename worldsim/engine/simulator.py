@@ -207,15 +207,19 @@ class Simulator:
                 return both
             return clean
 
-        frame = state.history.shape[2:]  # (C, h, w)
-        noise = keyed_noise(state.seeds, state.step, SAMPLE, tuple(frame))
-        if (count := shared_channels(frame[0], sampler.shared_noise)) and not first:
-            noise = share_places(noise, keyed_noise(state.seeds, state.step, SHARED, (count, 1, 1)))
-        noise = noise.to(self.device) * sampler.temperature
+        noise = self.noise(state, first=first).to(self.device) * sampler.temperature
         latents = euler(predict, noise, levels)
         if sampler.clean_pass:
             _, *passed = self._pass(latents, len(levels) - 1, prepared, rows, guided)
         return self._outcome(latents, [part[:batch] for part in passed])
+
+    def noise(self, state: State, *, first: bool = False) -> Tensor:
+        """The noise (B, C, h, w) that the sessions' next frames are drawn from, before the temperature."""
+        frame = tuple(state.history.shape[2:])  # (C, h, w)
+        noise = keyed_noise(state.seeds, state.step, SAMPLE, frame)
+        if (count := shared_channels(frame[0], self.sampler.shared_noise)) and not first:
+            noise = share_places(noise, keyed_noise(state.seeds, state.step, SHARED, (count, 1, 1)))
+        return noise
 
     @torch.no_grad()
     def take(self, state: State, latents: Tensor) -> Outcome:

@@ -136,8 +136,10 @@ class Windows:
         rows: which frames of the recording they are, (B, T).
         birth: the first frame that each window knows of, (B,).
         fresh: whether that is its own first frame, (B,).
-        seen: the history and the frames as they were seen: recorded, or the model's own, (B, K + T, C, h, w).
-        target: the frames as recorded, (B, T, C, h, w).
+        seen: the history and the frames as they were seen: recorded, or the model's own in each of D futures,
+            (B, D, K + T, C, h, w).
+        noise: what the frames of each future are drawn from, for energy, (B, D, T, C, h, w).
+        target: the frames as recorded, after the one before them, (B, 1 + T, C, h, w).
         own: how many windows, the first ones, are the model's own.
     """
 
@@ -145,6 +147,7 @@ class Windows:
     birth: Tensor
     fresh: Tensor
     seen: Tensor
+    noise: Tensor
     target: Tensor
     own: int
 
@@ -169,7 +172,9 @@ class DynamicsTask:
         self.past_sigma = 0.1 if config.clean_pass else min(1.0, 1.2 * last)
         self.simulator = Simulator(self.module, book, self.sampler, frozen=False)
         drawn = config.drawn_frames()
-        self.pool = RolloutPool(config.own_pool, drawn, config.own_reuse, self.sampler, config.frames - drawn)
+        self.draws = 2 if config.objective == "energy" else 1
+        lead = config.frames - drawn
+        self.pool = RolloutPool(config.own_pool, drawn, config.own_reuse, self.sampler, lead, self.draws)
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -192,30 +197,48 @@ class DynamicsTask:
         rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed) if own else None
         if rollouts is not None:
             starts[:own] = rollouts.starts - lead
-        index = starts.unsqueeze(1) + torch.arange(-history, config.frames)  # (B, K + T)
-        seen = self.data.latents[index.clamp(min=0)].float()
+        rows = starts.unsqueeze(1) + torch.arange(-history, config.frames)  # (B, K + T)
+        recorded = self.data.latents[rows.clamp(min=0)].float()
+        seen = recorded.unsqueeze(1).repeat(1, self.draws, *[1] * (recorded.dim() - 1))
+        noise = self._noise(seen[:, :, history:].shape, generator)
         if rollouts is not None:
-            seen[:own, lead:] = rollouts.seen
-        rows = starts.unsqueeze(1) + torch.arange(config.frames)  # (B, T)
+            seen[:own, :, lead:] = rollouts.seen
+            noise[:own, :, lead:] = rollouts.noise
         birth = torch.where(fresh, starts, self.data.first[starts])
-        return Windows(rows, birth, fresh, seen, self.data.latents[rows].float(), own)
+        return Windows(rows[:, history:], birth, fresh, seen, noise, recorded[:, history - 1 :], own)
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Noise (B, D, T, C, h, w) to draw frames from, some of its channels the same at every place."""
+        count = shared_channels(shape[3], self.sampler.shared_noise)
+        shapes = shape, (*shape[:3], count, 1, 1)
+        return share_places(*(torch.randn(shape, generator=generator) for shape in shapes))
 
     def _energy(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Two draws of every frame from its past, by one pass each; their energy score against what happened."""
+        """Two draws of every frame by one pass each; their energy score against what happened.
+
+        The model's own windows are two futures of one past, played apart: there the score also compares how each frame
+        differs from the one before it, as no score of single frames can tell whether one goes on from the other.
+        """
         module, config, own = self.module, self.config, windows.own
-        shared = module.share(self._conditions(windows.rows, windows.birth, windows.seen, generator))
+        conditions = self._conditions(windows.rows, windows.birth, windows.seen[:, 0], generator)
+        shared = module.share(conditions)
         modulation = module.modulate(module.level(torch.ones(windows.rows.shape)), shared.condition)
-        target = windows.target
-        shared_shape = (*target.shape[:2], shared_channels(target.shape[2], config.shared_noise), 1, 1)
-        noise = [
-            share_places(*(torch.randn(shape, generator=generator) for shape in (target.shape, shared_shape)))
-            for _ in range(2)
-        ]
-        latents, features, _ = module.denoise(noise[0], modulation, shared)
-        first = second = latents.float()
+        latents, features, _ = module.denoise(windows.noise[:, 0], modulation, shared)
+        first = second = latents.float()  # (B, T, C, h, w)
         if step >= config.draws_after:
-            second = module.denoise(noise[1], modulation, shared)[0].float()
+            if own:
+                other = self._history(windows.seen[:, 1] - windows.seen[:, 0])  # (B, T, K, C, h, w)
+                clean = (1 - conditions.history_sigma)[..., None, None, None, None]
+                embedded = module.embed_history(conditions.history + clean * other, conditions.present)
+                shared = dataclasses.replace(shared, embedded=embedded)
+            second = module.denoise(windows.noise[:, 1], modulation, shared)[0].float()
+        last, target = windows.target[:, :-1], windows.target[:, 1:]
         score = scaled_energy_score(first, second, target, config.scales)  # (B, T)
+        if own:
+            before = windows.seen[:own, :, config.model.history - 1 : -1].unbind(1)  # each (own, T, C, h, w)
+            moved = first[:own] - before[0], second[:own] - before[1 if step >= config.draws_after else 0]
+            motion = scaled_energy_score(*moved, target[:own] - last[:own], config.scales)
+            score = torch.cat([(score[:own] + motion) / 2, score[own:]])
         counted = torch.ones(windows.rows.shape)
         counted[:, 0] -= windows.fresh.float()  # a first frame is drawn in many steps, see `_stills`
         denoise = (score * counted).sum() / counted.sum()
@@ -228,22 +251,23 @@ class DynamicsTask:
             "spread": (first - second)[own:].square().mean() / 2,  # as large as `error` is not: half of it
         }
         if own:
-            scalars["score_own"] = score[:own].mean()
+            scalars |= {"score_own": score[:own].mean(), "motion_own": motion.mean()}
         return denoise + config.head_weight * heads, scalars
 
     def _flow(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The clean latents of every frame from its past and from itself at some noise level (flow matching)."""
-        config, own, target, shape = self.config, windows.own, windows.target, windows.rows.shape
+        config, own, shape = self.config, windows.own, windows.rows.shape
+        seen, target = windows.seen[:, 0], windows.target[:, 1:]
         # The part of each frame: past (a little noisy, as seen) or future (noisy, as recorded).
         given = torch.rand(shape, generator=generator) < config.given
         sigma = training_levels(tuple(shape), generator)
         sigma = torch.where(given, self.past_sigma * torch.rand(shape, generator=generator), sigma)
         noise = torch.randn(target.shape, generator=generator)
-        clean = torch.where(given[..., None, None, None], windows.seen[:, config.model.history :], target)
+        clean = torch.where(given[..., None, None, None], seen[:, config.model.history :], target)
         counted = torch.ones(shape)
         counted[:own] -= given[:own].float()  # the model's own frames are no targets
 
-        conditions = self._conditions(windows.rows, windows.birth, windows.seen, generator)
+        conditions = self._conditions(windows.rows, windows.birth, seen, generator)
         predicted = self.module(mix(clean, noise, sigma), sigma, conditions)
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
         denoise = (error * loss_weight(sigma) * counted).sum() / counted.sum()
@@ -279,7 +303,7 @@ class DynamicsTask:
         """What is known of frames `rows` (B, T): `seen` (B, K + T, ...) holds the past from frame rows[:, 0] - K on."""
         model = self.config.model
         shape = rows.shape
-        past = seen.unfold(1, model.history, 1)[:, : shape[1]].movedim(-1, 2)  # (B, T, K, C, h, w)
+        past = self._history(seen)  # (B, T, K, C, h, w)
         sigma = self.config.history_noise * torch.rand(shape, generator=generator)
         history = mix(past, torch.randn(past.shape, generator=generator), sigma)
         birth = birth[:, None, None]
@@ -302,6 +326,10 @@ class DynamicsTask:
             prompt_index=index,
         )
 
+    def _history(self, seen: Tensor) -> Tensor:
+        """The K frames before each frame, (B, T, K, C, h, w), of frames (B, K + T, C, h, w)."""
+        return seen.unfold(1, self.config.model.history, 1)[:, :-1].movedim(-1, 2)
+
     @torch.no_grad()
     def sheet(self, module: nn.Module) -> np.ndarray | None:
         """Four held-out stretches, the truth above the model's own play under the recorded actions, every 8th frame."""
@@ -314,7 +342,8 @@ class DynamicsTask:
         starts = self.held.sample_starts(4, frames, generator, history)
         seen = self.held.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            drawn = roll(Simulator(module, self.book, self.sampler), self.held, starts, seen, frames, 0).seen
+            simulator = Simulator(module, self.book, self.sampler)
+            drawn = roll(simulator, self.held, starts, seen.unsqueeze(1), frames, 0).seen[:, 0]
         shown = sorted({0, 1, 3, *range(7, frames, 8)} & set(range(frames)))
         truth = self.held.latents[(starts.unsqueeze(1) + torch.arange(frames))[:, shown]].float()
         rows = []
