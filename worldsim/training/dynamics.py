@@ -33,11 +33,13 @@ from worldsim.models.dit import Conditions, DiT, DiTConfig
 from worldsim.models.heads import reward_loss
 from worldsim.models.text import PromptBook
 from worldsim.training.autoencoder import load_run
+from worldsim.training.picture import picture_weights
 from worldsim.training.rollouts import RolloutPool, roll
 from worldsim.training.trainer import Trainer, TrainerConfig
 from worldsim.world import World, WorldCard, describe_autoencoder
 
 SHEET_FRAMES = 96
+PICTURE_FRAMES = 32  # frames that say what latents change in the picture
 SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use
 SHIPPED_STARTS = 8  # clips that a world carries to begin from
 
@@ -89,7 +91,8 @@ class DynamicsTraining:
     """Share of the noise's channels that are the same at every place of a frame, for energy."""
     scales: tuple[int, ...] = (1, 2, 4)
     """Sides of the blocks of latents that the energy score compares as one vector each."""
-    """In latents, for energy."""
+    picture: bool = True
+    """Whether that score weighs latents by what they change in the picture, see `training.picture`."""
     compile: bool | None = None
     """Compile the transformer's blocks: two minutes once, then a step takes less than half. It needs a C++ compiler
     (default: for runs of 1000 steps or ten minutes and more, where there is one)."""
@@ -175,6 +178,7 @@ class DynamicsTask:
         self.draws = 2 if config.objective == "energy" else 1
         lead = config.frames - drawn
         self.pool = RolloutPool(config.own_pool, drawn, config.own_reuse, self.sampler, lead, self.draws)
+        self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -233,11 +237,11 @@ class DynamicsTask:
                 shared = dataclasses.replace(shared, embedded=embedded)
             second = module.denoise(windows.noise[:, 1], modulation, shared)[0].float()
         last, target = windows.target[:, :-1], windows.target[:, 1:]
-        score = scaled_energy_score(first, second, target, config.scales)  # (B, T)
+        score = self._score(first, second, target)  # (B, T)
         if own:
             before = windows.seen[:own, :, config.model.history - 1 : -1].unbind(1)  # each (own, T, C, h, w)
             moved = first[:own] - before[0], second[:own] - before[1 if step >= config.draws_after else 0]
-            motion = scaled_energy_score(*moved, target[:own] - last[:own], config.scales)
+            motion = self._score(*moved, target[:own] - last[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
         counted = torch.ones(windows.rows.shape)
         counted[:, 0] -= windows.fresh.float()  # a first frame is drawn in many steps, see `_stills`
@@ -253,6 +257,12 @@ class DynamicsTask:
         if own:
             scalars |= {"score_own": score[:own].mean(), "motion_own": motion.mean()}
         return denoise + config.head_weight * heads, scalars
+
+    def _score(self, first: Tensor, second: Tensor, target: Tensor) -> Tensor:
+        """The energy score (B, T) of two draws (B, T, C, h, w)."""
+        if self.weights is not None:
+            first, second, target = (torch.einsum("cd,btdhw->btchw", self.weights, x) for x in (first, second, target))
+        return scaled_energy_score(first, second, target, self.config.scales)
 
     def _flow(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The clean latents of every frame from its past and from itself at some noise level (flow matching)."""
@@ -396,6 +406,9 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     if world is not None:
         task.module.load_state_dict(world.dynamics.state_dict())
     task.decode = autoencoder.decode
+    if config.objective == "energy" and config.picture:
+        shown = torch.linspace(0, len(data.latents) - 1, PICTURE_FRAMES).long()
+        task.weights = picture_weights(autoencoder, data.latents[shown])
     return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
 
 
