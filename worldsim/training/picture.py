@@ -2,8 +2,8 @@
 
 An autoencoder's normalised channels all vary by one, but a few of them carry most of the picture and the rest its
 grain, which no model can foresee. A loss that counts all alike spends itself on grain. The metric here weighs
-directions of a latent by how much they move pixels, to first order: the decoder's Jacobian J gives J^T J (compare the pullback
-metrics of Arvanitidis et al. 2018, arXiv:1710.11379).
+directions of a latent by how much they move pixels, to first order: the decoder's Jacobian J gives J^T J (compare the
+pullback metrics of Arvanitidis et al. 2018, arXiv:1710.11379).
 """
 
 from __future__ import annotations
