@@ -20,7 +20,7 @@ from tiny import tiny_autoencoder, tiny_dynamics
 from worldsim.data.episodes import Dataset
 from worldsim.data.record import RecordConfig, record
 from worldsim.training.autoencoder import train_autoencoder
-from worldsim.training.dynamics import train_dynamics
+from worldsim.training.run import train_dynamics
 from worldsim.world import World
 
 SEED = 7

@@ -15,7 +15,7 @@ from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
 from worldsim.training.autoencoder import load_run, train_autoencoder
-from worldsim.training.dynamics import prepare, train_dynamics
+from worldsim.training.run import prepare, train_dynamics
 from worldsim.training.trainer import Trainer, TrainerConfig
 from worldsim.world import World
 

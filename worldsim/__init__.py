@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from worldsim.engine.simulator import SamplerConfig, Simulator
     from worldsim.errors import WorldsimError
     from worldsim.training.autoencoder import AutoencoderTraining, train_autoencoder
-    from worldsim.training.dynamics import DynamicsTraining, train_dynamics
+    from worldsim.training.dynamics import DynamicsTraining
+    from worldsim.training.run import train_dynamics
     from worldsim.world import World
 
 _HOME = {
@@ -30,7 +31,7 @@ _HOME = {
     "WorldsimError": "worldsim.errors",
     "record": "worldsim.data.record",
     "train_autoencoder": "worldsim.training.autoencoder",
-    "train_dynamics": "worldsim.training.dynamics",
+    "train_dynamics": "worldsim.training.run",
 }
 
 __all__ = [

@@ -33,7 +33,8 @@ from worldsim.evaluation import metrics
 from worldsim.evaluation.baseline import BaselineEval, compare, table
 from worldsim.training.autoencoder import AutoencoderTask, AutoencoderTraining, train_autoencoder
 from worldsim.training.baseline import BaselineTraining, prepare_baseline, save_baseline
-from worldsim.training.dynamics import DynamicsTraining, export, prepare
+from worldsim.training.dynamics import DynamicsTraining
+from worldsim.training.run import export, prepare
 from worldsim.training.trainer import Trainer
 
 SLICE = 4.0  # minutes after which the time spent is noted

@@ -10,8 +10,6 @@ Legend: B windows, T frames, K history frames, A action history, C h w latent.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,27 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
 from worldsim.diffusion.energy import scaled_energy_score, share_places, shared_channels
 from worldsim.diffusion.flow import loss_weight, mix, schedule, training_levels
 from worldsim.engine.simulator import SamplerConfig, Simulator
 from worldsim.errors import ConfigError
-from worldsim.models.action import flat_size
-from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.dit import Conditions, DiT, DiTConfig
 from worldsim.models.heads import reward_loss
 from worldsim.models.text import PromptBook
-from worldsim.training.autoencoder import load_run
-from worldsim.training.picture import picture_weights
 from worldsim.training.rollouts import RolloutPool, roll
-from worldsim.training.trainer import Trainer, TrainerConfig
-from worldsim.world import World, WorldCard, describe_autoencoder
+from worldsim.training.trainer import TrainerConfig
 
 SHEET_FRAMES = 96
-PICTURE_FRAMES = 32  # frames that say what latents change in the picture
-SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use
-SHIPPED_STARTS = 8  # clips that a world carries to begin from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +78,9 @@ class DynamicsTraining:
     """Steps of the energy objective with one draw, which only learns to be near: half the work, to begin with."""
     shared_noise: float = 0.5
     """Share of the noise's channels that are the same at every place of a frame, for energy."""
+    temperature: float = 0.5
+    """Scale of the noise that the trained world draws frames from, for energy: below 1, likelier frames. It costs no
+    detail, as its frames are draws, and the strange ones, which a long play cannot get rid of, become rare."""
     scales: tuple[int, ...] = (1, 2, 4)
     """Sides of the blocks of latents that the energy score compares as one vector each."""
     picture: bool = True
@@ -173,6 +165,9 @@ class DynamicsTask:
         last = schedule(self.sampler.steps, self.sampler.shift)[-2]
         # How noisy the cache sees the past, at most.
         self.past_sigma = 0.1 if config.clean_pass else min(1.0, 1.2 * last)
+        self.shown = dataclasses.replace(
+            self.sampler, temperature=config.temperature if config.objective == "energy" else 1.0
+        )
         self.simulator = Simulator(self.module, book, self.sampler, frozen=False)
         drawn = config.drawn_frames()
         self.draws = 2 if config.objective == "energy" else 1
@@ -238,24 +233,24 @@ class DynamicsTask:
             second = module.denoise(windows.noise[:, 1], modulation, shared)[0].float()
         last, target = windows.target[:, :-1], windows.target[:, 1:]
         score = self._score(first, second, target)  # (B, T)
+        apart = {}
         if own:
             before = windows.seen[:own, :, config.model.history - 1 : -1].unbind(1)  # each (own, T, C, h, w)
             moved = first[:own] - before[0], second[:own] - before[1 if step >= config.draws_after else 0]
             motion = self._score(*moved, target[:own] - last[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
+            apart = {"score_own": score[:own].mean(), "motion_own": motion.mean()}
         counted = torch.ones(windows.rows.shape)
         counted[:, 0] -= windows.fresh.float()  # a first frame is drawn in many steps, see `_stills`
         denoise = (score * counted).sum() / counted.sum()
         judged = self.data.known[windows.rows].clone()
         judged[:own] = 0  # what happened to the model's own frames is not known
         heads, scalars = self._heads(*module.judge(features), windows.rows, judged)
-        scalars |= {
+        scalars |= apart | {
             "score": score[own:].mean(),
             "error": (first - target)[own:].square().mean(),
             "spread": (first - second)[own:].square().mean() / 2,  # as large as `error` is not: half of it
         }
-        if own:
-            scalars |= {"score_own": score[:own].mean(), "motion_own": motion.mean()}
         return denoise + config.head_weight * heads, scalars
 
     def _score(self, first: Tensor, second: Tensor, target: Tensor) -> Tensor:
@@ -352,7 +347,7 @@ class DynamicsTask:
         starts = self.held.sample_starts(4, frames, generator, history)
         seen = self.held.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            simulator = Simulator(module, self.book, self.sampler)
+            simulator = Simulator(module, self.book, self.shown)
             drawn = roll(simulator, self.held, starts, seen.unsqueeze(1), frames, 0).seen[:, 0]
         shown = sorted({0, 1, 3, *range(7, frames, 8)} & set(range(frames)))
         truth = self.held.latents[(starts.unsqueeze(1) + torch.arange(frames))[:, shown]].float()
@@ -368,86 +363,3 @@ class DynamicsTask:
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.pool.load_state(state)
-
-
-def train_dynamics(config: DynamicsTraining) -> World:
-    """Train, and export the world with the EMA weights to `out/world`. Run again, it goes on where it stopped."""
-    task, trainer, dataset, autoencoder = prepare(config)
-    trainer.run()
-    return export(config, task, trainer, dataset, autoencoder)
-
-
-def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, FrameAutoencoder]:
-    """Encode the recording and build (or resume) the run, without a step of training."""
-    torch.set_num_threads(config.trainer.threads)
-    dataset = Dataset(config.data)
-    world = None if config.start is None else World.from_pretrained(config.start, dtype=torch.float32)
-    autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
-    book = PromptBook(config.model.text_width)
-    data = LatentData.cached(dataset, "train", autoencoder)
-    held = LatentData.cached(dataset, "heldout", autoencoder)
-    if world is None:
-        channels, height, width = data.latents.shape[1:]
-        model = dataclasses.replace(
-            config.model,
-            latent_channels=channels,
-            latent_size=(height, width),
-            action_size=flat_size(dataset.action_space),
-        )
-    else:
-        model = world.dynamics.config
-        if world.action_space != dataset.action_space:
-            raise ConfigError(
-                f"the world {config.start} has the action space {world.action_space}, the dataset {config.data} has "
-                f"{dataset.action_space}; go on with a recording of the same game."
-            )
-    torch.manual_seed(config.trainer.seed)
-    task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
-    if world is not None:
-        task.module.load_state_dict(world.dynamics.state_dict())
-    task.decode = autoencoder.decode
-    if config.objective == "energy" and config.picture:
-        shown = torch.linspace(0, len(data.latents) - 1, PICTURE_FRAMES).long()
-        task.weights = picture_weights(autoencoder, data.latents[shown])
-    return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
-
-
-def export(
-    config: DynamicsTraining, task: DynamicsTask, trainer: Trainer, dataset: Dataset, autoencoder: FrameAutoencoder
-) -> World:
-    """The world of a run, with its EMA weights, saved under `out/world`."""
-    dynamics = task.config.model.build()
-    dynamics.load_state_dict(trainer.ema)
-    counts = torch.bincount(task.data.prompt, minlength=len(task.data.prompts))
-    common = [task.data.prompts[i] for i in counts.argsort(descending=True).tolist() if task.data.prompts[i]]
-    digest = hashlib.sha256()
-    for path in dataset.episodes("train"):
-        digest.update(path.read_bytes())
-    card = WorldCard(
-        name=dataset.card["name"],
-        frame_size=dataset.frame_size,
-        fps=dataset.card["fps"],
-        action_space=dataset.card["action_space"],
-        latent_mean=autoencoder.mean.tolist(),
-        latent_std=autoencoder.std.tolist(),
-        autoencoder=describe_autoencoder(autoencoder),
-        keys=dataset.card.get("keys", {}),
-        prompts=common[:SHIPPED_PROMPTS],
-        sampler=dataclasses.asdict(task.sampler),
-        notices=dataset.card.get("notices", []),
-        provenance={
-            "recording": dataset.card["provenance"],
-            "train_episodes_sha256": digest.hexdigest(),
-            "training": json.loads(json.dumps(dataclasses.asdict(task.config), default=str)),
-            "steps": trainer.step,
-        },
-    )
-    starts = []
-    for path in dataset.episodes("heldout")[:SHIPPED_STARTS]:
-        steps = count_steps(path)
-        begin = min(40, max(0, steps - 2 * config.model.history))  # past the first moments, which look alike
-        clip = read_episode(path, begin, min(steps, begin + 2 * config.model.history))
-        starts.append({"frames": clip.frames, "actions": clip.actions, "prompt": clip.texts()[-1]})
-    world = World(card, autoencoder, dynamics, task.book, starts)
-    world.save_pretrained(config.folder() / "world")
-    return world

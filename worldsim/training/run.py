@@ -1,0 +1,108 @@
+"""A training run of a world's dynamics: from a recording, or another world, to a world that can be played."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import torch
+
+from worldsim.data.episodes import Dataset, count_steps, read_episode
+from worldsim.data.latents import LatentData
+from worldsim.errors import ConfigError
+from worldsim.models.action import flat_size
+from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.text import PromptBook
+from worldsim.training.autoencoder import load_run
+from worldsim.training.dynamics import DynamicsTask, DynamicsTraining
+from worldsim.training.picture import picture_weights
+from worldsim.training.trainer import Trainer
+from worldsim.world import World, WorldCard, describe_autoencoder
+
+PICTURE_FRAMES = 32  # frames that say what latents change in the picture
+SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use
+SHIPPED_STARTS = 8  # clips that a world carries to begin from
+
+
+def train_dynamics(config: DynamicsTraining) -> World:
+    """Train, and export the world with the EMA weights to `out/world`. Run again, it goes on where it stopped."""
+    task, trainer, dataset, autoencoder = prepare(config)
+    trainer.run()
+    return export(config, task, trainer, dataset, autoencoder)
+
+
+def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, FrameAutoencoder]:
+    """Encode the recording and build (or resume) the run, without a step of training."""
+    torch.set_num_threads(config.trainer.threads)
+    dataset = Dataset(config.data)
+    world = None if config.start is None else World.from_pretrained(config.start, dtype=torch.float32)
+    autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
+    book = PromptBook(config.model.text_width)
+    data = LatentData.cached(dataset, "train", autoencoder)
+    held = LatentData.cached(dataset, "heldout", autoencoder)
+    if world is None:
+        channels, height, width = data.latents.shape[1:]
+        model = dataclasses.replace(
+            config.model,
+            latent_channels=channels,
+            latent_size=(height, width),
+            action_size=flat_size(dataset.action_space),
+        )
+    else:
+        model = world.dynamics.config
+        if world.action_space != dataset.action_space:
+            raise ConfigError(
+                f"the world {config.start} has the action space {world.action_space}, the dataset {config.data} has "
+                f"{dataset.action_space}; go on with a recording of the same game."
+            )
+    torch.manual_seed(config.trainer.seed)
+    task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
+    if world is not None:
+        task.module.load_state_dict(world.dynamics.state_dict())
+    task.decode = autoencoder.decode
+    if config.objective == "energy" and config.picture:
+        shown = torch.linspace(0, len(data.latents) - 1, PICTURE_FRAMES).long()
+        task.weights = picture_weights(autoencoder, data.latents[shown])
+    return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
+
+
+def export(
+    config: DynamicsTraining, task: DynamicsTask, trainer: Trainer, dataset: Dataset, autoencoder: FrameAutoencoder
+) -> World:
+    """The world of a run, with its EMA weights, saved under `out/world`."""
+    dynamics = task.config.model.build()
+    dynamics.load_state_dict(trainer.ema)
+    counts = torch.bincount(task.data.prompt, minlength=len(task.data.prompts))
+    common = [task.data.prompts[i] for i in counts.argsort(descending=True).tolist() if task.data.prompts[i]]
+    digest = hashlib.sha256()
+    for path in dataset.episodes("train"):
+        digest.update(path.read_bytes())
+    card = WorldCard(
+        name=dataset.card["name"],
+        frame_size=dataset.frame_size,
+        fps=dataset.card["fps"],
+        action_space=dataset.card["action_space"],
+        latent_mean=autoencoder.mean.tolist(),
+        latent_std=autoencoder.std.tolist(),
+        autoencoder=describe_autoencoder(autoencoder),
+        keys=dataset.card.get("keys", {}),
+        prompts=common[:SHIPPED_PROMPTS],
+        sampler=dataclasses.asdict(task.shown),
+        notices=dataset.card.get("notices", []),
+        provenance={
+            "recording": dataset.card["provenance"],
+            "train_episodes_sha256": digest.hexdigest(),
+            "training": json.loads(json.dumps(dataclasses.asdict(task.config), default=str)),
+            "steps": trainer.step,
+        },
+    )
+    starts = []
+    for path in dataset.episodes("heldout")[:SHIPPED_STARTS]:
+        steps = count_steps(path)
+        begin = min(40, max(0, steps - 2 * config.model.history))  # past the first moments, which look alike
+        clip = read_episode(path, begin, min(steps, begin + 2 * config.model.history))
+        starts.append({"frames": clip.frames, "actions": clip.actions, "prompt": clip.texts()[-1]})
+    world = World(card, autoencoder, dynamics, task.book, starts)
+    world.save_pretrained(config.folder() / "world")
+    return world
