@@ -13,23 +13,22 @@ from worldsim.training.picture import picture_weights
 
 
 def test_lengths_count_pixels(dataset: Dataset, autoencoder_run: Path) -> None:
-    """Small changes of latents move pixels as the metric says: along each of its axes, in proportion."""
+    """Small changes of latents move pixels as the metric says: along its axes, in proportion."""
     autoencoder = load_run(autoencoder_run)
     latents = LatentData.cached(dataset, "train", autoencoder).latents[:16].float()
     weights = picture_weights(autoencoder, latents, rounds=16)
     channels = latents.shape[1]
-    assert torch.allclose(weights, weights.T, atol=1e-5)
     assert abs(float(weights.square().sum()) - channels) < 1e-3 * channels
     mean, std = autoencoder.mean.view(-1, 1, 1), autoencoder.std.view(-1, 1, 1)
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (len(latents), 1, *latents.shape[2:]), generator=generator) * 2.0 - 1
-    values, vectors = torch.linalg.eigh(weights)
+    lengths = weights.norm(dim=1)
     moved = []
-    for axis in (vectors[:, 0], vectors[:, -1]):
-        change = 1e-3 * signs * axis.view(-1, 1, 1)
+    for row in (0, -1):
+        change = 1e-3 * signs * (weights[row] / lengths[row]).view(-1, 1, 1)
         with torch.no_grad():
             apart = [autoencoder.decode_raw((latents + side * change) * std + mean) for side in (1, -1)]
         moved.append((apart[0] - apart[1]).square().mean())
     least, most = moved
-    said = (values[-1] / values[0]).square()
+    said = (lengths[-1] / lengths[0]).square()
     assert 0.7 * said < most / least < 1.4 * said, (most / least, said)

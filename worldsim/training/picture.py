@@ -18,8 +18,9 @@ def picture_weights(autoencoder: FrameAutoencoder, latents: Tensor, rounds: int 
     """The matrix (C, C) whose product with a latent vector has squared lengths that count pixels, on the average.
 
     J^T J at some places of some frames, estimated from random pixels sent backward through the decoder (Hutchinson's
-    estimate, of which every place of every frame gives one sample), averaged; then its symmetric square root, scaled so
-    that a vector of independent unit values keeps its mean squared length.
+    estimate, of which every place of every frame gives one sample), averaged; then a square root of it, whose rows are
+    its axes, from the one that moves pixels least to the one that moves them most, scaled so that a vector of
+    independent unit values keeps its mean squared length.
 
     Args:
         autoencoder: whose decoder draws the picture; its latents are the normalised ones.
@@ -40,5 +41,5 @@ def picture_weights(autoencoder: FrameAutoencoder, latents: Tensor, rounds: int 
         rows = gradient.movedim(1, -1).flatten(0, -2).float().cpu()  # (B h w, C)
         total += rows.T @ rows
     values, vectors = torch.linalg.eigh(total)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root = (vectors * values.clamp(min=0).sqrt()).T
     return root * (channels / values.clamp(min=0).sum()).sqrt()
