@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import zipfile
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from torch import nn
 
 from worldsim.errors import WorldError, WorldFormatError, WorldNotFound
 from worldsim.models.action import space_from_json
-from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.autoencoder import FrameAutoencoder, fingerprint
 from worldsim.models.dit import DiT, DiTConfig
 from worldsim.models.text import DEFAULT_ENCODER, PromptBook
 
@@ -143,12 +142,7 @@ class World:
 
     def fingerprint(self) -> str:
         """A hash of the weights: what a replay or a snapshot belongs to."""
-        digest = hashlib.sha256()
-        for module in (self.autoencoder, self.dynamics):
-            for name, tensor in module.state_dict().items():
-                digest.update(name.encode())
-                digest.update(tensor.float().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(item for part in (self.autoencoder, self.dynamics) for item in part.state_dict().items())
 
 
 def default_dtype() -> torch.dtype:

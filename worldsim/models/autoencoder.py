@@ -7,6 +7,7 @@ Any diffusers autoencoder whose `encode` and `decode` work on single images fits
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +28,15 @@ class Autoencoder(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to uint8 frames (B, H, W, 3)."""
         ...
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of named tensors, 16 hexadecimal digits; bf16 and float32 of equal values have the same."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +140,7 @@ class FrameAutoencoder(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of weights and statistics: which latents are its own."""
-        digest = hashlib.sha256()
-        for name, tensor in [*self.state_dict().items(), ("mean", self.mean), ("std", self.std)]:
-            digest.update(name.encode())
-            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint([*self.state_dict().items(), ("mean", self.mean), ("std", self.std)])
 
     def encode_raw(self, pixels: Tensor) -> Tensor:
         """Pixels in -1..1 of shape (B, 3, H, W) to latents (B, C, h, w) as the model makes them."""
