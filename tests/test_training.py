@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
+from worldsim.models.dit import REWARD_BINS
 from worldsim.training.autoencoder import load_run, train_autoencoder
 from worldsim.training.run import prepare, train_dynamics
 from worldsim.training.trainer import Trainer, TrainerConfig
@@ -130,6 +131,34 @@ def test_what_is_scored_of_an_own_window_is_what_was_played(
         errors = (again.unsqueeze(1) - windows.seen[:, :, first]).square().mean(dim=(2, 3, 4))  # (own, D)
         this = (future[:, first].unsqueeze(1) == windows.seen[:, :, first]).flatten(2).all(dim=2)
         assert (errors[this] < errors[~this]).all(), errors
+
+
+def test_windows_that_end_as_episodes_do(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, windows=4, ends=3, own=1, own_after=0)
+    task, *_ = prepare(config)
+    data = task.data
+    data.terminated.zero_()  # a recording cut by time alone has none to show
+    assert len(data.sample_ends(3, config.frames, torch.Generator())) == 0
+    data.terminated[data.last.unique()[::2]] = 1
+    windows = task._windows(0, torch.Generator().manual_seed(0))
+    assert data.terminated[windows.rows[1:, -1]].all()  # the first is the model's own
+    assert (data.first[windows.rows] == data.first[windows.rows[:, -1:]]).all()
+
+
+def test_an_end_is_as_likely_as_in_the_recording(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """However many ends the windows show, the loss is least where the probability is that of the recording."""
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, windows=4, ends=4, end_weight=1.0, own=0)
+    task, *_ = prepare(config)
+    task.end_share = torch.tensor(0.01)
+    rows = task.data.last[:4].unsqueeze(1) - torch.arange(config.frames - 1, -1, -1)
+    task.data.terminated[rows[:, -1]] = 1
+    losses = {}
+    for probability in (0.003, 0.01, 0.03):
+        value = torch.logit(torch.tensor(probability))
+        ended = value.expand(rows.shape)
+        _, scalars = task._heads(torch.zeros(*rows.shape, REWARD_BINS), ended, rows, torch.ones(rows.shape))
+        losses[probability] = float(scalars["ended"])
+    assert losses[0.01] == min(losses.values()), losses
 
 
 def test_drawing_in_several_steps_needs_the_flow_objective(dataset: Dataset, tmp_path: Path) -> None:

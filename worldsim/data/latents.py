@@ -120,6 +120,15 @@ class LatentData:
             self._starts, self._starts_key = fits, key
         return self._starts[torch.randint(len(self._starts), (rows,), generator=generator)]
 
+    def sample_ends(self, rows: int, frames: int, generator: torch.Generator) -> Tensor:
+        """Rows (R,) from which `frames` frames follow, with the last of which the episode was terminated.
+
+        R is `rows`, or 0 where no episode was.
+        """
+        ends = torch.nonzero(self.terminated)[:, 0]
+        fits = ends[ends - self.first[ends] >= frames - 1] - frames + 1
+        return fits[torch.randint(len(fits), (rows,), generator=generator)] if len(fits) else fits
+
 
 def _read(path: Path, digest: str) -> LatentData | None:
     """The latents kept at `path`, or None where there are none of this digest."""

@@ -52,6 +52,8 @@ class DynamicsTraining:
     """Frames of a window."""
     fresh: float = 0.15
     """Share of windows that begin from nothing but the prompt."""
+    ends: int = 1
+    """Windows that end as an episode ended, which few others do (at most those that are not its own)."""
     stills: int = 8
     """Single frames from nothing but the prompt, beside the windows."""
     given: float = 0.3
@@ -72,6 +74,9 @@ class DynamicsTraining:
     own_pool: int = 16
     own_reuse: int = 1
     head_weight: float = 0.1
+    """Of the loss of the reward."""
+    end_weight: float = 1.0
+    """Of the loss of the end."""
     objective: Literal["energy", "flow"] = "energy"
     """energy: one pass draws a frame (see `diffusion.energy`). flow: flow matching, some passes a frame."""
     draws_after: int = 0
@@ -173,6 +178,7 @@ class DynamicsTask:
         self.draws = 2 if config.objective == "energy" else 1
         lead = config.frames - drawn
         self.pool = RolloutPool(config.own_pool, drawn, config.own_reuse, self.sampler, lead, self.draws)
+        self.end_share = data.terminated.mean()  # of all frames
         self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
 
@@ -190,6 +196,8 @@ class DynamicsTask:
         config, history = self.config, self.config.model.history
         own = config.own if step >= config.own_after else 0
         starts = self.data.sample_starts(config.windows, config.frames, generator)
+        ends = self.data.sample_ends(min(config.ends, config.windows - own), config.frames, generator)
+        starts[len(starts) - len(ends) :] = ends
         fresh = torch.rand(config.windows, generator=generator) < config.fresh
         fresh[:own] = False
         lead = config.frames - config.drawn_frames()  # recorded frames of an own window, before those drawn
@@ -251,7 +259,7 @@ class DynamicsTask:
             "error": (first - target)[own:].square().mean(),
             "spread": (first - second)[own:].square().mean() / 2,  # as large as `error` is not: half of it
         }
-        return denoise + config.head_weight * heads, scalars
+        return denoise + heads, scalars
 
     def _score(self, first: Tensor, second: Tensor, target: Tensor) -> Tensor:
         """The energy score (B, T) of two draws (B, T, C, h, w)."""
@@ -282,16 +290,23 @@ class DynamicsTask:
         scalars |= {"at_one": (error * at_one).sum() / at_one.sum().clamp(min=1)}
         if own:
             scalars["at_one_own"] = (error * at_one)[:own].sum() / at_one[:own].sum().clamp(min=1)
-        return denoise + config.head_weight * heads, scalars
+        return denoise + heads, scalars
 
     def _heads(self, reward: Tensor, ended: Tensor, rows: Tensor, judged: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of reward and end over the frames `rows`, weighted by `judged`, both (B, T)."""
-        count = judged.sum().clamp(min=1)
+        """The loss of reward and end over the frames `rows`, weighted by `judged`, both (B, T).
+
+        Frames that end an episode count less by as much as windows show more of them than there are (`ends`): so the
+        probability of an end stays that of the recording.
+        """
+        config, count, over = self.config, judged.sum().clamp(min=1), self.data.terminated[rows]
         rewards = (reward_loss(reward, self.data.rewards[rows]) * judged).sum() / count
+        shown = config.ends / rows.numel()
+        weight = torch.where(over > 0, (self.end_share / shown if shown else torch.ones(())).clamp(max=1), 1.0)
         ends = nn.functional.binary_cross_entropy_with_logits(
-            ended.float(), self.data.terminated[rows], weight=judged, reduction="sum"
+            ended.float(), over, weight=judged * weight, reduction="sum"
         )
-        return rewards + ends / count, {"reward": rewards, "ended": ends / count}
+        ends = ends / count
+        return config.head_weight * rewards + config.end_weight * ends, {"reward": rewards, "ended": ends}
 
     def _stills(self, generator: torch.Generator) -> Tensor:
         """The loss of single frames drawn from nothing but their prompt: how a session without a clip begins."""
