@@ -56,8 +56,8 @@ class DynamicsTraining:
     """Windows that end as an episode ended, which few others do (at most those that are not its own)."""
     stills: int = 8
     """Single frames from nothing but the prompt, beside the windows."""
-    given: float = 0.3
-    """Share of frames that take the part of the past."""
+    given: float | None = None
+    """Share of frames that take the part of the past, seen and not drawn (default: .15 for energy, .3 for flow)."""
     history_noise: float = 0.2
     """Largest noise level mixed into the history."""
     prompt_dropout: float = 0.1
@@ -106,6 +106,10 @@ class DynamicsTraining:
     def steps_drawn(self) -> int:
         """Denoising steps of a frame."""
         return self.draw_steps or (1 if self.objective == "energy" else 2)
+
+    def share_given(self) -> float:
+        """Share of frames that take the part of the past."""
+        return (0.15 if self.objective == "energy" else 0.3) if self.given is None else self.given
 
     def drawn_frames(self) -> int:
         """How many frames of a window the model draws, where it is its own."""
@@ -227,10 +231,17 @@ class DynamicsTask:
         differs from the one before it, as no score of single frames can tell whether one goes on from the other.
         """
         module, config, own = self.module, self.config, windows.own
+        last, target = windows.target[:, :-1], windows.target[:, 1:]
+        given = (
+            torch.rand(windows.rows.shape, generator=generator) < config.share_given()
+        )  # a clip's frames, when played
+        given[:, 0] |= windows.fresh  # a first frame is drawn in many steps, see `_stills`
+        given[:own] = False
+        noisy = torch.where(given[..., None, None, None, None], target.unsqueeze(2), windows.noise.transpose(1, 2))
         conditions = self._conditions(windows.rows, windows.birth, windows.seen[:, 0], generator)
         shared = module.share(conditions)
-        modulation = module.modulate(module.level(torch.ones(windows.rows.shape)), shared.condition)
-        latents, features, _ = module.denoise(windows.noise[:, 0], modulation, shared)
+        modulation = module.modulate(module.level((~given).float()), shared.condition)
+        latents, features, _ = module.denoise(noisy[:, :, 0], modulation, shared)
         first = second = latents.float()  # (B, T, C, h, w)
         if step >= config.draws_after:
             if own:
@@ -238,8 +249,7 @@ class DynamicsTask:
                 clean = (1 - conditions.history_sigma)[..., None, None, None, None]
                 embedded = module.embed_history(conditions.history + clean * other, conditions.present)
                 shared = dataclasses.replace(shared, embedded=embedded)
-            second = module.denoise(windows.noise[:, 1], modulation, shared)[0].float()
-        last, target = windows.target[:, :-1], windows.target[:, 1:]
+            second = module.denoise(noisy[:, :, 1], modulation, shared)[0].float()
         score = self._score(first, second, target)  # (B, T)
         apart = {}
         if own:
@@ -248,16 +258,16 @@ class DynamicsTask:
             motion = self._score(*moved, target[:own] - last[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
             apart = {"score_own": score[:own].mean(), "motion_own": motion.mean()}
-        counted = torch.ones(windows.rows.shape)
-        counted[:, 0] -= windows.fresh.float()  # a first frame is drawn in many steps, see `_stills`
+        counted = (~given).float()
         denoise = (score * counted).sum() / counted.sum()
         judged = self.data.known[windows.rows].clone()
         judged[:own] = 0  # what happened to the model's own frames is not known
         heads, scalars = self._heads(*module.judge(features), windows.rows, judged)
+        drawn = ~given[own:]
         scalars |= apart | {
-            "score": score[own:].mean(),
-            "error": (first - target)[own:].square().mean(),
-            "spread": (first - second)[own:].square().mean() / 2,  # as large as `error` is not: half of it
+            "score": score[own:][drawn].mean(),
+            "error": (first - target)[own:][drawn].square().mean(),
+            "spread": (first - second)[own:][drawn].square().mean() / 2,  # half of `error`, where draws are the truth's
         }
         return denoise + heads, scalars
 
@@ -272,7 +282,7 @@ class DynamicsTask:
         config, own, shape = self.config, windows.own, windows.rows.shape
         seen, target = windows.seen[:, 0], windows.target[:, 1:]
         # The part of each frame: past (a little noisy, as seen) or future (noisy, as recorded).
-        given = torch.rand(shape, generator=generator) < config.given
+        given = torch.rand(shape, generator=generator) < config.share_given()
         sigma = training_levels(tuple(shape), generator)
         sigma = torch.where(given, self.past_sigma * torch.rand(shape, generator=generator), sigma)
         noise = torch.randn(target.shape, generator=generator)
