@@ -168,6 +168,46 @@ def test_agents_see_alone_what_they_learned_from(world_path, dreamer, grey):
     seen.close()
 
 
+def test_a_held_choice_lasts(world_path, dreamer):
+    """Four games of one step a choice, played four steps at a time, are the games of a choice in four steps."""
+    agent = Agent.load(dreamer.folder())
+    assert agent.choices is not None
+    raw, wrapped = (dreams(world_path, 2, max_episode_steps=6, threads=1) for _ in range(2))
+    held = as_agents_see(wrapped, agent.choices, stack=2, grey=False, hold=4)
+    for envs in (raw, held):
+        envs.seed(SEED)
+    raw.reset(), held.reset()
+    rng = np.random.default_rng(SEED)
+    for _ in range(4):
+        actions = rng.integers(2, size=2)
+        earned, over = np.zeros(2), np.zeros(2, bool)
+        for _ in range(4):
+            frames, rewards, ended, infos = raw.step(agent.choices.values[actions])
+            earned += np.where(over, 0, rewards)
+            over |= ended
+        seen, sums, ends, found = held.step(actions)
+        assert np.array_equal(np.asarray(seen)[..., -3:], np.asarray(frames)), f"seed {SEED}"
+        assert np.allclose(sums, earned) and np.array_equal(ends, over)
+        assert all(("terminal_observation" in info) == end for info, end in zip(found, ends, strict=True))
+    raw.close()
+    held.close()
+
+
+def test_an_agent_holds_what_it_chose(dreamer):
+    card = dataclasses.replace(Agent.load(dreamer.folder()).card, hold=3)
+    agent, other = Agent(card, greedy=False), np.random.default_rng(SEED)
+    height, width = card.frame_size
+    agent.begin(2, seed=SEED)
+    looks, begun = [], np.ones(2, bool)
+    for step in range(12):
+        before = agent._seen
+        agent.act(other.integers(256, size=(2, height, width, 3), dtype=np.uint8), begun)
+        looks.append([not np.array_equal(a, b) for a, b in zip(before, agent._seen, strict=True)])
+        begun = np.array([False, step == 3])  # the second begins anew, and looks at once
+    assert [row[0] for row in looks] == [step % 3 == 0 for step in range(12)]
+    assert [step for step, row in enumerate(looks) if row[1]] == [0, 3, 4, 7, 10]
+
+
 def test_choices():
     space = spaces.Box(np.array([-1, 0, 0], np.float32), np.ones(3, np.float32))
     keys = {"": (0, 0, 0), "left": (-0.7, 0, 0), "up+left": (-0.7, 0.6, 0)}

@@ -66,6 +66,7 @@ class AgentCard:
     choices: dict[str, Any] | None  # names of keys -> actions, or None where it gives the numbers itself
     stack: int = 3
     grey: bool = False
+    hold: int = 1  # steps that each choice lasts
     training: dict[str, Any] = field(default_factory=dict)  # the config it learned with
     progress: dict[str, Any] = field(default_factory=dict)  # steps, seconds, scale of rewards
     format: str = FORMAT
@@ -117,6 +118,8 @@ class Agent:
         """Get ready for `count` games."""
         self._seen = np.zeros((count, *self.card.frame_size, _channels(self.card)), np.uint8)
         self._noise = torch.Generator().manual_seed(seed)
+        self._left = np.zeros(count, np.int64)  # steps that the last choices still last
+        self._held: np.ndarray | None = None
 
     def look(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
         """Note the frames (N, H, W, 3); return what the network sees, (N, C * S, H, W)."""
@@ -132,7 +135,18 @@ class Agent:
     @torch.no_grad()
     def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
         """An action for each game; see `Actor.act`."""
-        seen = self.look(frames, begun)
+        self._left[begun] = 0
+        kept, before = self._left > 0, self._seen
+        fresh = self._decide(self.look(frames, begun))
+        if kept.any() and self._held is not None:
+            self._seen[kept] = before[kept]  # between choices it does not look
+            fresh[kept] = self._held[kept]
+        self._left = np.where(kept, self._left, self.card.hold) - 1
+        self._held = fresh
+        return fresh.copy()
+
+    def _decide(self, seen: np.ndarray) -> np.ndarray:
+        """An action for each game, from what `look` gave."""
         if self.choices is not None:
             return self.choices.values[self.choose(seen)]
         distribution = self.policy.get_distribution(_tensor(seen)).distribution

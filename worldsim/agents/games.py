@@ -124,6 +124,37 @@ class Choose(VecEnvWrapper):
         return self.venv.step_wait()
 
 
+class Hold(VecEnvWrapper):
+    """Games where a choice lasts for some steps: a learner that acts at random gets somewhere, and sees further."""
+
+    def __init__(self, venv: VecEnv, steps: int) -> None:
+        """Keep each action for `steps` steps, or until the episode ends."""
+        super().__init__(venv)
+        self.steps = steps
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Note the actions."""
+        self.actions = actions
+
+    def reset(self) -> Any:
+        """Begin episodes."""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Take the steps; the rewards of an episode's steps are summed up.
+
+        A game that began anew meanwhile has a few steps behind it, whose rewards belong to nobody's choice.
+        """
+        frames, rewards, over, infos = self.venv.step(self.actions)
+        rewards, over, infos = np.array(rewards), np.array(over), list(infos)
+        for _ in range(self.steps - 1):
+            frames, more, ended, found = self.venv.step(self.actions)
+            rewards += np.where(over, 0, more)
+            infos = [old if was else new for old, was, new in zip(infos, over, found, strict=True)]
+            over |= ended
+        return frames, rewards, over, infos
+
+
 class Grey(VecEnvWrapper):
     """Frames without colour, (H, W, 1)."""
 
@@ -152,11 +183,12 @@ def to_grey(frames: np.ndarray) -> np.ndarray:
     return (weighed >> 8).astype(np.uint8)[..., None]
 
 
-def as_agents_see(venv: VecEnv, choices: Choices | None, stack: int, grey: bool) -> VecEnv:
+def as_agents_see(venv: VecEnv, choices: Choices | None, stack: int, grey: bool, hold: int = 1) -> VecEnv:
     """The wrappers between any games and a learner: choices, colours, frame stack, and a note of each episode."""
     venv = VecMonitor(venv)
     venv = venv if choices is None else Choose(venv, choices)
     venv = Grey(venv) if grey else venv
+    venv = Hold(venv, hold) if hold > 1 else venv
     return VecFrameStack(venv, stack) if stack > 1 else venv
 
 

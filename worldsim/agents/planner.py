@@ -236,6 +236,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     choices = find_choices(world.action_space, world.card.keys, config.actions)
     if agent is not None:
         choices = agent.choices
+        if agent.card.hold > 1:
+            raise ConfigError(f"the agent holds choices for {agent.card.hold} steps; a planner chooses at each one.")
     if choices is None:
         raise ConfigError("a planner chooses among a few actions; the agent gives numbers. Train one that chooses.")
     room = len(choices) * config.planner.futures + 4

@@ -46,7 +46,7 @@ from worldsim.models.action import space_from_json
 from worldsim.training.trainer import stop_on_terminate
 
 SAVE_SECONDS = 60.0
-SAME = ("game", "world", "actions", "discrete_actions", "stack", "grey")  # what a run that goes on must agree in
+SAME = ("game", "world", "actions", "discrete_actions", "stack", "grey", "hold")  # what a run that goes on agrees in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,8 @@ class AgentConfig:
     """Choose among the game's keys; without, give the numbers of a Box (a clipped Gaussian)."""
     actions: tuple[str, ...] = ()
     """Choose among these keys only, such as left right left+up."""
+    hold: int = 1
+    """Steps that each choice lasts; `steps` and `n_steps` then count choices."""
     temperature: float | None = None
     """Scale of the noise that the world's frames are drawn from (default: the world's)."""
     sampler_steps: int | None = None
@@ -118,7 +120,7 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("steps", "num_envs", "epochs", "stack", "starts", "threads"):
+        for name in ("steps", "num_envs", "epochs", "stack", "hold", "starts", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.n_steps * self.num_envs < 2 or self.batch_size < 2:
@@ -157,7 +159,7 @@ def train_agent(config: AgentConfig) -> Agent:
         if before is not None:
             _check_same(before, card, folder)
             card = dataclasses.replace(card, progress=before.progress)
-        seen = as_agents_see(raw, choices, config.stack, config.grey)
+        seen = as_agents_see(raw, choices, config.stack, config.grey, config.hold)
         scaled = VecNormalize(seen, norm_obs=False, gamma=config.gamma)
         model = make_ppo(config, scaled)
         if before is not None or config.start is not None:
@@ -222,7 +224,7 @@ def new_card(config: AgentConfig, envs: VecEnv, choices: Choices | None) -> Agen
     """The card of an agent that learns in `envs`, before any wrapper."""
     training = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     size = frame_size(envs)
-    about = {"stack": config.stack, "grey": config.grey, "training": training}
+    about = {"stack": config.stack, "grey": config.grey, "hold": config.hold, "training": training}
     return make_card(config.game, size, envs.action_space, choices, **about)
 
 
