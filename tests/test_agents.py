@@ -176,7 +176,7 @@ def test_a_held_choice_lasts(world_path, dreamer):
     held = as_agents_see(wrapped, agent.choices, stack=2, grey=False, hold=4)
     for envs in (raw, held):
         envs.seed(SEED)
-    raw.reset(), held.reset()
+    frames, _ = np.asarray(raw.reset()), held.reset()
     rng = np.random.default_rng(SEED)
     for _ in range(4):
         actions = rng.integers(2, size=2)

@@ -1,9 +1,9 @@
 """Train the dynamics: the next latents from the last ones, the action and the prompt.
 
-A batch is some windows of T frames. Every frame of a window has a noise level of its own, so one pass trains the
-prediction of all of them (diffusion forcing, Chen et al. 2024, arXiv:2407.01392). Some frames take the part of the past
-(`given`): they are as noisy as in the pass that writes the cache, and train the reward and termination heads.
-Once the model can draw a frame, the past of most windows is what the model itself drew (see `rollouts`).
+A batch is some windows of T frames, and one pass predicts all of them. With the flow objective every frame has a noise
+level of its own (diffusion forcing, Chen et al. 2024, arXiv:2407.01392); with the energy objective a frame is drawn
+from pure noise in one pass (see `diffusion.energy`). Some frames are `given`: seen, as those of a clip are in play.
+Some windows end as an episode did, and once the model can draw, the past of some is what it drew itself (`rollouts`).
 Legend: B windows, T frames, K history frames, A action history, C h w latent.
 """
 
