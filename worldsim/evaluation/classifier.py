@@ -132,9 +132,8 @@ def train(dataset: Dataset, config: ClassifierConfig) -> Classifier:
     Raises:
         DataError: too few episodes, or they have no labels.
     """
-    paths = (
-        dataset.episodes("train") + dataset.episodes("unseen")[::2]
-    )  # a judge has to know what is held out of worlds
+    # A judge has to know what is held out of worlds, too.
+    paths = dataset.episodes("train") + dataset.episodes("unseen")[::2]
     if len(paths) < 2:
         raise DataError(f"dataset {dataset.path} has {len(paths)} episodes of training; a classifier needs 2 or more.")
     every = max(1, sum(count_steps(path) for path in paths) // config.frames)

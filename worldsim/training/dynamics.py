@@ -204,7 +204,7 @@ class DynamicsTask:
         starts[len(starts) - len(ends) :] = ends
         fresh = torch.rand(config.windows, generator=generator) < config.fresh
         fresh[:own] = False
-        lead = config.frames - config.drawn_frames()  # recorded frames of an own window, before those drawn
+        lead = self.pool.lead  # recorded frames of an own window, before those drawn
         rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed) if own else None
         if rollouts is not None:
             starts[:own] = rollouts.starts - lead
@@ -231,10 +231,9 @@ class DynamicsTask:
         differs from the one before it, as no score of single frames can tell whether one goes on from the other.
         """
         module, config, own = self.module, self.config, windows.own
+        two = step >= config.draws_after
         last, target = windows.target[:, :-1], windows.target[:, 1:]
-        given = (
-            torch.rand(windows.rows.shape, generator=generator) < config.share_given()
-        )  # a clip's frames, when played
+        given = torch.rand(windows.rows.shape, generator=generator) < config.share_given()
         given[:, 0] |= windows.fresh  # a first frame is drawn in many steps, see `_stills`
         given[:own] = False
         noisy = torch.where(given[..., None, None, None, None], target.unsqueeze(2), windows.noise.transpose(1, 2))
@@ -243,7 +242,7 @@ class DynamicsTask:
         modulation = module.modulate(module.level((~given).float()), shared.condition)
         latents, features, _ = module.denoise(noisy[:, :, 0], modulation, shared)
         first = second = latents.float()  # (B, T, C, h, w)
-        if step >= config.draws_after:
+        if two:
             if own:
                 other = self._history(windows.seen[:, 1] - windows.seen[:, 0])  # (B, T, K, C, h, w)
                 clean = (1 - conditions.history_sigma)[..., None, None, None, None]
@@ -254,15 +253,14 @@ class DynamicsTask:
         apart = {}
         if own:
             before = windows.seen[:own, :, config.model.history - 1 : -1].unbind(1)  # each (own, T, C, h, w)
-            moved = first[:own] - before[0], second[:own] - before[1 if step >= config.draws_after else 0]
+            moved = first[:own] - before[0], second[:own] - before[int(two)]
             motion = self._score(*moved, target[:own] - last[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
             apart = {"score_own": score[:own].mean(), "motion_own": motion.mean()}
         counted = (~given).float()
         denoise = (score * counted).sum() / counted.sum()
-        judged = self.data.known[windows.rows].clone()
-        judged[:own] = 0  # what happened to the model's own frames is not known
-        heads, scalars = self._heads(*module.judge(features), windows.rows, judged)
+        rows = windows.rows[own:]  # what happened to the model's own frames is not known
+        heads, scalars = self._heads(*module.judge(features[own:]), rows, self.data.known[rows])
         drawn = ~given[own:]
         scalars |= apart | {
             "score": score[own:][drawn].mean(),
@@ -310,8 +308,8 @@ class DynamicsTask:
         """
         config, count, over = self.config, judged.sum().clamp(min=1), self.data.terminated[rows]
         rewards = (reward_loss(reward, self.data.rewards[rows]) * judged).sum() / count
-        shown = config.ends / rows.numel()
-        weight = torch.where(over > 0, (self.end_share / shown if shown else torch.ones(())).clamp(max=1), 1.0)
+        shown = min(config.ends, len(rows)) / max(rows.numel(), 1)
+        weight = torch.where(over > 0, (self.end_share / shown).clamp(max=1) if shown else 1.0, 1.0)
         ends = nn.functional.binary_cross_entropy_with_logits(
             ended.float(), over, weight=judged * weight, reduction="sum"
         )
