@@ -4,6 +4,7 @@ For authors of clients. A made-up host is started, and the client with it: it mu
 as many frames as it is told, one after the other, and end. It is told the address and the number in place of {address}
 and {frames}, and in WORLDSIM_ADDRESS and WORLDSIM_FRAMES. It is run once for each check; in most of them the host does
 what networks and hosts do on bad days. Frames are made up too, so nothing but numpy and pyzmq is needed.
+Past 400 lines, because each check and the host's misbehaviour that it needs are read together.
 """
 
 from __future__ import annotations

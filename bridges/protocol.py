@@ -5,6 +5,7 @@ what the other parts are. Client: a DEALER (or REQ) socket. Host: a ROUTER. Ever
 besides, the host pushes "frame" messages to those who watch and a "bye" when it stops.
 
 `docs/protocol.md` is made from this file: `python -m worldsim.bridges.protocol_page > docs/protocol.md`.
+Past 400 lines, because it is that document.
 """
 
 from __future__ import annotations

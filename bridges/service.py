@@ -3,6 +3,7 @@
 One thread drives it (`host.Host`). Requests that draw a frame become wishes; wishes of all clients, and of the clocks
 that are due, are drawn in one pass. What a repeated request gets is made anew from the session's own record, so that
 nothing is stored for it and a host that was killed in between answers the same.
+Past 400 lines, because requests, clocks and sessions change one state; what each verb does is in `verbs`.
 """
 
 from __future__ import annotations

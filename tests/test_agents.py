@@ -1,4 +1,7 @@
-"""Agents: one learner for worlds and games, what is saved, fair scores, looking ahead, recording by an agent."""
+"""Agents: one learner for worlds and games, what is saved, fair scores, looking ahead, recording by an agent.
+
+Past 400 lines, because all of it plays one agent, which takes long to make and is made once for this module.
+"""
 
 from __future__ import annotations
 

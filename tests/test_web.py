@@ -1,5 +1,7 @@
 """The page for browsers: the gateway by itself, and the page in a real Chromium.
 
+Past 400 lines, because a browser and a host are started once for all of it.
+
 The picture in the docs, of a host that serves car-racing: python tests/test_web.py docs/media/browser.png
 """
 

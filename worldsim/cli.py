@@ -2,7 +2,8 @@
 
 A verb is a function that takes the words after its name. It imports what it needs when it runs, so that one verb
 does not wait for, or break with, the packages of another. Its options are made from the config dataclass of the
-function it calls: what Python can set, the command line can.
+function it calls: what Python can set, the command line can. Past 400 lines, because all verbs stand here, a few lines
+and the words of their help each: one place to see what there is.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 The contract (docs/engine.md says what it means and where it ends): the same seed, prompts and actions give the same
 frames, bit for bit, whoever shares the batch; a fork costs the same at any age and shares memory until it differs; a
 session too many is refused and changes nothing for the others. A call that fails leaves all sessions as they were.
+Past 400 lines, because every call changes the same table of sessions under one lock.
 """
 
 from __future__ import annotations
