@@ -304,16 +304,16 @@ class DynamicsTask:
         """The loss of reward and end over the frames `rows`, weighted by `judged`, both (B, T).
 
         Frames that end an episode count less by as much as windows show more of them than there are (`ends`): so the
-        probability of an end stays that of the recording.
+        probability of an end, and of the reward that comes with it, stays that of the recording.
         """
-        config, count, over = self.config, judged.sum().clamp(min=1), self.data.terminated[rows]
-        rewards = (reward_loss(reward, self.data.rewards[rows]) * judged).sum() / count
+        config, over = self.config, self.data.terminated[rows]
         shown = min(config.ends, len(rows)) / max(rows.numel(), 1)
-        weight = torch.where(over > 0, (self.end_share / shown).clamp(max=1) if shown else 1.0, 1.0)
-        ends = nn.functional.binary_cross_entropy_with_logits(
-            ended.float(), over, weight=judged * weight, reduction="sum"
+        weight = judged * torch.where(over > 0, (self.end_share / shown).clamp(max=1) if shown else 1.0, 1.0)
+        count = weight.sum().clamp(min=1)
+        rewards = (reward_loss(reward, self.data.rewards[rows]) * weight).sum() / count
+        ends = (
+            nn.functional.binary_cross_entropy_with_logits(ended.float(), over, weight=weight, reduction="sum") / count
         )
-        ends = ends / count
         return config.head_weight * rewards + config.end_weight * ends, {"reward": rewards, "ended": ends}
 
     def _stills(self, generator: torch.Generator) -> Tensor:
