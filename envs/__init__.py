@@ -32,7 +32,7 @@ gym.register(
 gym.register(
     "worldsim/RealDoomTakeCover-v0",
     entry_point="worldsim.data.games.doom:DoomGame",
-    kwargs={"scenario": "take_cover", "size": 64, "controls": "strafe"},
+    kwargs={"scenario": "take_cover", "size": 64, "controls": "strafe", "hurt": 1.0, "flashes": True},
 )
 gym.register(
     "worldsim/Remote-v0",

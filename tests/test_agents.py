@@ -93,7 +93,7 @@ def test_it_learns(tmp_path):
     assert report["mean"] > 9 and 2 < chance["mean"] < 8
     assert report["mean_length"] == 10 and report["cut"] == 0
     assert json.loads((tmp_path / "lamp" / "eval-real.json").read_text())["returns"] == report["returns"]
-    assert "10 episodes of 10 steps" in line(report)
+    assert "10 episodes of 10 (10 to 10) steps" in line(report)
 
 
 @pytest.fixture(scope="module")

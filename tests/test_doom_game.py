@@ -207,6 +207,30 @@ def test_the_timeout_of_take_cover_truncates(monkeypatch):
     assert ends == [(False, False)] * 9 + [(False, True)]
 
 
+def test_pain_costs_reward_and_is_seen_where_a_recipe_says_so():
+    pytest.importorskip("vizdoom", reason="needs vizdoom: pip install --no-deps vizdoom")
+    env = next(recipe for recipe in RECIPES if recipe.name == "doom-take-cover").make_env()
+    plain = DoomGame("take_cover", size=64, controls="strafe")
+    try:
+        hits = []
+        for seed in range(4):  # who stands still is hit
+            frame, _ = env.reset(seed=seed)
+            plain.reset(seed=seed)
+            ended = False
+            while not ended:
+                frame, reward, ended, cut, _ = env.step(0)
+                other, living, *_ = plain.step(0)
+                ended = ended or cut
+                assert reward <= living, (seed, reward, living)
+                if reward < living and not ended:
+                    hits.append((reward - living, frame[..., 0].mean() - other[..., 0].mean()))
+    finally:
+        env.close()
+        plain.close()
+    assert hits and all(cost <= -1 for cost, _ in hits), hits
+    assert np.mean([redder for _, redder in hits]) > 20, hits
+
+
 def test_leaves_nothing_in_the_working_folder(game, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     play(game, seed=0, steps=5)

@@ -141,8 +141,44 @@ def test_windows_that_end_as_episodes_do(dataset: Dataset, autoencoder_run: Path
     assert len(data.sample_ends(3, config.frames, torch.Generator())) == 0
     data.terminated[data.last.unique()[::2]] = 1
     windows = task._windows(0, torch.Generator().manual_seed(0))
-    assert data.terminated[windows.rows[1:, -1]].all()  # the first is the model's own
-    assert (data.first[windows.rows] == data.first[windows.rows[:, -1:]]).all()
+    rows, inside = windows.rows[1:], windows.inside[1:]  # the first is the model's own
+    assert ((data.terminated[rows] * inside).sum(dim=1) == 1).all()
+    assert torch.equal(inside, data.first[rows] == data.first[rows[:, :1]])
+    assert windows.inside[0].all()
+
+
+def test_ends_come_anywhere_in_a_window(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """A model knows where in a window a frame is: ends that only come last would be foreseen at every step of play."""
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, windows=3, ends=1, own=0)
+    task, *_ = prepare(config)
+    data = task.data
+    data.terminated.zero_()
+    data.terminated[data.last.unique()[::2]] = 1
+    shown = torch.zeros(config.frames)
+    for step in range(400):
+        windows = task._windows(step, torch.Generator().manual_seed(step))
+        shown += (data.terminated[windows.rows] * windows.inside)[-1]
+    share = shown / shown.sum()
+    assert (share * config.frames > 0.5).all() and (share * config.frames < 1.5).all(), share
+
+
+def test_frames_of_the_next_episode_count_for_nothing(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    for objective in ("energy", "flow"):
+        config = tiny_dynamics(
+            dataset, autoencoder_run, tmp_path / objective, windows=3, ends=3, own=0, stills=0, objective=objective
+        )
+        task, *_ = prepare(config)
+        data = task.data
+        data.terminated[data.last.unique()] = 1
+        windows = task._windows(0, torch.Generator().manual_seed(0))
+        assert not windows.inside.all()
+        losses = []
+        for spoilt in (0.0, 5.0):
+            windows.target[:, 1:][~windows.inside] += spoilt
+            data.rewards[windows.rows[~windows.inside]] += spoilt
+            step = task._energy if objective == "energy" else task._flow
+            losses.append(float(step(windows, torch.Generator().manual_seed(1), 0)[0].detach()))
+        assert losses[0] == losses[1]
 
 
 def test_an_end_is_as_likely_as_in_the_recording(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,21 +82,26 @@ class Played:
     def summary(self) -> dict[str, Any]:
         """Mean, standard deviation, 95 % interval of the mean (bootstrap over episodes) and more, as plain data."""
         returns = np.asarray(self.returns)
-        sums = np.stack([returns, np.ones_like(returns)], axis=1)
-        interval = bootstrap(sums, range(len(returns)), ratio())
         return {
             "episodes": len(returns),
             "mean": float(returns.mean()),
             "std": float(returns.std()),
-            "interval": None if interval is None else list(interval),
+            "interval": _interval(self.returns),
             "median": float(np.median(returns)),
             "least": float(returns.min()),
             "most": float(returns.max()),
             "mean_length": float(np.mean(self.lengths)),
+            "length_interval": _interval(self.lengths),
             "cut": float(np.mean(self.truncated)),
             "seconds": round(self.seconds, 1),
             "returns": self.returns,
         }
+
+
+def _interval(values: Sequence[float]) -> list[float] | None:
+    sums = np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
+    interval = bootstrap(sums, range(len(values)), ratio())
+    return None if interval is None else list(interval)
 
 
 def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, title: str = "playing") -> Played:
@@ -171,11 +177,12 @@ def evaluate_agent(config: AgentEvalConfig) -> dict[str, Any]:
 
 def line(report: dict[str, Any]) -> str:
     """A report in one line."""
-    interval = report["interval"]
+    interval, lengths = report["interval"], report["length_interval"]
     ends = "" if interval is None else f" (95 % interval of the mean {interval[0]:.1f} to {interval[1]:.1f})"
+    spread = "" if lengths is None else f" ({lengths[0]:.0f} to {lengths[1]:.0f})"
     who = f"{report['policy']} in {report['world'] or report['game']}"
     figures = f"{report['mean']:.1f} +- {report['std']:.1f}"
-    return f"{who}: {figures}{ends}, {report['episodes']} episodes of {report['mean_length']:.0f} steps"
+    return f"{who}: {figures}{ends}, {report['episodes']} episodes of {report['mean_length']:.0f}{spread} steps"
 
 
 def _games(config: AgentEvalConfig, name: str, frame_size: tuple[int, int]) -> VecEnv:

@@ -121,13 +121,17 @@ class LatentData:
         return self._starts[torch.randint(len(self._starts), (rows,), generator=generator)]
 
     def sample_ends(self, rows: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Rows (R,) from which `frames` frames follow, with the last of which the episode was terminated.
+        """Rows (R,) from which `frames` frames follow, with one of which, any of them, the episode was terminated.
 
-        R is `rows`, or 0 where no episode was.
+        What comes after that frame is of another episode. R is `rows`, or 0 where no episode was terminated.
         """
         ends = torch.nonzero(self.terminated)[:, 0]
-        fits = ends[ends - self.first[ends] >= frames - 1] - frames + 1
-        return fits[torch.randint(len(fits), (rows,), generator=generator)] if len(fits) else fits
+        if not len(ends):
+            return ends
+        ends = ends[torch.randint(len(ends), (rows,), generator=generator)]
+        before = torch.randint(frames, (rows,), generator=generator)  # frames of the window before that one
+        starts = torch.maximum(ends - before, self.first[ends])
+        return starts.clamp(max=len(self.first) - frames)
 
 
 def _read(path: Path, digest: str) -> LatentData | None:

@@ -87,6 +87,8 @@ class EvalConfig:
     """Denoising steps of a frame (default: what the world says; so too the next two)."""
     history_sigma: float | None = None
     guidance: float | None = None
+    temperature: float | None = None
+    """Scale of the noise that frames are drawn from (default: the world's)."""
     batch: int = 16
     """Sessions that are stepped together."""
     basics: bool = True
@@ -155,7 +157,7 @@ class Evaluation:
             )
         self.dataset = dataset
         self.episodes = dataset.read(config.split, config.episodes)
-        changes = {name: getattr(config, name) for name in ("steps", "history_sigma", "guidance")}
+        changes = {name: getattr(config, name) for name in ("steps", "history_sigma", "guidance", "temperature")}
         sampler = SamplerConfig(**{**world.card.sampler, **{k: v for k, v in changes.items() if v is not None}})
         self.sampler = sampler
         self.runner = Runner(world, sampler, config.batch, config.seed, config.runtime)

@@ -53,7 +53,7 @@ class DynamicsTraining:
     fresh: float = 0.15
     """Share of windows that begin from nothing but the prompt."""
     ends: int = 1
-    """Windows that end as an episode ended, which few others do (at most those that are not its own)."""
+    """Windows in which an episode ends, as few others show it (at most those that are not its own)."""
     stills: int = 8
     """Single frames from nothing but the prompt, beside the windows."""
     given: float | None = None
@@ -144,6 +144,7 @@ class Windows:
             (B, D, K + T, C, h, w).
         noise: what the frames of each future are drawn from, for energy, (B, D, T, C, h, w).
         target: the frames as recorded, after the one before them, (B, 1 + T, C, h, w).
+        inside: which frames are of the episode that the window begins in, bool (B, T); others count for nothing.
         own: how many windows, the first ones, are the model's own.
     """
 
@@ -153,6 +154,7 @@ class Windows:
     seen: Tensor
     noise: Tensor
     target: Tensor
+    inside: Tensor
     own: int
 
 
@@ -216,7 +218,8 @@ class DynamicsTask:
             seen[:own, :, lead:] = rollouts.seen
             noise[:own, :, lead:] = rollouts.noise
         birth = torch.where(fresh, starts, self.data.first[starts])
-        return Windows(rows[:, history:], birth, fresh, seen, noise, recorded[:, history - 1 :], own)
+        inside = rows[:, history:] <= self.data.last[starts].unsqueeze(1)
+        return Windows(rows[:, history:], birth, fresh, seen, noise, recorded[:, history - 1 :], inside, own)
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Noise (B, D, T, C, h, w) to draw frames from, some of its channels the same at every place."""
@@ -257,11 +260,12 @@ class DynamicsTask:
             motion = self._score(*moved, target[:own] - last[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
             apart = {"score_own": score[:own].mean(), "motion_own": motion.mean()}
-        counted = (~given).float()
+        counted = (~given & windows.inside).float()
         denoise = (score * counted).sum() / counted.sum()
         rows = windows.rows[own:]  # what happened to the model's own frames is not known
-        heads, scalars = self._heads(*module.judge(features[own:]), rows, self.data.known[rows])
-        drawn = ~given[own:]
+        judged = self.data.known[rows] * windows.inside[own:]
+        heads, scalars = self._heads(*module.judge(features[own:]), rows, judged)
+        drawn = (~given & windows.inside)[own:]
         scalars |= apart | {
             "score": score[own:][drawn].mean(),
             "error": (first - target)[own:][drawn].square().mean(),
@@ -285,16 +289,16 @@ class DynamicsTask:
         sigma = torch.where(given, self.past_sigma * torch.rand(shape, generator=generator), sigma)
         noise = torch.randn(target.shape, generator=generator)
         clean = torch.where(given[..., None, None, None], seen[:, config.model.history :], target)
-        counted = torch.ones(shape)
+        counted = windows.inside.float()
         counted[:own] -= given[:own].float()  # the model's own frames are no targets
 
         conditions = self._conditions(windows.rows, windows.birth, seen, generator)
         predicted = self.module(mix(clean, noise, sigma), sigma, conditions)
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
         denoise = (error * loss_weight(sigma) * counted).sum() / counted.sum()
-        judged = given * self.data.known[windows.rows]
+        judged = given * self.data.known[windows.rows] * windows.inside
         heads, scalars = self._heads(predicted.reward, predicted.ended, windows.rows, judged)
-        at_one = ((sigma == 1) * (~windows.fresh).unsqueeze(1)).float()
+        at_one = ((sigma == 1) * windows.inside * (~windows.fresh).unsqueeze(1)).float()
         scalars |= {"at_one": (error * at_one).sum() / at_one.sum().clamp(min=1)}
         if own:
             scalars["at_one_own"] = (error * at_one)[:own].sum() / at_one[:own].sum().clamp(min=1)
@@ -304,7 +308,8 @@ class DynamicsTask:
         """The loss of reward and end over the frames `rows`, weighted by `judged`, both (B, T).
 
         Frames that end an episode count less by as much as windows show more of them than there are (`ends`): so the
-        probability of an end, and of the reward that comes with it, stays that of the recording.
+        probability of an end, and of the reward that comes with it, stays that of the recording. It is so wherever in a
+        window a frame is, as the model can tell that; in play every frame is like the last of one.
         """
         config, over = self.config, self.data.terminated[rows]
         shown = min(config.ends, len(rows)) / max(rows.numel(), 1)

@@ -36,10 +36,10 @@ class DoomGame(gym.Env):
     """A ViZDoom scenario in which events can be triggered at any step.
 
     Observations are uint8 (height, width, 3). Actions are Discrete: the combinations of keys in `controls`, in that
-    order. The reward is the scenario's own. An episode terminates by death (or by reaching the goal) and is truncated
-    at the scenario's timeout; the last observation then repeats the last frame drawn, as the game draws none after the
-    end. `info["prompt"]` describes the frame: an event from the step it happens, things up to HOLD frames late.
-    `info["labels"]` is the true state of this very frame.
+    order. The reward is the scenario's own, less `hurt` for each point of health that is lost. An episode terminates by
+    death (or by reaching the goal) and is truncated at the scenario's timeout; the last observation then repeats the
+    last frame drawn, as the game draws none after the end. `info["prompt"]` describes the frame: an event from the step
+    it happens, things up to HOLD frames late. `info["labels"]` is the true state of this very frame.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": TICS_PER_SECOND / 3}
@@ -51,6 +51,8 @@ class DoomGame(gym.Env):
         repeat: int = 3,
         size: int | tuple[int, int] = (96, 128),
         controls: str = "all",
+        hurt: float = 0.0,
+        flashes: bool = False,
     ) -> None:
         """Prepare `scenario`; an action is held for `repeat` game tics (1/35 s each).
 
@@ -60,6 +62,8 @@ class DoomGame(gym.Env):
             repeat: game tics a step.
             size: height and width of the observations, or one number for a square.
             controls: "all", which suits every scenario, or "walk", "strafe", "turret": see CONTROLS.
+            hurt: reward that each lost point of health (of 100) costs.
+            flashes: whether the screen turns red with pain, which would look like the event "red light".
 
         Raises:
             MissingDependency: vizdoom is not installed.
@@ -75,6 +79,7 @@ class DoomGame(gym.Env):
             raise ConfigError(f"repeat must be at least 1 and size 1 to {SCREENS[-1][1]}, got {repeat} and {size}.")
         _import_vizdoom()
         self.scenario, self.render_mode, self.repeat = scenario, render_mode, repeat
+        self.hurt, self.flashes = hurt, flashes
         self.controls, self._combinations = tuple(CONTROLS[controls]), CONTROLS[controls]
         self._depth = controls != "strafe"  # who only steps aside needs no distances, and drawing them takes time
         self.metadata = {**self.metadata, "render_fps": TICS_PER_SECOND / repeat}
@@ -214,7 +219,8 @@ class DoomGame(gym.Env):
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         game.set_depth_buffer_enabled(self._depth)
         game.set_labels_buffer_enabled(True)
-        game.set_render_screen_flashes(False)  # pain would look like red light
+        game.set_render_screen_flashes(self.flashes)
+        game.set_damage_taken_penalty(self.hurt)
         game.set_episode_timeout(SCENARIOS[self.scenario].timeout)
         game.add_game_args("+sv_cheats 1")  # or the hardest skill takes no commands
         game.set_window_visible(False)
@@ -318,8 +324,9 @@ def make_env() -> gym.Env:
 
 
 def make_small_env(scenario: str) -> gym.Env:
-    """One scenario with its own controls, at 64x64."""
-    return DoomGame(scenario, size=64, controls=SCENARIOS[scenario].controls)
+    """One scenario with its own controls, at 64x64; where pain costs reward it can be seen."""
+    about = SCENARIOS[scenario]
+    return DoomGame(scenario, size=64, controls=about.controls, hurt=about.hurt, flashes=about.hurt > 0)
 
 
 NOTICES = (

@@ -41,6 +41,7 @@ class Scenario:
     style: Literal["walk", "dodge", "aim"]  # how the explorer plays it
     controls: str  # the set of controls that is its own
     timeout: int  # game tics
+    hurt: float = 0.0  # reward that a lost point of health costs, with its own controls
     skill: int | None = None  # of the monsters, with all controls: 1 to 5; None: the scenario's own
     places: tuple[str, ...]  # wordings for the scenery
     kinds: frozenset[str]  # of things that are there without any event
@@ -67,6 +68,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         style="dodge",
         controls="strafe",
         timeout=2100,
+        hurt=1.0,  # alone, a tic lived for each tic says nothing of the eight hits that end it
         places=(
             "a long grey hall",
             "a hall with a brick wall",

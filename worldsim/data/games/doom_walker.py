@@ -21,7 +21,10 @@ HORIZON = 30  # tics that who dodges thinks ahead
 SAFE = 60.0  # map units: a fireball that passes at this distance is no danger
 STRIDE = 7.3  # map units a tic, the speed of stepping aside
 HALL = (16.0, 752.0)  # where the player can be in the hall of `take_cover`
-STILL, RANDOM = 0.08, 0.25  # of the episodes of `take_cover` are played by who only stands, or presses any key
+STILL, RANDOM = (
+    0.08,
+    0.6,
+)  # of the episodes of `take_cover` are played by who only stands, or presses any key: short ones
 
 
 class Mood(NamedTuple):
