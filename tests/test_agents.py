@@ -309,6 +309,23 @@ def test_episodes_are_counted_fairly():
     envs.close()
 
 
+def test_an_evaluation_that_is_stopped_keeps_the_episodes_that_are_over():
+    envs = real_games(find_game("CartPole-v1"), 1)
+
+    class Impatient(RandomActor):
+        def act(self, frames, begun):
+            if begun[0]:
+                self.games = getattr(self, "games", 0) + 1
+            if self.games > 3:
+                raise KeyboardInterrupt
+            return super().act(frames, begun)
+
+    space = spaces.Discrete(2)
+    played = play_episodes(Impatient(space, find_choices(space, {})), envs, 7, seed=SEED)
+    assert len(played.returns) == len(played.lengths) == 3
+    envs.close()
+
+
 def test_evaluation_in_a_world(dreamer, dataset, world_path):
     config = AgentEvalConfig(
         agent=dreamer.folder(), world=str(world_path), episodes=3, starts_from=dataset.path, max_episode_steps=5

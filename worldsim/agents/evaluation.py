@@ -107,7 +107,8 @@ def _interval(values: Sequence[float]) -> list[float] | None:
 def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, title: str = "playing") -> Played:
     """Let `actor` play whole episodes.
 
-    Every game has a fixed number of them: to take those that end first would favour short ones.
+    Every game has a fixed number of them: to take those that end first would favour short ones. Ctrl-C ends it early,
+    with the episodes that are over.
 
     Args:
         actor: who plays.
@@ -124,15 +125,20 @@ def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, tit
     sums, lengths = np.zeros(count), np.zeros(count, np.int64)
     rows: list[list[tuple[float, int, bool]]] = [[] for _ in range(count)]
     with tqdm(total=episodes, unit="episode", desc=title, mininterval=2) as bar:
-        while any(len(row) < wanted for row, wanted in zip(rows, quota, strict=True)):
-            frames, rewards, begun, infos = games.step(actor.act(np.asarray(frames), begun))
-            sums, lengths = sums + rewards, lengths + 1
-            for i in np.flatnonzero(begun):
-                if len(rows[i]) < quota[i]:
-                    rows[i].append((float(sums[i]), int(lengths[i]), bool(infos[i].get("TimeLimit.truncated"))))
-                    bar.update()
-                    bar.set_postfix({"mean": f"{np.mean([r for row in rows for r, _, _ in row]):.4g}"})
-                sums[i] = lengths[i] = 0
+        try:
+            while any(len(row) < wanted for row, wanted in zip(rows, quota, strict=True)):
+                frames, rewards, begun, infos = games.step(actor.act(np.asarray(frames), begun))
+                sums, lengths = sums + rewards, lengths + 1
+                for i in np.flatnonzero(begun):
+                    if len(rows[i]) < quota[i]:
+                        rows[i].append((float(sums[i]), int(lengths[i]), bool(infos[i].get("TimeLimit.truncated"))))
+                        bar.update()
+                        bar.set_postfix({"mean": f"{np.mean([r for row in rows for r, _, _ in row]):.4g}"})
+                    sums[i] = lengths[i] = 0
+        except KeyboardInterrupt:
+            if not any(rows):
+                raise
+            bar.write(f"stopped after {sum(map(len, rows))} of {episodes} episodes; the report is of these")
     flat = [entry for row in rows for entry in row]
     returns, steps, cut = (list(part) for part in zip(*flat, strict=True))
     return Played(returns=returns, lengths=steps, truncated=cut, seconds=time.perf_counter() - begin)
