@@ -197,6 +197,14 @@ def test_an_end_is_as_likely_as_in_the_recording(dataset: Dataset, autoencoder_r
     assert losses[0.01] == min(losses.values()), losses
 
 
+def test_a_world_remembers_no_more_than_windows_show(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, steps=1)
+    task, *_ = prepare(dataclasses.replace(config, model=dataclasses.replace(config.model, context=99)))
+    assert task.module.config.context == config.frames - 1
+    with pytest.raises(ConfigError, match="at least 2"):
+        dataclasses.replace(config, frames=1)
+
+
 def test_drawing_in_several_steps_needs_the_flow_objective(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1 step only"):
         tiny_dynamics(dataset, tmp_path, tmp_path, draw_steps=2)
@@ -281,3 +289,19 @@ def test_interrupt_saves(tmp_path: Path) -> None:
 def test_bad_trainer_configs_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError):
         TrainerConfig(**bad)
+
+
+def test_focus_is_on_what_differs_from_what_is_mostly_there(
+    dataset: Dataset, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, focus=0.5)
+    task, *_ = prepare(config)
+    target = task.typical.expand(1, 2, *task.typical.shape).clone()
+    target[0, :, :, 1, 0] += 3.0
+    weight = task._places(target)
+    assert weight is not None
+    assert weight.mean(dim=(2, 3)) == pytest.approx(1.0)
+    assert (weight[0, :, 1, 0] > 2).all() and (weight.flatten(2).min(dim=2).values == 0.5).all()
+    assert prepare(dataclasses.replace(config, focus=0.0))[0]._places(target) is None
+    with pytest.raises(ConfigError, match="focus"):
+        dataclasses.replace(config, focus=1.5)

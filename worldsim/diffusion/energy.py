@@ -27,15 +27,21 @@ def energy_score(first: Tensor, second: Tensor, target: Tensor, eps: float = 1e-
     return (distance(first, target) + distance(second, target) - distance(first, second)) / 2
 
 
-def scaled_energy_score(first: Tensor, second: Tensor, target: Tensor, scales: tuple[int, ...]) -> Tensor:
+def scaled_energy_score(
+    first: Tensor, second: Tensor, target: Tensor, scales: tuple[int, ...], weight: Tensor | None = None
+) -> Tensor:
     """The energy score of latents (..., C, h, w), averaged over blocks of several sizes: (...,).
 
-    Small blocks say most of each place, larger ones whether places agree with one another.
+    Small blocks say most of each place, larger ones whether places agree with one another. `weight` (..., h, w) says
+    how much each place counts, about 1.
     """
     scores = []
     for side in scales:
         draws = _blocks(first, side), _blocks(second, side)  # (..., blocks, C side side)
-        scores.append(energy_score(*draws, _blocks(target, side)).mean(dim=-1) / side)
+        score = energy_score(*draws, _blocks(target, side))
+        if weight is not None:
+            score = score * _blocks(weight.unsqueeze(-3), side).mean(dim=-1)
+        scores.append(score.mean(dim=-1) / side)
     return torch.stack(scores).mean(dim=0)
 
 

@@ -31,6 +31,7 @@ from worldsim.training.rollouts import RolloutPool, roll
 from worldsim.training.trainer import TrainerConfig
 
 SHEET_FRAMES = 96
+TYPICAL_FRAMES = 4000  # that say what is mostly there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class DynamicsTraining:
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
     windows: int = 6
     frames: int = 8
-    """Frames of a window."""
+    """Frames of a window. A world remembers at most one less, as no frame of a window sees more."""
     fresh: float = 0.15
     """Share of windows that begin from nothing but the prompt."""
     ends: int = 1
@@ -90,16 +91,23 @@ class DynamicsTraining:
     """Sides of the blocks of latents that the energy score compares as one vector each."""
     picture: bool = True
     """Whether that score weighs latents by what they change in the picture, see `training.picture`."""
+    focus: float = 0.0
+    """Share of that score that goes to places by how far they are from what is mostly there, frame by frame: for small
+    things that matter in a scene that hardly changes. What appears by chance then does so more often than it should."""
     compile: bool | None = None
     """Compile the transformer's blocks: two minutes once, then a step takes less than half. It needs a C++ compiler
     (default: for runs of 1000 steps or ten minutes and more, where there is one)."""
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
+        if self.frames < 2:
+            raise ConfigError(f"frames is {self.frames}; a window has at least 2, or nothing in it has a past.")
         if self.objective not in ("energy", "flow"):
             raise ConfigError(f"objective is {self.objective!r}; allowed: 'energy', 'flow'.")
         if self.objective == "energy" and self.steps_drawn() != 1:
             raise ConfigError(f"draw_steps is {self.draw_steps}; the energy objective trains drawing in 1 step only.")
+        if not 0 <= self.focus <= 1:
+            raise ConfigError(f"focus is {self.focus}; allowed: 0 to 1.")
         if self.own > self.windows:
             raise ConfigError(f"own is {self.own} of {self.windows} windows; allowed: at most all of them.")
 
@@ -186,6 +194,8 @@ class DynamicsTask:
         self.pool = RolloutPool(config.own_pool, drawn, config.own_reuse, self.sampler, lead, self.draws)
         self.end_share = data.terminated.mean()  # of all frames
         self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
+        # What is mostly at each place, (C, h, w).
+        self.typical = data.latents[:: max(1, len(data.latents) // TYPICAL_FRAMES)].float().mean(dim=0)
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -252,12 +262,13 @@ class DynamicsTask:
                 embedded = module.embed_history(conditions.history + clean * other, conditions.present)
                 shared = dataclasses.replace(shared, embedded=embedded)
             second = module.denoise(noisy[:, :, 1], modulation, shared)[0].float()
-        score = self._score(first, second, target)  # (B, T)
+        places = self._places(target)
+        score = self._score(first, second, target, places)  # (B, T)
         apart = {}
         if own:
             before = windows.seen[:own, :, config.model.history - 1 : -1].unbind(1)  # each (own, T, C, h, w)
             moved = first[:own] - before[0], second[:own] - before[int(two)]
-            motion = self._score(*moved, target[:own] - last[:own])
+            motion = self._score(*moved, target[:own] - last[:own], None if places is None else places[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
             apart = {"score_own": score[:own].mean(), "motion_own": motion.mean()}
         counted = (~given & windows.inside).float()
@@ -273,11 +284,22 @@ class DynamicsTask:
         }
         return denoise + heads, scalars
 
-    def _score(self, first: Tensor, second: Tensor, target: Tensor) -> Tensor:
-        """The energy score (B, T) of two draws (B, T, C, h, w)."""
-        if self.weights is not None:
-            first, second, target = (torch.einsum("cd,btdhw->btchw", self.weights, x) for x in (first, second, target))
-        return scaled_energy_score(first, second, target, self.config.scales)
+    def _score(self, first: Tensor, second: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """The energy score (B, T) of two draws (B, T, C, h, w), with places weighed by (B, T, h, w)."""
+        first, second, target = (self._picture(x) for x in (first, second, target))
+        return scaled_energy_score(first, second, target, self.config.scales, weight)
+
+    def _picture(self, x: Tensor) -> Tensor:
+        """Latents (..., C, h, w) in the axes of what they change in the picture."""
+        return x if self.weights is None else torch.einsum("cd,...dhw->...chw", self.weights, x)
+
+    def _places(self, target: Tensor) -> Tensor | None:
+        """How much each place of frames (B, T, C, h, w) counts, (B, T, h, w); one on the average of each frame."""
+        if not self.config.focus:
+            return None
+        unlike = self._picture(target - self.typical).square().sum(dim=2)
+        unlike = unlike / unlike.mean(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+        return 1 - self.config.focus + self.config.focus * unlike
 
     def _flow(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The clean latents of every frame from its past and from itself at some noise level (flow matching)."""

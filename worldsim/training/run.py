@@ -56,6 +56,9 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
                 f"the world {config.start} has the action space {world.action_space}, the dataset {config.data} has "
                 f"{dataset.action_space}; go on with a recording of the same game."
             )
+    # In play a frame sees `context` earlier ones. One more than any frame of a window did, and a world that was trained
+    # well foresaw ends five times too often.
+    model = dataclasses.replace(model, context=min(model.context, config.frames - 1))
     torch.manual_seed(config.trainer.seed)
     task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
     if world is not None:
