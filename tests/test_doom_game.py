@@ -220,10 +220,10 @@ def test_pain_costs_reward_and_is_seen_where_a_recipe_says_so():
             while not ended:
                 frame, reward, ended, cut, _ = env.step(0)
                 other, living, *_ = plain.step(0)
-                ended = ended or cut
-                assert reward <= living, (seed, reward, living)
-                if reward < living and not ended:
-                    hits.append((reward - living, frame[..., 0].mean() - other[..., 0].mean()))
+                ended, cost = ended or cut, float(reward) - float(living)
+                assert cost <= 0, (seed, reward, living)
+                if cost < 0 and not ended:
+                    hits.append((cost, frame[..., 0].mean() - other[..., 0].mean()))
     finally:
         env.close()
         plain.close()
