@@ -31,7 +31,7 @@ def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6
         "trainer": TrainerConfig(steps=steps, log_every=2, warmup=2),
         "windows": 3,
         "stills": 2,
-        "frames": 4,
+        "frames": 5,
         "own": 2,
         "own_after": steps // 2,
         "own_pool": 2,
