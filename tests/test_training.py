@@ -296,6 +296,7 @@ def test_focus_is_on_what_differs_from_what_is_mostly_there(
 ) -> None:
     config = tiny_dynamics(dataset, autoencoder_run, tmp_path, focus=0.5)
     task, *_ = prepare(config)
+    assert task.typical is not None
     target = task.typical.expand(1, 2, *task.typical.shape).clone()
     target[0, :, :, 1, 0] += 3.0
     weight = task._places(target)

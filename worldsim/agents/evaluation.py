@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -119,22 +119,17 @@ def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, tit
     """
     count, begin = games.num_envs, time.perf_counter()
     quota = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
-    games.seed(seed)
-    frames, begun = np.asarray(games.reset()), np.ones(count, bool)
-    actor.begin(count, seed)
-    sums, lengths = np.zeros(count), np.zeros(count, np.int64)
     rows: list[list[tuple[float, int, bool]]] = [[] for _ in range(count)]
     with tqdm(total=episodes, unit="episode", desc=title, mininterval=2) as bar:
         try:
-            while any(len(row) < wanted for row, wanted in zip(rows, quota, strict=True)):
-                frames, rewards, begun, infos = games.step(actor.act(np.asarray(frames), begun))
-                sums, lengths = sums + rewards, lengths + 1
-                for i in np.flatnonzero(begun):
-                    if len(rows[i]) < quota[i]:
-                        rows[i].append((float(sums[i]), int(lengths[i]), bool(infos[i].get("TimeLimit.truncated"))))
-                        bar.update()
-                        bar.set_postfix({"mean": f"{np.mean([r for row in rows for r, _, _ in row]):.4g}"})
-                    sums[i] = lengths[i] = 0
+            for i, played in _endless(actor, games, seed):
+                if len(rows[i]) == quota[i]:
+                    continue
+                rows[i].append(played)
+                bar.update()
+                bar.set_postfix({"mean": f"{np.mean([r for row in rows for r, _, _ in row]):.4g}"})
+                if sum(map(len, rows)) == episodes:
+                    break
         except KeyboardInterrupt:
             if not any(rows):
                 raise
@@ -142,6 +137,21 @@ def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, tit
     flat = [entry for row in rows for entry in row]
     returns, steps, cut = (list(part) for part in zip(*flat, strict=True))
     return Played(returns=returns, lengths=steps, truncated=cut, seconds=time.perf_counter() - begin)
+
+
+def _endless(actor: Actor, games: VecEnv, seed: int) -> Iterator[tuple[int, tuple[float, int, bool]]]:
+    """The number of a game, and the return, the length and whether it was cut, of each episode that ends."""
+    count = games.num_envs
+    games.seed(seed)
+    frames, begun = np.asarray(games.reset()), np.ones(count, bool)
+    actor.begin(count, seed)
+    sums, lengths = np.zeros(count), np.zeros(count, np.int64)
+    while True:
+        frames, rewards, begun, infos = games.step(actor.act(np.asarray(frames), begun))
+        sums, lengths = sums + rewards, lengths + 1
+        for i in np.flatnonzero(begun):
+            yield int(i), (float(sums[i]), int(lengths[i]), bool(infos[i].get("TimeLimit.truncated")))
+            sums[i] = lengths[i] = 0
 
 
 def evaluate_agent(config: AgentEvalConfig) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A batch is some windows of T frames, and one pass predicts all of them. With the flow objective every frame has a noise
 level of its own (diffusion forcing, Chen et al. 2024, arXiv:2407.01392); with the energy objective a frame is drawn
 from pure noise in one pass (see `diffusion.energy`). Some frames are `given`: seen, as those of a clip are in play.
-Some windows end as an episode did, and once the model can draw, the past of some is what it drew itself (`rollouts`).
+In some windows an episode ends, and once the model can draw, the past of some is what it drew itself (`rollouts`).
+Past 400 lines, because both objectives are a few lines each over the same windows, conditions and heads.
 Legend: B windows, T frames, K history frames, A action history, C h w latent.
 """
 
@@ -194,8 +195,9 @@ class DynamicsTask:
         self.pool = RolloutPool(config.own_pool, drawn, config.own_reuse, self.sampler, lead, self.draws)
         self.end_share = data.terminated.mean()  # of all frames
         self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
-        # What is mostly at each place, (C, h, w).
-        self.typical = data.latents[:: max(1, len(data.latents) // TYPICAL_FRAMES)].float().mean(dim=0)
+        self.typical: Tensor | None = None  # what is mostly at each place, (C, h, w)
+        if config.focus:
+            self.typical = data.latents[:: max(1, len(data.latents) // TYPICAL_FRAMES)].float().mean(dim=0)
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -295,7 +297,7 @@ class DynamicsTask:
 
     def _places(self, target: Tensor) -> Tensor | None:
         """How much each place of frames (B, T, C, h, w) counts, (B, T, h, w); one on the average of each frame."""
-        if not self.config.focus:
+        if self.typical is None:
             return None
         unlike = self._picture(target - self.typical).square().sum(dim=2)
         unlike = unlike / unlike.mean(dim=(2, 3), keepdim=True).clamp(min=1e-6)
