@@ -14,7 +14,7 @@ from PIL import Image
 
 from worldsim.data.episodes import Dataset, read_episode
 from worldsim.data.frames import resize_frame
-from worldsim.data.recipe import Recipe
+from worldsim.data.recipe import Pauses, Recipe
 from worldsim.data.record import RecordConfig, episode_path, recipe_for, record, record_episode, split_of
 from worldsim.data.sheet import contact_sheet, dataset_sheet
 from worldsim.errors import ConfigError, DataError, FrameError
@@ -238,7 +238,15 @@ def test_games_that_cannot_be_recorded(game, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"frames": 0}, {"workers": 0}, {"seed": -1}, {"frame_size": (0, 4)}, {"max_episode_steps": 0}, {"policy": "x"}],
+    [
+        {"frames": 0},
+        {"workers": 0},
+        {"seed": -1},
+        {"frame_size": (0, 4)},
+        {"max_episode_steps": 0},
+        {"policy": "x"},
+        {"idle": 1.0},
+    ],
 )
 def test_wrong_settings(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -276,6 +284,33 @@ def test_recipe_with_unseen_prompts():
         assert episode.texts()[0].startswith("unseen ") and episode.texts()[1:] == ["", ""]
         assert episode.frames.shape == (3, 64, 64, 3) and episode.truncated.tolist() == [False, True]
     assert episode_path(Path("d"), 24, True) == Path("d/unseen/000024.safetensors")
+
+
+def test_standing_still(tmp_path):
+    """Pauses are whole stretches, take their share, and change nothing of how a game is begun or what is chosen."""
+    pauses = Pauses(0.3, np.random.default_rng(0))
+    still = np.array([pauses.step() for _ in range(20_000)])
+    assert abs(still.mean() - 0.3) < 0.05
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], still.astype(int), [0]])))
+    lengths = edges[1::2] - edges[::2]
+    assert lengths[:-1].min() >= Pauses.SHORTEST
+
+    recipe = Recipe(
+        name="told",
+        summary="",
+        env_id="Told",
+        make_env=Told,
+        make_explorer=Teller,
+        fps=1,
+        episode_steps=200,
+        keys={"": 0},
+    )
+    settings = [RecordConfig(game="told", policy="random", idle=idle) for idle in (0.0, 0.6)]
+    plain, paused = (record_episode(recipe, setting, 3).actions for setting in settings)
+    changed = plain != paused
+    assert changed.any() and (paused[changed] == 0).all() and not changed.all()
+    with pytest.raises(ConfigError, match="no action for no key"):
+        record(config("CartPole-v1", tmp_path / "d", 10, idle=0.2))
 
 
 def test_sheets(game, tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData
+from worldsim.data.record import RecordConfig, record
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
 from worldsim.models.dit import REWARD_BINS
 from worldsim.training.autoencoder import load_run, train_autoencoder
@@ -234,6 +235,33 @@ def test_kept_latents_are_those_of_their_autoencoder(dataset: Dataset, autoencod
             assert torch.equal(getattr(kept, name), getattr(made, name)), name
     autoencoder.set_statistics(autoencoder.mean + 1, autoencoder.std)
     assert not torch.equal(LatentData.cached(dataset, "heldout", autoencoder).latents, made.latents)
+
+
+def test_several_recordings_are_one(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """Joined, every row has what it had, and episodes stay apart; a world names all it was trained on."""
+    settings = RecordConfig(
+        game="CartPole-v1", out=tmp_path / "more", frames=60, workers=1, seed=3, frame_size=(40, 40), prompt="a pole"
+    )
+    more = record(settings)
+    autoencoder = load_run(autoencoder_run)
+    parts = [LatentData.encode(part, "train", autoencoder) for part in (more, dataset)]
+    joined, before = LatentData.join(parts), len(parts[0].latents)
+    for part, rows in ((parts[0], slice(None, before)), (parts[1], slice(before, None))):
+        for name in ("latents", "actions", "known", "rewards", "terminated"):
+            assert torch.equal(getattr(joined, name)[rows], getattr(part, name)), name
+        assert [joined.prompts[i] for i in joined.prompt[rows]] == [part.prompts[i] for i in part.prompt]
+    row = torch.arange(len(joined.latents))
+    assert (joined.first <= row).all() and (row <= joined.last).all()
+    assert joined.last[before - 1] == before - 1 and joined.first[before] == before
+    assert joined.prompts[0] == "" and set(joined.prompts) == {"", "a cart", "a pole"}
+
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path / "run", steps=2, more=(more.path,))
+    provenance = train_dynamics(config).card.provenance
+    assert [part["seed"] for part in provenance["more_recordings"]] == [3]
+
+    wide = record(dataclasses.replace(settings, out=tmp_path / "wide", frames=20, frame_size=(40, 80)))
+    with pytest.raises(ConfigError, match="one game"):
+        prepare(dataclasses.replace(config, out=tmp_path / "other", more=(wide.path,)))
 
 
 class _Line(nn.Module):

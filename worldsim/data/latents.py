@@ -80,6 +80,23 @@ class LatentData:
         return LatentData(**{name: torch.cat(parts) for name, parts in columns.items()}, prompts=list(places))
 
     @staticmethod
+    def join(parts: list[LatentData]) -> LatentData:
+        """Several recordings of one game as one, in this order."""
+        if len(parts) == 1:
+            return parts[0]
+        prompts = list(dict.fromkeys(text for part in parts for text in part.prompts))
+        places = {text: index for index, text in enumerate(prompts)}
+        columns: dict[str, list[Tensor]] = {field.name: [] for field in fields(LatentData) if field.name != "prompts"}
+        offset = 0
+        for part in parts:
+            own = torch.tensor([places[text] for text in part.prompts])
+            moved = {"prompt": own[part.prompt], "first": part.first + offset, "last": part.last + offset}
+            for name, column in columns.items():
+                column.append(moved.get(name, getattr(part, name)))
+            offset += len(part.latents)
+        return LatentData(**{name: torch.cat(column) for name, column in columns.items()}, prompts=prompts)
+
+    @staticmethod
     def cached(dataset: Dataset, split: str, autoencoder: FrameAutoencoder) -> LatentData:
         """What `encode` gives, kept in the dataset's folder: encoding again takes minutes.
 

@@ -45,6 +45,26 @@ class RandomExplorer:
         return self.action
 
 
+class Pauses:
+    """Says at which steps to do nothing: stretches of 8 to 64 steps that take `share` of all of them."""
+
+    SHORTEST, LONGEST = 8, 64
+
+    def __init__(self, share: float, rng: np.random.Generator) -> None:
+        """Pause in `share` of the steps, 0 <= share < 1."""
+        mean = (self.SHORTEST + self.LONGEST) / 2
+        self.chance = share / (mean - (mean - 1) * share)  # to begin one, at a step outside
+        self.rng, self.left = rng, 0
+
+    def step(self) -> bool:
+        """Whether this step is in a pause."""
+        if self.left == 0 and self.rng.random() < self.chance:
+            self.left = int(self.rng.integers(self.SHORTEST, self.LONGEST + 1))
+        pausing = self.left > 0
+        self.left -= pausing
+        return pausing
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to record one game.

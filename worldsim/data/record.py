@@ -26,7 +26,7 @@ from worldsim.data.crew import Alone, Crew
 from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, count_steps, write_episode
 from worldsim.data.frames import see_frame
 from worldsim.data.games import recipes
-from worldsim.data.recipe import Explorer, RandomExplorer, Recipe
+from worldsim.data.recipe import Explorer, Pauses, RandomExplorer, Recipe
 from worldsim.errors import ConfigError, DataError, did_you_mean
 from worldsim.models.action import space_to_json, stack_actions
 
@@ -52,6 +52,9 @@ class RecordConfig:
     """Who plays: the recipe's "explorer", "random" actions held for a few steps, or the folder of an agent."""
     random: float = 0.1
     """With an agent: the share of steps that random actions take, held for a few steps."""
+    idle: float = 0.0
+    """Share of the steps in which whoever plays holds no key, for a few seconds each time: explorers hardly ever stand
+    still, and a world trained on them alone cannot."""
     frame_size: tuple[int, int] | None = None
     """Height and width (default: what the recipe says, or 64 64)."""
     max_episode_steps: int | None = None
@@ -72,6 +75,8 @@ class RecordConfig:
             raise ConfigError(f"policy is {self.policy!r}; allowed: 'explorer', 'random', the folder of an agent.")
         if not 0 <= self.random <= 1:
             raise ConfigError(f"random is {self.random}; allowed: 0 to 1.")
+        if not 0 <= self.idle < 1:
+            raise ConfigError(f"idle is {self.idle}; allowed: 0 <= idle < 1.")
 
     @property
     def by_agent(self) -> bool:
@@ -95,6 +100,8 @@ def record(config: RecordConfig, explorer: Callable[[], Explorer] | None = None)
         raise ConfigError("the policy is an agent; pass explorer=worldsim.agents.explorer.explorer_for(config).")
     recipe = recipe_for(config)
     recipe = dataclasses.replace(recipe, make_explorer=explorer or recipe.make_explorer)
+    if config.idle and "" not in recipe.keys:
+        raise ConfigError(f"idle is {config.idle}, but {recipe.name} has no action for no key; record with idle 0.")
     out = config.out or Path("data") / recipe.name
     _open(out, _card(recipe, config))
     most = recipe.episode_steps + 1  # frames in an episode
@@ -190,6 +197,7 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
     if config.policy == "random":
         explorer = RandomExplorer()
         explorer.begin(rng, split)
+    pauses = Pauses(config.idle, np.random.default_rng([config.seed, index, 1]))
     env = recipe.make_env()
     try:
         observation, info = env.reset(seed=seed, options=options or None)
@@ -197,6 +205,8 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
         actions, rewards, terminations, truncations = [], [], [], []
         while len(actions) < recipe.episode_steps:
             action = explorer.act(env, observation, info)
+            if pauses.step():
+                action = recipe.keys[""]
             actions.append(copy.deepcopy(action))  # games and explorers may change what they gave or were given
             observation, reward, terminated, truncated, info = env.step(copy.deepcopy(action))
             frames.append(see_frame(env, observation, recipe.frame_size))
@@ -261,6 +271,7 @@ def _card(recipe: Recipe, config: RecordConfig) -> dict[str, Any]:
             "env_id": recipe.env_id,
             "policy": config.policy,
             **({"random": config.random} if config.by_agent else {}),
+            **({"idle": config.idle} if config.idle else {}),
             "seed": config.seed,
             "prompt": config.prompt,
             "episode_steps": recipe.episode_steps,

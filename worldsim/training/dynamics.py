@@ -41,6 +41,8 @@ class DynamicsTraining:
 
     data: Path
     """A recorded dataset."""
+    more: tuple[Path, ...] = ()
+    """Further recordings of the same game to train on: another player's, say."""
     autoencoder: Path | None = None
     """The run folder of a trained autoencoder (default: runs/DATASET-autoencoder)."""
     out: Path | None = None

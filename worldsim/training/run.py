@@ -35,11 +35,17 @@ def train_dynamics(config: DynamicsTraining) -> World:
 def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, FrameAutoencoder]:
     """Encode the recording and build (or resume) the run, without a step of training."""
     torch.set_num_threads(config.trainer.threads)
-    dataset = Dataset(config.data)
+    dataset, *more = (Dataset(path) for path in (config.data, *config.more))
+    for other in more:
+        if other.action_space != dataset.action_space or other.frame_size != dataset.frame_size:
+            raise ConfigError(
+                f"{other.path} has the action space {other.action_space} and frames of {other.frame_size}; "
+                f"{config.data} has {dataset.action_space} and {dataset.frame_size}. Train on recordings of one game."
+            )
     world = None if config.start is None else World.from_pretrained(config.start, dtype=torch.float32)
     autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
     book = PromptBook(config.model.text_width)
-    data = LatentData.cached(dataset, "train", autoencoder)
+    data = LatentData.join([LatentData.cached(part, "train", autoencoder) for part in (dataset, *more)])
     held = LatentData.cached(dataset, "heldout", autoencoder)
     if world is None:
         channels, height, width = data.latents.shape[1:]
@@ -79,8 +85,10 @@ def export(
     counts = torch.bincount(task.data.prompt, minlength=len(task.data.prompts))
     common = [task.data.prompts[i] for i in counts.argsort(descending=True).tolist() if task.data.prompts[i]]
     digest = hashlib.sha256()
-    for path in dataset.episodes("train"):
-        digest.update(path.read_bytes())
+    more = [Dataset(path) for path in config.more]
+    for part in (dataset, *more):
+        for path in part.episodes("train"):
+            digest.update(path.read_bytes())
     card = WorldCard(
         name=dataset.card["name"],
         frame_size=dataset.frame_size,
@@ -95,6 +103,7 @@ def export(
         notices=dataset.card.get("notices", []),
         provenance={
             "recording": dataset.card["provenance"],
+            **({"more_recordings": [part.card["provenance"] for part in more]} if more else {}),
             "train_episodes_sha256": digest.hexdigest(),
             "training": json.loads(json.dumps(dataclasses.asdict(task.config), default=str)),
             "steps": trainer.step,
