@@ -92,7 +92,7 @@ class LatentData:
             own = torch.tensor([places[text] for text in part.prompts])
             moved = {"prompt": own[part.prompt], "first": part.first + offset, "last": part.last + offset}
             for name, column in columns.items():
-                column.append(moved.get(name, getattr(part, name)))
+                column.append(moved[name] if name in moved else getattr(part, name))
             offset += len(part.latents)
         return LatentData(**{name: torch.cat(column) for name, column in columns.items()}, prompts=prompts)
 
