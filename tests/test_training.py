@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_autoencoder, tiny_dynamics
 from torch import Tensor, nn
 
-from worldsim.data.episodes import Dataset
+from worldsim.data.episodes import Dataset, read_episode, write_episode
 from worldsim.data.latents import LatentData
 from worldsim.data.record import RecordConfig, record
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
@@ -139,7 +141,7 @@ def test_windows_that_end_as_episodes_do(dataset: Dataset, autoencoder_run: Path
     task, *_ = prepare(config)
     data = task.data
     data.terminated.zero_()  # a recording cut by time alone has none to show
-    assert len(data.sample_ends(3, config.frames, torch.Generator())) == 0
+    assert len(data.sample_around(data.terminated, 3, config.frames, torch.Generator())) == 0
     data.terminated[data.last.unique()[::2]] = 1
     windows = task._windows(0, torch.Generator().manual_seed(0))
     rows, inside = windows.rows[1:], windows.inside[1:]  # the first is the model's own
@@ -161,6 +163,35 @@ def test_ends_come_anywhere_in_a_window(dataset: Dataset, autoencoder_run: Path,
         shown += (data.terminated[windows.rows] * windows.inside)[-1]
     share = shown / shown.sum()
     assert (share * config.frames > 0.5).all() and (share * config.frames < 1.5).all(), share
+
+
+def test_windows_in_which_an_event_is_told(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """The label says when; the moment comes anywhere in its windows, and other windows stay what they are."""
+    path = dataset.episodes("train")[0]
+    episode = read_episode(path)
+    labels = ["", "fog", "fog", "imp", "", "imp"]
+    episode = dataclasses.replace(
+        episode,
+        prompts=[{"text": "a cart", "event": label} for label in labels],
+        prompt_index=np.minimum(np.arange(len(episode) + 1), len(labels) - 1).astype(np.int32),
+    )
+    write_episode(tmp_path / "told" / "train" / path.name, episode)
+    shutil.copy(dataset.path / "dataset.json", tmp_path / "told")
+    data = LatentData.encode(Dataset(tmp_path / "told"), "train", load_run(autoencoder_run))
+    assert torch.nonzero(data.told)[:, 0].tolist() == [1, 3, 5]
+
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path / "run", windows=5, ends=1, events=2, own=1, own_after=0)
+    task, *_ = prepare(config)
+    assert not task.data.told.any()
+    plain = task._windows(0, torch.Generator().manual_seed(0)).rows  # there is none to show
+    task.data.told[task.data.first.unique() + 7] = 1
+    shown = torch.zeros(config.frames)
+    for step in range(100):
+        rows = task._windows(step, torch.Generator().manual_seed(step)).rows
+        assert task.data.told[rows[2:4]].any(dim=1).all()
+        shown += task.data.told[rows[2:4]].sum(dim=0)
+    assert (shown > 0).all()
+    assert torch.equal(task._windows(0, torch.Generator().manual_seed(0)).rows[1], plain[1])  # the first is its own
 
 
 def test_frames_of_the_next_episode_count_for_nothing(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
@@ -231,7 +262,7 @@ def test_kept_latents_are_those_of_their_autoencoder(dataset: Dataset, autoencod
     for _ in range(2):  # written, then read
         kept = LatentData.cached(dataset, "heldout", autoencoder)
         assert kept.prompts == made.prompts
-        for name in ("latents", "actions", "known", "rewards", "terminated", "prompt", "first", "last"):
+        for name in ("latents", "actions", "known", "rewards", "terminated", "told", "prompt", "first", "last"):
             assert torch.equal(getattr(kept, name), getattr(made, name)), name
     autoencoder.set_statistics(autoencoder.mean + 1, autoencoder.std)
     assert not torch.equal(LatentData.cached(dataset, "heldout", autoencoder).latents, made.latents)
@@ -247,7 +278,7 @@ def test_several_recordings_are_one(dataset: Dataset, autoencoder_run: Path, tmp
     parts = [LatentData.encode(part, "train", autoencoder) for part in (more, dataset)]
     joined, before = LatentData.join(parts), len(parts[0].latents)
     for part, rows in ((parts[0], slice(None, before)), (parts[1], slice(before, None))):
-        for name in ("latents", "actions", "known", "rewards", "terminated"):
+        for name in ("latents", "actions", "known", "rewards", "terminated", "told"):
             assert torch.equal(getattr(joined, name)[rows], getattr(part, name)), name
         assert [joined.prompts[i] for i in joined.prompt[rows]] == [part.prompts[i] for i in part.prompt]
     row = torch.arange(len(joined.latents))

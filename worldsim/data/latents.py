@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ class LatentData:
         known: whether there was one, (N,).
         rewards: (N,).
         terminated: (N,).
+        told: whether an event begins to be told with the frame (label "event" of the game), (N,).
         prompt: index into `prompts`, (N,).
         first: row of the first frame of the same episode, (N,).
         last: row of the last frame of the same episode, (N,).
@@ -44,6 +46,7 @@ class LatentData:
     known: Tensor
     rewards: Tensor
     terminated: Tensor
+    told: Tensor
     prompt: Tensor
     first: Tensor
     last: Tensor
@@ -61,7 +64,7 @@ class LatentData:
             raise DataError(f"dataset {dataset.path} has no episodes in split {split!r}; record more of it.")
         places: dict[str, int] = {"": 0}
         columns: dict[str, list[Tensor]] = {name: [] for name in ("latents", "actions", "known", "rewards")}
-        columns |= {name: [] for name in ("terminated", "prompt", "first", "last")}
+        columns |= {name: [] for name in ("terminated", "told", "prompt", "first", "last")}
         offset = 0
         for path in tqdm(paths, desc=f"encoding {split}", unit="episode"):
             episode = read_episode(path)
@@ -73,6 +76,8 @@ class LatentData:
             columns["known"].append((torch.arange(frames) > 0).float())
             columns["rewards"].append(torch.from_numpy(np.concatenate([[0], episode.rewards]).astype(np.float32)))
             columns["terminated"].append(torch.from_numpy(np.concatenate([[False], episode.terminated])).float())
+            events = [episode.prompts[i].get("event", "") for i in episode.prompt_index]
+            columns["told"].append(torch.tensor([now not in ("", was) for was, now in pairwise(["", *events])]).float())
             columns["prompt"].append(torch.tensor([places.setdefault(t, len(places)) for t in episode.texts()]))
             columns["first"].append(torch.full((frames,), offset))
             columns["last"].append(torch.full((frames,), offset + frames - 1))
@@ -137,17 +142,17 @@ class LatentData:
             self._starts, self._starts_key = fits, key
         return self._starts[torch.randint(len(self._starts), (rows,), generator=generator)]
 
-    def sample_ends(self, rows: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Rows (R,) from which `frames` frames follow, with one of which, any of them, the episode was terminated.
+    def sample_around(self, happened: Tensor, rows: int, frames: int, generator: torch.Generator) -> Tensor:
+        """Rows (R,) from which `frames` frames follow, at one of which, any of them, something `happened`, (N,).
 
-        What comes after that frame is of another episode. R is `rows`, or 0 where no episode was terminated.
+        What follows may be of another episode. R is `rows`, or 0 where it never happened.
         """
-        ends = torch.nonzero(self.terminated)[:, 0]
-        if not len(ends):
-            return ends
-        ends = ends[torch.randint(len(ends), (rows,), generator=generator)]
+        moments = torch.nonzero(happened)[:, 0]
+        if not len(moments):
+            return moments
+        moments = moments[torch.randint(len(moments), (rows,), generator=generator)]
         before = torch.randint(frames, (rows,), generator=generator)  # frames of the window before that one
-        starts = torch.maximum(ends - before, self.first[ends])
+        starts = torch.maximum(moments - before, self.first[moments])
         return starts.clamp(max=len(self.first) - frames)
 
 

@@ -58,6 +58,8 @@ class DynamicsTraining:
     """Share of windows that begin from nothing but the prompt."""
     ends: int = 1
     """Windows in which an episode ends, as few others show it (at most those that are not its own)."""
+    events: int = 1
+    """Windows in which an event is told, where a recording has any: no event gets likelier, as the words are given."""
     stills: int = 8
     """Single frames from nothing but the prompt, beside the windows."""
     given: float | None = None
@@ -216,8 +218,11 @@ class DynamicsTask:
         config, history = self.config, self.config.model.history
         own = config.own if step >= config.own_after else 0
         starts = self.data.sample_starts(config.windows, config.frames, generator)
-        ends = self.data.sample_ends(min(config.ends, config.windows - own), config.frames, generator)
-        starts[len(starts) - len(ends) :] = ends
+        last = config.windows  # of those that are chosen by chance
+        for happened, count in ((self.data.terminated, config.ends), (self.data.told, config.events)):
+            around = self.data.sample_around(happened, min(count, last - own), config.frames, generator)
+            starts[last - len(around) : last] = around
+            last -= len(around)
         fresh = torch.rand(config.windows, generator=generator) < config.fresh
         fresh[:own] = False
         lead = self.pool.lead  # recorded frames of an own window, before those drawn
