@@ -179,6 +179,10 @@ def test_windows_in_which_an_event_is_told(dataset: Dataset, autoencoder_run: Pa
     shutil.copy(dataset.path / "dataset.json", tmp_path / "told")
     data = LatentData.encode(Dataset(tmp_path / "told"), "train", load_run(autoencoder_run))
     assert torch.nonzero(data.told)[:, 0].tolist() == [1, 3, 5]
+    words = dataclasses.replace(episode, prompts=[{"text": text} for text in "aabbab"])  # a game without that label
+    write_episode(tmp_path / "told" / "train" / path.name, words)
+    data = LatentData.encode(Dataset(tmp_path / "told"), "train", load_run(autoencoder_run))
+    assert torch.nonzero(data.told)[:, 0].tolist() == [2, 4, 5]
 
     config = tiny_dynamics(dataset, autoencoder_run, tmp_path / "run", windows=5, ends=1, events=2, own=1, own_after=0)
     task, *_ = prepare(config)

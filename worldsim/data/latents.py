@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ class LatentData:
         known: whether there was one, (N,).
         rewards: (N,).
         terminated: (N,).
-        told: whether an event begins to be told with the frame (label "event" of the game), (N,).
+        told: whether with the frame an event begins to be told (label "event"; in games without it, whether the words
+            change), (N,).
         prompt: index into `prompts`, (N,).
         first: row of the first frame of the same episode, (N,).
         last: row of the last frame of the same episode, (N,).
@@ -76,8 +78,7 @@ class LatentData:
             columns["known"].append((torch.arange(frames) > 0).float())
             columns["rewards"].append(torch.from_numpy(np.concatenate([[0], episode.rewards]).astype(np.float32)))
             columns["terminated"].append(torch.from_numpy(np.concatenate([[False], episode.terminated])).float())
-            events = [episode.prompts[i].get("event", "") for i in episode.prompt_index]
-            columns["told"].append(torch.tensor([now not in ("", was) for was, now in pairwise(["", *events])]).float())
+            columns["told"].append(_told([episode.prompts[i] for i in episode.prompt_index]))
             columns["prompt"].append(torch.tensor([places.setdefault(t, len(places)) for t in episode.texts()]))
             columns["first"].append(torch.full((frames,), offset))
             columns["last"].append(torch.full((frames,), offset + frames - 1))
@@ -154,6 +155,15 @@ class LatentData:
         before = torch.randint(frames, (rows,), generator=generator)  # frames of the window before that one
         starts = torch.maximum(moments - before, self.first[moments])
         return starts.clamp(max=len(self.first) - frames)
+
+
+def _told(prompts: list[dict[str, Any]]) -> Tensor:
+    """Which frames of an episode begin to tell an event, (T,), by the prompts in force at each."""
+    told = [
+        now["event"] not in ("", was["event"]) if "event" in now else now["text"] != was["text"]
+        for was, now in pairwise(prompts)
+    ]
+    return torch.tensor([False, *told]).float()
 
 
 def _read(path: Path, digest: str) -> LatentData | None:

@@ -71,7 +71,7 @@ class Recipe:
 
     The environment puts `info["prompt"]` (the words in force for the frame just returned) and `info["labels"]`
     (JSON scalars: the true state behind the words) into every info; both are optional. The label "event" names what the
-    words say happens now, "" where nothing does: training shows such moments more often.
+    words say happens now, "" where nothing does: training shows such moments more often. (Without it: any new words.)
     """
 
     name: str
