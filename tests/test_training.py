@@ -239,6 +239,16 @@ def test_a_world_remembers_no_more_than_windows_show(dataset: Dataset, autoencod
     assert task.module.config.context == config.frames - 1
     with pytest.raises(ConfigError, match="at least 2"):
         dataclasses.replace(config, frames=1)
+    with pytest.raises(ConfigError, match="allowed: 1 to frames - 1, 4"):
+        dataclasses.replace(config, context=5)
+
+
+def test_a_world_learns_to_remember_more(dataset: Dataset, world_path: Path, tmp_path: Path) -> None:
+    """Going on from a world with longer windows, it remembers more, and its weights fit."""
+    config = tiny_dynamics(dataset, Path(), tmp_path, steps=1, start=world_path, frames=9, context=8, windows=2, own=1)
+    longer = train_dynamics(config)
+    assert World.from_pretrained(world_path).dynamics.config.context == 4
+    assert longer.dynamics.config.context == 8
 
 
 def test_drawing_in_several_steps_needs_the_flow_objective(dataset: Dataset, tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ class DynamicsTraining:
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
     windows: int = 6
     frames: int = 8
-    """Frames of a window. A world remembers at most one less, as no frame of a window sees more."""
+    """Frames of a window."""
+    context: int | None = None
+    """Frames that the world remembers (default: the model's), at most `frames` - 1: no frame of a window sees more."""
     fresh: float = 0.15
     """Share of windows that begin from nothing but the prompt."""
     ends: int = 1
@@ -107,6 +109,8 @@ class DynamicsTraining:
         """Check what belongs together."""
         if self.frames < 2:
             raise ConfigError(f"frames is {self.frames}; a window has at least 2, or nothing in it has a past.")
+        if self.context is not None and not 1 <= self.context < self.frames:
+            raise ConfigError(f"context is {self.context}; allowed: 1 to frames - 1, {self.frames - 1}.")
         if self.objective not in ("energy", "flow"):
             raise ConfigError(f"objective is {self.objective!r}; allowed: 'energy', 'flow'.")
         if self.objective == "energy" and self.steps_drawn() != 1:

@@ -64,7 +64,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
             )
     # In play a frame sees `context` earlier ones. One more than any frame of a window did, and a world that was trained
     # well foresaw ends five times too often.
-    model = dataclasses.replace(model, context=min(model.context, config.frames - 1))
+    model = dataclasses.replace(model, context=min(config.context or model.context, config.frames - 1))
     torch.manual_seed(config.trainer.seed)
     task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
     if world is not None:
