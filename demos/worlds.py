@@ -13,6 +13,7 @@ from worldsim.errors import ConfigError, WorldError, WorldNotFound, did_you_mean
 
 SHIPPED = {
     "car-racing": "worldsim/CarRacing-v0",
+    "car-racing-wild": "worldsim/CarRacingWild-v0",
     "doom": "worldsim/Doom-v0",
     "real-car-racing": "worldsim/RealCarRacing-v0",
     "real-doom": "worldsim/RealDoom-v0",

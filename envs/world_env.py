@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # an environment of a remote engine needs none of these, and 
     from worldsim.world import World
 
 WORLDS = Path(__file__).resolve().parent / "worlds"
-SHIPPED = ("car-racing", "doom")
+SHIPPED = ("car-racing", "car-racing-wild", "doom")
 MEMORY_MB = 256  # of one environment's engine: its forks and snapshots
 
 
@@ -75,7 +75,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
     Terminates when the learned probability passes 0.5; truncates after `max_episode_steps` of the card.
 
     ## Arguments
-    - `world`: a shipped world ("car-racing", "doom"), a world folder, or a hub id.
+    - `world`: a shipped world ("car-racing", "car-racing-wild", "doom"), a world folder, or a hub id.
     - `prompt`: what `reset` uses when its options say nothing.
     - `steps`, `history_sigma`, `guidance`, `temperature`: of the sampler; None keeps the card's.
     - `runtime`: what computes, see `worldsim.engine.engine.Engine`.

@@ -25,6 +25,7 @@ from worldsim.agents.planner import PlanConfig, Planner, PlannerConfig, plan
 from worldsim.agents.training import AgentConfig, Learning, train_agent, world_reach
 from worldsim.data.episodes import read_episode
 from worldsim.data.record import RecordConfig, record
+from worldsim.demos.agent_picture import AgentPictureConfig, at_play
 from worldsim.engine.engine import Engine
 from worldsim.errors import ConfigError, DataError, FrameError
 
@@ -103,6 +104,14 @@ def dreamer(world_path, tmp_path_factory):
     config = small(world=str(world_path), out=tmp_path_factory.mktemp("agent"), steps=32)
     train_agent(config)
     return config
+
+
+def test_its_picture(dreamer):
+    config = AgentPictureConfig(agent=dreamer.folder(), games=2, frames=7, every=3)
+    frames, fps = at_play(config)
+    height, width = Agent.load(dreamer.folder()).card.frame_size
+    assert frames.shape == (3, height, 2 * width, 3) and frames.dtype == np.uint8 and fps > 0
+    assert (frames[0] != frames[-1]).any() and (frames == at_play(config)[0]).all()
 
 
 def test_learns_in_a_world_and_goes_on(dreamer, tmp_path):

@@ -17,7 +17,11 @@ from worldsim.envs.world_env import WORLDS
 from worldsim.errors import ActionError, ConfigError, FrameError, InputError, PromptError, SessionError, WorldNotFound
 from worldsim.world import World
 
-SHIPPED = {"worldsim/CarRacing-v0": "car-racing", "worldsim/Doom-v0": "doom"}
+SHIPPED = {
+    "worldsim/CarRacing-v0": "car-racing",
+    "worldsim/CarRacingWild-v0": "car-racing-wild",
+    "worldsim/Doom-v0": "doom",
+}
 GENERATED = list(SHIPPED)
 
 

@@ -1,0 +1,63 @@
+"""A moving picture of an agent at play in the real game, after it learned elsewhere.
+
+python -m worldsim.demos.agent_picture runs/agent-car-racing-dream --out docs/media/agent.gif
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from worldsim.agents.agent import Agent
+from worldsim.agents.games import find_game, real_games
+from worldsim.demos.pictures import save_gif
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentPictureConfig:
+    """Which agent, and how much of its play."""
+
+    agent: Path
+    out: Path = Path("agent.gif")
+    games: int = 4
+    """Games side by side."""
+    frames: int = 160
+    every: int = 2
+    """Show each so-manieth frame."""
+    seed: int = 0
+
+
+def at_play(config: AgentPictureConfig) -> tuple[np.ndarray, float]:
+    """Real games under the agent, uint8 (T, H, games * W, 3), and their frames per second."""
+    agent = Agent.load(config.agent, greedy=False)
+    recipe = find_game(agent.card.game, agent.card.frame_size)
+    games = real_games(recipe, config.games)
+    try:
+        games.seed(config.seed)
+        frames, begun = np.asarray(games.reset()), np.ones(config.games, bool)
+        agent.begin(config.games, config.seed)
+        shown = []
+        for step in range(config.frames):
+            if step % config.every == 0:
+                shown.append(np.concatenate(list(frames), axis=1))
+            seen, _, begun, _ = games.step(agent.act(frames, begun))
+            frames = np.asarray(seen)
+    finally:
+        games.close()
+    return np.stack(shown), recipe.fps / config.every
+
+
+def main() -> None:
+    """Draw what the command line asks for."""
+    import tyro
+
+    config = tyro.cli(AgentPictureConfig, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,))
+    frames, fps = at_play(config)
+    save_gif(frames, config.out, fps * 2)  # twice as fast as it was
+    print(config.out)
+
+
+if __name__ == "__main__":
+    main()
