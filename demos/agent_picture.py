@@ -13,6 +13,7 @@ import numpy as np
 from worldsim.agents.agent import Agent
 from worldsim.agents.games import find_game, real_games
 from worldsim.demos.pictures import save_gif
+from worldsim.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,16 @@ class AgentPictureConfig:
     games: int = 4
     """Games side by side."""
     frames: int = 160
+    """Steps to play."""
     every: int = 2
-    """Show each so-manieth frame."""
+    """Show every n-th frame; the picture runs twice as fast as the game."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("games", "frames", "every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
 
 def at_play(config: AgentPictureConfig) -> tuple[np.ndarray, float]:
@@ -55,7 +63,7 @@ def main() -> None:
 
     config = tyro.cli(AgentPictureConfig, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,))
     frames, fps = at_play(config)
-    save_gif(frames, config.out, fps * 2)  # twice as fast as it was
+    save_gif(frames, config.out, 2 * fps)
     print(config.out)
 
 

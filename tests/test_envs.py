@@ -171,8 +171,9 @@ def test_shipped_worlds_need_no_text_encoder(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(SHIPPED.values()))
-def test_shipped_worlds_are_small(name: str) -> None:
+def test_shipped_worlds_are_small_and_go_by_their_names(name: str) -> None:
     folder = WORLDS / name
+    assert World.from_pretrained(folder).card.name == name  # a host serves worlds by it
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 25e6
 
 

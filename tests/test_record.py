@@ -287,7 +287,7 @@ def test_recipe_with_unseen_prompts():
 
 
 def test_standing_still(tmp_path):
-    """Pauses are whole stretches, take their share, and change nothing of how a game is begun or what is chosen."""
+    """Pauses are whole stretches, take their share, and change nothing of what is chosen otherwise."""
     pauses = Pauses(0.3, np.random.default_rng(0))
     still = np.array([pauses.step() for _ in range(20_000)])
     assert abs(still.mean() - 0.3) < 0.05

@@ -179,6 +179,10 @@ def test_windows_in_which_an_event_is_told(dataset: Dataset, autoencoder_run: Pa
     shutil.copy(dataset.path / "dataset.json", tmp_path / "told")
     data = LatentData.encode(Dataset(tmp_path / "told"), "train", load_run(autoencoder_run))
     assert torch.nonzero(data.told)[:, 0].tolist() == [1, 3, 5]
+    some = dataclasses.replace(episode, prompts=[{"text": ""}, *episode.prompts[1:]])  # nothing said at reset
+    write_episode(tmp_path / "told" / "train" / path.name, some)
+    data = LatentData.encode(Dataset(tmp_path / "told"), "train", load_run(autoencoder_run))
+    assert torch.nonzero(data.told)[:, 0].tolist() == [1, 3, 5]
     words = dataclasses.replace(episode, prompts=[{"text": text} for text in "aabbab"])  # a game without that label
     write_episode(tmp_path / "told" / "train" / path.name, words)
     data = LatentData.encode(Dataset(tmp_path / "told"), "train", load_run(autoencoder_run))
@@ -239,13 +243,15 @@ def test_a_world_remembers_no_more_than_windows_show(dataset: Dataset, autoencod
     assert task.module.config.context == config.frames - 1
     with pytest.raises(ConfigError, match="at least 2"):
         dataclasses.replace(config, frames=1)
+    with pytest.raises(ConfigError, match="events is -1; it must be at least 0"):
+        dataclasses.replace(config, events=-1)
     with pytest.raises(ConfigError, match="allowed: 1 to frames - 1, 4"):
         dataclasses.replace(config, context=5)
 
 
 def test_a_world_learns_to_remember_more(dataset: Dataset, world_path: Path, tmp_path: Path) -> None:
     """Going on from a world with longer windows, it remembers more, and its weights fit."""
-    config = tiny_dynamics(dataset, Path(), tmp_path, steps=1, start=world_path, frames=9, context=8, windows=2, own=1)
+    config = tiny_dynamics(dataset, Path(), tmp_path, steps=1, start=world_path, frames=9, windows=2, own=1)
     longer = train_dynamics(config)
     assert World.from_pretrained(world_path).dynamics.config.context == 4
     assert longer.dynamics.config.context == 8
@@ -305,7 +311,7 @@ def test_several_recordings_are_one(dataset: Dataset, autoencoder_run: Path, tmp
     assert [part["seed"] for part in provenance["more_recordings"]] == [3]
 
     wide = record(dataclasses.replace(settings, out=tmp_path / "wide", frames=20, frame_size=(40, 80)))
-    with pytest.raises(ConfigError, match="one game"):
+    with pytest.raises(ConfigError, match=r"frame_size \[40, 80\].* one game"):
         prepare(dataclasses.replace(config, out=tmp_path / "other", more=(wide.path,)))
 
 

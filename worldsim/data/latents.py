@@ -160,7 +160,7 @@ class LatentData:
 def _told(prompts: list[dict[str, Any]]) -> Tensor:
     """Which frames of an episode begin to tell an event, (T,), by the prompts in force at each."""
     told = [
-        now["event"] not in ("", was["event"]) if "event" in now else now["text"] != was["text"]
+        now["event"] not in ("", was.get("event", "")) if "event" in now else now["text"] != was["text"]
         for was, now in pairwise(prompts)
     ]
     return torch.tensor([False, *told]).float()

@@ -46,7 +46,10 @@ class RandomExplorer:
 
 
 class Pauses:
-    """Says at which steps to do nothing: stretches of 8 to 64 steps that take `share` of all of them."""
+    """Says at which steps to do nothing: stretches of 8 to 64 steps that take `share` of all of them.
+
+    No episode begins with one more often than by chance, so that short ones have fewer.
+    """
 
     SHORTEST, LONGEST = 8, 64
 

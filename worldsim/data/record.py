@@ -53,8 +53,8 @@ class RecordConfig:
     random: float = 0.1
     """With an agent: the share of steps that random actions take, held for a few steps."""
     idle: float = 0.0
-    """Share of the steps in which whoever plays holds no key, for a few seconds each time: explorers hardly ever stand
-    still, and a world trained on them alone cannot."""
+    """Share of the steps in which whoever plays holds no key, 8 to 64 steps each time (recipes only): explorers hardly
+    ever stand still, and a world trained on them alone cannot."""
     frame_size: tuple[int, int] | None = None
     """Height and width (default: what the recipe says, or 64 64)."""
     max_episode_steps: int | None = None
@@ -101,7 +101,9 @@ def record(config: RecordConfig, explorer: Callable[[], Explorer] | None = None)
     recipe = recipe_for(config)
     recipe = dataclasses.replace(recipe, make_explorer=explorer or recipe.make_explorer)
     if config.idle and "" not in recipe.keys:
-        raise ConfigError(f"idle is {config.idle}, but {recipe.name} has no action for no key; record with idle 0.")
+        raise ConfigError(
+            f"idle is {config.idle}, but {recipe.name} has no action for no key (recipes have one); record with idle 0."
+        )
     out = config.out or Path("data") / recipe.name
     _open(out, _card(recipe, config))
     most = recipe.episode_steps + 1  # frames in an episode

@@ -55,13 +55,14 @@ class DynamicsTraining:
     frames: int = 8
     """Frames of a window."""
     context: int | None = None
-    """Frames that the world remembers (default: the model's), at most `frames` - 1: no frame of a window sees more."""
+    """Frames that the world remembers in play (default and most: `frames` - 1, what a window's last frame sees)."""
     fresh: float = 0.15
     """Share of windows that begin from nothing but the prompt."""
     ends: int = 1
     """Windows in which an episode ends, as few others show it (at most those that are not its own)."""
     events: int = 1
-    """Windows in which an event is told, where a recording has any: no event gets likelier, as the words are given."""
+    """Windows in which an event is told, where a recording has any (at most those that are left). With its words given
+    none gets likelier; without them (`prompt_dropout`) a little."""
     stills: int = 8
     """Single frames from nothing but the prompt, beside the windows."""
     given: float | None = None
@@ -111,6 +112,9 @@ class DynamicsTraining:
             raise ConfigError(f"frames is {self.frames}; a window has at least 2, or nothing in it has a past.")
         if self.context is not None and not 1 <= self.context < self.frames:
             raise ConfigError(f"context is {self.context}; allowed: 1 to frames - 1, {self.frames - 1}.")
+        for name in ("own", "ends", "events", "stills"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         if self.objective not in ("energy", "flow"):
             raise ConfigError(f"objective is {self.objective!r}; allowed: 'energy', 'flow'.")
         if self.objective == "energy" and self.steps_drawn() != 1:

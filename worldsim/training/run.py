@@ -37,11 +37,12 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     torch.set_num_threads(config.trainer.threads)
     dataset, *more = (Dataset(path) for path in (config.data, *config.more))
     for other in more:
-        if other.action_space != dataset.action_space or other.frame_size != dataset.frame_size:
-            raise ConfigError(
-                f"{other.path} has the action space {other.action_space} and frames of {other.frame_size}; "
-                f"{config.data} has {dataset.action_space} and {dataset.frame_size}. Train on recordings of one game."
-            )
+        for name in ("action_space", "frame_size", "fps", "keys"):
+            here, there = dataset.card.get(name), other.card.get(name)
+            if here != there:
+                raise ConfigError(
+                    f"{other.path} has the {name} {there}, {config.data} has {here}; train on recordings of one game."
+                )
     world = None if config.start is None else World.from_pretrained(config.start, dtype=torch.float32)
     autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
     book = PromptBook(config.model.text_width)
@@ -62,9 +63,9 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
                 f"the world {config.start} has the action space {world.action_space}, the dataset {config.data} has "
                 f"{dataset.action_space}; go on with a recording of the same game."
             )
-    # In play a frame sees `context` earlier ones. One more than any frame of a window did, and a world that was trained
+    # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was trained
     # well foresaw ends five times too often.
-    model = dataclasses.replace(model, context=min(config.context or model.context, config.frames - 1))
+    model = dataclasses.replace(model, context=config.context or config.frames - 1)
     torch.manual_seed(config.trainer.seed)
     task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
     if world is not None:
@@ -100,7 +101,7 @@ def export(
         keys=dataset.card.get("keys", {}),
         prompts=common[:SHIPPED_PROMPTS],
         sampler=dataclasses.asdict(task.shown),
-        notices=dataset.card.get("notices", []),
+        notices=list(dict.fromkeys(text for part in (dataset, *more) for text in part.card.get("notices", []))),
         provenance={
             "recording": dataset.card["provenance"],
             **({"more_recordings": [part.card["provenance"] for part in more]} if more else {}),
