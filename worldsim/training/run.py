@@ -63,8 +63,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
                 f"the world {config.start} has the action space {world.action_space}, the dataset {config.data} has "
                 f"{dataset.action_space}; go on with a recording of the same game."
             )
-    # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was trained
-    # well foresaw ends five times too often.
+    # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
+    # trained foresaw ends five times too often.
     model = dataclasses.replace(model, context=config.context or config.frames - 1)
     torch.manual_seed(config.trainer.seed)
     task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
