@@ -314,7 +314,7 @@ def keys(args: Sequence[str]) -> None:
 def agent_train(args: Sequence[str]) -> None:
     """Let an agent learn a game by PPO, inside a world or in the game itself.
 
-    Example: worldsim agent train car-racing --world car-racing --starts-from data/car-racing --where ground=grass
+    Example: worldsim agent train car-racing --world car-racing-wild --starts-from data/car-racing --where ground=grass
     A run that was stopped goes on when the same command is run again.
     """
     agents()
