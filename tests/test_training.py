@@ -245,14 +245,12 @@ def test_a_world_remembers_no_more_than_windows_show(dataset: Dataset, autoencod
         dataclasses.replace(config, frames=1)
     with pytest.raises(ConfigError, match="events is -1; it must be at least 0"):
         dataclasses.replace(config, events=-1)
-    with pytest.raises(ConfigError, match="allowed: 1 to frames - 1, 4"):
-        dataclasses.replace(config, context=5)
 
 
 def test_a_world_learns_to_remember_more(dataset: Dataset, world_path: Path, tmp_path: Path) -> None:
     """Going on from a world with longer windows, it remembers more, and its weights fit."""
     config = tiny_dynamics(dataset, Path(), tmp_path, steps=1, start=world_path, frames=9, windows=2, own=1)
-    longer = train_dynamics(config)
+    longer = train_dynamics(dataclasses.replace(config, model=dataclasses.replace(config.model, context=8)))
     assert World.from_pretrained(world_path).dynamics.config.context == 4
     assert longer.dynamics.config.context == 8
 

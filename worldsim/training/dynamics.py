@@ -53,9 +53,8 @@ class DynamicsTraining:
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
     windows: int = 6
     frames: int = 8
-    """Frames of a window."""
-    context: int | None = None
-    """Frames that the world remembers in play (default and most: `frames` - 1, what a window's last frame sees)."""
+    """Frames of a window. In play a world remembers `context` of them, at most one less, as no frame of a window sees
+    more. For a longer memory give both; it is taken from here also where a world is gone on from."""
     fresh: float = 0.15
     """Share of windows that begin from nothing but the prompt."""
     ends: int = 1
@@ -110,8 +109,6 @@ class DynamicsTraining:
         """Check what belongs together."""
         if self.frames < 2:
             raise ConfigError(f"frames is {self.frames}; a window has at least 2, or nothing in it has a past.")
-        if self.context is not None and not 1 <= self.context < self.frames:
-            raise ConfigError(f"context is {self.context}; allowed: 1 to frames - 1, {self.frames - 1}.")
         for name in ("own", "ends", "events", "stills"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
