@@ -6,11 +6,13 @@ python -m worldsim.demos.agent_picture runs/agent-car-racing-dream --out docs/me
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from worldsim.agents.agent import Agent
+from worldsim.agents.evaluation import play_steps
 from worldsim.agents.games import find_game, real_games
 from worldsim.demos.pictures import save_gif
 from worldsim.errors import ConfigError
@@ -43,15 +45,8 @@ def at_play(config: AgentPictureConfig) -> tuple[np.ndarray, float]:
     recipe = find_game(agent.card.game, agent.card.frame_size)
     games = real_games(recipe, config.games)
     try:
-        games.seed(config.seed)
-        frames, begun = np.asarray(games.reset()), np.ones(config.games, bool)
-        agent.begin(config.games, config.seed)
-        shown = []
-        for step in range(config.frames):
-            if step % config.every == 0:
-                shown.append(np.concatenate(list(frames), axis=1))
-            seen, _, begun, _ = games.step(agent.act(frames, begun))
-            frames = np.asarray(seen)
+        steps = islice(play_steps(agent, games, config.seed), 0, config.frames, config.every)
+        shown = [np.concatenate(list(frames), axis=1) for frames, *_ in steps]
     finally:
         games.close()
     return np.stack(shown), recipe.fps / config.every

@@ -11,7 +11,7 @@ from worldsim.envs.world_env import SHIPPED, WorldEnv
 
 __all__ = ["SHIPPED", "WorldEnv"]
 
-WORLDS = {"World": None, "CarRacing": "car-racing", "CarRacingWild": "car-racing-wild", "Doom": "doom"}
+WORLDS = {"World": None, **{name.title().replace("-", ""): name for name in SHIPPED}}  # "CarRacing": "car-racing"
 for name, world in WORLDS.items():
     gym.register(
         f"worldsim/{name}-v0",

@@ -139,17 +139,26 @@ def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, tit
     return Played(returns=returns, lengths=steps, truncated=cut, seconds=time.perf_counter() - begin)
 
 
+def play_steps(
+    actor: Actor, games: VecEnv, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]]:
+    """Let `actor` play on and on: the frames (N, H, W, 3) it saw; the rewards, ends and infos of what it did then."""
+    games.seed(seed)
+    frames, over = np.asarray(games.reset()), np.ones(games.num_envs, bool)
+    actor.begin(games.num_envs, seed)
+    while True:
+        seen = frames
+        after, rewards, over, infos = games.step(actor.act(seen, over))
+        frames = np.asarray(after)
+        yield seen, rewards, over, infos
+
+
 def _endless(actor: Actor, games: VecEnv, seed: int) -> Iterator[tuple[int, tuple[float, int, bool]]]:
     """The number of a game, and the return, the length and whether it was cut, of each episode that ends."""
-    count = games.num_envs
-    games.seed(seed)
-    frames, begun = np.asarray(games.reset()), np.ones(count, bool)
-    actor.begin(count, seed)
-    sums, lengths = np.zeros(count), np.zeros(count, np.int64)
-    while True:
-        frames, rewards, begun, infos = games.step(actor.act(np.asarray(frames), begun))
+    sums, lengths = np.zeros(games.num_envs), np.zeros(games.num_envs, np.int64)
+    for _, rewards, over, infos in play_steps(actor, games, seed):
         sums, lengths = sums + rewards, lengths + 1
-        for i in np.flatnonzero(begun):
+        for i in np.flatnonzero(over):
             yield int(i), (float(sums[i]), int(lengths[i]), bool(infos[i].get("TimeLimit.truncated")))
             sums[i] = lengths[i] = 0
 
