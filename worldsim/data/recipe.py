@@ -68,6 +68,69 @@ class Pauses:
         return pausing
 
 
+class Beginner:
+    """Plays as somebody who has never seen the game: holds one key for long, or taps any of them now and then.
+
+    A world that was only trained on a skilled policy does not know what follows from this, and it is how most people
+    meet it first.
+    """
+
+    HOLD, TAP, LIFT = (40, 400), (1, 4), (1, 8)  # shortest and longest, in steps: a key held, tapped, none
+    HOLDING = 0.5  # of the episodes hold a key, the others tap
+
+    def __init__(self, keys: Mapping[str, Any], explorer: Explorer) -> None:
+        """Press `keys`; `explorer` is only asked how episodes begin."""
+        self.keys, self.explorer = keys, explorer
+
+    def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
+        """Start a new episode; return the options that the explorer would start it with."""
+        self.rng, self.left, self.key = rng, 0, ""
+        self.holding = bool(rng.random() < self.HOLDING)
+        return self.explorer.begin(rng, split)
+
+    def act(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> Any:
+        """The key that is down, or none."""
+        if self.left == 0:
+            lift = not self.holding and self.key != ""
+            names = [name for name in self.keys if name]
+            self.key = "" if lift else names[int(self.rng.integers(len(names)))]
+            low, high = self.LIFT if lift else self.HOLD if self.holding else self.TAP
+            self.left = int(self.rng.integers(low, high + 1))
+        self.left -= 1
+        return self.keys[self.key]
+
+
+class Rest:
+    """A long rest at the end of some episodes: the policy plays for a while, then holds no key until it is over.
+
+    Most are protected from what ends the episode, where the game can do that (`Recipe.protect`), so that the truth
+    lasts; the others go on until the game ends them.
+    """
+
+    AFTER, STEPS = (10, 100), (64, 400)  # steps before it, steps of it
+    PROTECTED = 0.75
+
+    def __init__(self, share: float, protect: Mapping[str, Any], rng: np.random.Generator) -> None:
+        """Rest in `share` of the episodes; `rng` decides whether in this one."""
+        self.begins: int | None = None
+        self.options: dict[str, Any] = {}
+        self.steps = 0
+        if rng.random() < share:
+            self.begins = int(rng.integers(self.AFTER[0], self.AFTER[1] + 1))
+            low, high = np.log(self.STEPS)
+            self.steps = round(float(np.exp(rng.uniform(low, high))))
+            if protect and rng.random() < self.PROTECTED:
+                self.options = dict(protect)
+
+    def resting(self, step: int) -> bool:
+        """Whether `step` is part of the rest."""
+        return self.begins is not None and step >= self.begins
+
+    def over(self, step: int) -> bool:
+        """Whether the rest, and with it the episode, is over before `step`."""
+        return self.begins is not None and bool(self.options) and step >= self.begins + self.steps
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to record one game.
@@ -86,6 +149,7 @@ class Recipe:
     episode_steps: int  # an episode is cut after so many steps
     frame_size: tuple[int, int] = (64, 64)  # (height, width)
     keys: Mapping[str, Any] = field(default_factory=dict)  # "left+up" -> action; "" is no key
+    protect: Mapping[str, Any] = field(default_factory=dict)  # options of a reset under which nothing ends an episode
     notices: tuple[str, ...] = ()  # licences of what the frames show
     packages: tuple[str, ...] = ()  # distributions whose versions go into the provenance
     unseen: bool = False  # has prompts that are held out of training

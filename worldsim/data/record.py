@@ -26,7 +26,7 @@ from worldsim.data.crew import Alone, Crew
 from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, count_steps, write_episode
 from worldsim.data.frames import see_frame
 from worldsim.data.games import recipes
-from worldsim.data.recipe import Explorer, Pauses, RandomExplorer, Recipe
+from worldsim.data.recipe import Beginner, Explorer, Pauses, RandomExplorer, Recipe, Rest
 from worldsim.errors import ConfigError, DataError, did_you_mean
 from worldsim.models.action import space_to_json, stack_actions
 
@@ -55,6 +55,10 @@ class RecordConfig:
     idle: float = 0.0
     """Share of the steps in which whoever plays holds no key, 8 to 64 steps each time (recipes only): explorers hardly
     ever stand still, and a world trained on them alone cannot."""
+    beginners: float = 0.0
+    """Share of the episodes that a beginner plays, who holds one key or taps any (recipes only)."""
+    rests: float = 0.0
+    """Share of the episodes that end with a long rest without a key, 64 to 400 steps (recipes only)."""
     frame_size: tuple[int, int] | None = None
     """Height and width (default: what the recipe says, or 64 64)."""
     max_episode_steps: int | None = None
@@ -73,8 +77,9 @@ class RecordConfig:
             raise ConfigError(f"frame_size is {self.frame_size}; it must be a height and a width of at least 1.")
         if not self.by_agent and self.policy not in ("explorer", "random"):
             raise ConfigError(f"policy is {self.policy!r}; allowed: 'explorer', 'random', the folder of an agent.")
-        if not 0 <= self.random <= 1:
-            raise ConfigError(f"random is {self.random}; allowed: 0 to 1.")
+        for name in ("random", "beginners", "rests"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1.")
         if not 0 <= self.idle < 1:
             raise ConfigError(f"idle is {self.idle}; allowed: 0 <= idle < 1.")
 
@@ -100,13 +105,16 @@ def record(config: RecordConfig, explorer: Callable[[], Explorer] | None = None)
         raise ConfigError("the policy is an agent; pass explorer=worldsim.agents.explorer.explorer_for(config).")
     recipe = recipe_for(config)
     recipe = dataclasses.replace(recipe, make_explorer=explorer or recipe.make_explorer)
-    if config.idle and "" not in recipe.keys:
-        raise ConfigError(
-            f"idle is {config.idle}, but {recipe.name} has no action for no key (recipes have one); record with idle 0."
-        )
+    for name in ("idle", "beginners", "rests"):
+        if getattr(config, name) and "" not in recipe.keys:
+            raise ConfigError(
+                f"{name} is {getattr(config, name)}, but {recipe.name} has no action for no key (recipes have one); "
+                f"record with {name} 0."
+            )
     out = config.out or Path("data") / recipe.name
     _open(out, _card(recipe, config))
-    most = recipe.episode_steps + 1  # frames in an episode
+    # Frames in an episode; a rest may begin late and last long.
+    most = 1 + max(recipe.episode_steps, Rest.AFTER[1] + Rest.STEPS[1] if config.rests else 0)
     frames = index = 0
     play = partial(_record, recipe, config, out)
     with (
@@ -199,15 +207,21 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
     if config.policy == "random":
         explorer = RandomExplorer()
         explorer.begin(rng, split)
+    elif np.random.default_rng([config.seed, index, 2]).random() < config.beginners:
+        explorer = Beginner(recipe.keys, explorer)
+        options = explorer.begin(rng, split)
     pauses = Pauses(config.idle, np.random.default_rng([config.seed, index, 1]))
+    rest = Rest(config.rests, recipe.protect, np.random.default_rng([config.seed, index, 3]))
+    options |= rest.options
+    limit = recipe.episode_steps if rest.begins is None else rest.begins + Rest.STEPS[1]
     env = recipe.make_env()
     try:
         observation, info = env.reset(seed=seed, options=options or None)
         frames, prompts = [see_frame(env, observation, recipe.frame_size)], [_prompt(info, config)]
         actions, rewards, terminations, truncations = [], [], [], []
-        while len(actions) < recipe.episode_steps:
+        while len(actions) < limit and not rest.over(len(actions)):
             action = explorer.act(env, observation, info)
-            if pauses.step():
+            if pauses.step() or rest.resting(len(actions)):
                 action = recipe.keys[""]
             actions.append(copy.deepcopy(action))  # games and explorers may change what they gave or were given
             observation, reward, terminated, truncated, info = env.step(copy.deepcopy(action))
@@ -233,7 +247,7 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
         truncated=np.asarray(truncations),
         prompt_index=np.asarray([distinct.index(text) for text in texts], np.int32),
         prompts=[json.loads(text) for text in distinct],
-        meta={"index": index, "seed": seed, "split": split},
+        meta={"index": index, "seed": seed, "split": split, **({"protected": True} if rest.options else {})},
     )
 
 
@@ -273,7 +287,7 @@ def _card(recipe: Recipe, config: RecordConfig) -> dict[str, Any]:
             "env_id": recipe.env_id,
             "policy": config.policy,
             **({"random": config.random} if config.by_agent else {}),
-            **({"idle": config.idle} if config.idle else {}),
+            **{name: getattr(config, name) for name in ("idle", "beginners", "rests") if getattr(config, name)},
             "seed": config.seed,
             "prompt": config.prompt,
             "episode_steps": recipe.episode_steps,

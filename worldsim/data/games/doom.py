@@ -107,7 +107,8 @@ class DoomGame(gym.Env):
         Args:
             seed: of the game and of the wordings.
             options: "scenario", a key of SCENARIOS; "events", a list of (step, name of an event): each is triggered
-                before that step, or as soon as the one before it has been told and there is room ahead.
+                before that step, or as soon as the one before it has been told and there is room ahead;
+                "invulnerable", true for a player that nothing hurts: the episode lasts until its timeout.
 
         Raises:
             ConfigError: an unknown scenario or event.
@@ -124,6 +125,8 @@ class DoomGame(gym.Env):
             self._game.send_game_command(command)
         self._game.set_seed(int(self.np_random.integers(2**31)))
         self._game.new_episode()
+        if options.get("invulnerable"):
+            self._game.send_game_command("god")
         self._narrator = Narrator(SCENARIOS[self.scenario], self.np_random)
         self._states: dict[str, str] = {}  # slot -> event
         self._event, self._told = "", 0
@@ -368,6 +371,7 @@ RECIPE = Recipe(
     episode_steps=EPISODE_STEPS,
     frame_size=(96, 128),
     keys={key: action for action, key in enumerate(CONTROLS["all"])},
+    protect={"invulnerable": True},
     notices=NOTICES,
     packages=("vizdoom", "numpy"),
     unseen=True,
@@ -384,6 +388,7 @@ def _small_recipe(scenario: str, summary: str, steps: int = EPISODE_STEPS) -> Re
         fps=TICS_PER_SECOND / 3,
         episode_steps=steps,
         keys={key: action for action, key in enumerate(CONTROLS[SCENARIOS[scenario].controls])},
+        protect={"invulnerable": True},
         notices=NOTICES,
         packages=("vizdoom", "numpy"),
     )
