@@ -12,7 +12,7 @@ from torch import Tensor
 from worldsim.errors import ConfigError
 from worldsim.models.attention import attend
 from worldsim.models.cache import FrameCache
-from worldsim.models.dit import Conditions, DiT, DiTConfig
+from worldsim.models.dit import GATE_OPEN, GATE_START, Conditions, DiT, DiTConfig
 from worldsim.models.layers import SquaredReLU, rope, rotate
 
 B, T, K, A, C, SIZE, WORDS = 2, 6, 2, 2, 4, 4, 3
@@ -32,6 +32,7 @@ def build(**changes: Any) -> DiT:
 def conditions(batch: int = B, frames: int = T) -> Conditions:
     return Conditions(
         history=torch.randn(batch, frames, K, C, SIZE, SIZE),
+        newest=torch.randn(batch, frames, C, SIZE, SIZE),
         present=(torch.rand(batch, frames, K) > 0.3).float(),
         history_sigma=torch.rand(batch, frames),
         actions=torch.randn(batch, frames, A, 3),
@@ -49,15 +50,29 @@ def cut(given: Conditions, rows: slice, frames: slice) -> Conditions:
     return Conditions(**{name: value if name in shared else value[rows, frames] for name, value in fields.items()})
 
 
+def test_an_open_gate_leaves_what_is_drawn() -> None:
+    """Worlds from before there was a base play on to the bit."""
+    model, given, frames = build(newest_base=False), conditions(), noisy()
+    model.open_gate(GATE_OPEN)
+    other = dataclasses.replace(given, newest=torch.randn_like(given.newest))
+    with torch.no_grad():
+        assert torch.equal(model(*frames, given).latents, model(*frames, other).latents)
+        model.open_gate(GATE_START)
+        assert not torch.equal(model(*frames, given).latents, model(*frames, other).latents)
+
+
 def noisy(batch: int = B, frames: int = T) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, frames, C, SIZE, SIZE), torch.rand(batch, frames)
 
 
-def test_starts_as_zero() -> None:
+def test_starts_as_a_share_of_the_newest_frame() -> None:
     model = DiTConfig(latent_channels=C, latent_size=(SIZE, SIZE), width=32, heads=2, history=K, action_history=A,
                       text_width=8).build()  # fmt: skip
-    prediction = model(*noisy(), conditions())
-    assert torch.equal(prediction.latents, torch.zeros_like(prediction.latents))
+    given = conditions()
+    prediction = model(*noisy(), given)
+    kept = (1 - torch.sigmoid(torch.tensor(GATE_START))) * given.present[..., -1, None, None, None]
+    torch.testing.assert_close(prediction.latents, given.newest * kept)
+    assert 0 < float(kept.mean()) < 1  # some frames have a newest one, some have none
 
 
 @torch.no_grad()
@@ -167,7 +182,7 @@ def test_every_condition_matters() -> None:
 def test_other_sizes_run() -> None:
     model = build()
     given = conditions()
-    given.history = torch.randn(B, T, K, C, 6, 10)
+    given.history, given.newest = torch.randn(B, T, K, C, 6, 10), torch.randn(B, T, C, 6, 10)
     assert model(torch.randn(B, T, C, 6, 10), torch.rand(B, T), given).latents.shape == (B, T, C, 6, 10)
 
 

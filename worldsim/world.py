@@ -126,8 +126,13 @@ class World:
             autoencoder = load_autoencoder(card.autoencoder, card.latent_mean, card.latent_std, path / "autoencoder")
             config = json.loads((path / "dynamics" / "config.json").read_text())
             settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-            dynamics = DiTConfig(**settings).build()
             weights = load_file(path / "dynamics" / "model.safetensors")
+            older = "gate.bias" not in weights  # from before frames were a change of the newest one
+            if older:
+                settings["newest_base"] = False
+            dynamics = DiTConfig(**settings).build()
+            if older:
+                weights |= {f"gate.{key}": tensor for key, tensor in dynamics.gate.state_dict().items()}
             dynamics.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
             starts = _read_starts(path / "starts.npz")
             book = PromptBook(dynamics.config.text_width, card.text_encoder)

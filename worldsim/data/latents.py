@@ -24,6 +24,8 @@ from worldsim.errors import DataError
 from worldsim.models.action import flatten_actions
 from worldsim.models.autoencoder import Autoencoder, FrameAutoencoder
 
+SETTLED = 16  # steps without a key after which somebody has come to rest, if the game lets them
+
 
 @dataclass
 class LatentData:
@@ -35,6 +37,8 @@ class LatentData:
         known: whether there was one, (N,).
         rewards: (N,).
         terminated: (N,).
+        mortal: whether the episode could end there: 0 in rests that the recorder protected (`data.recipe.Rest`), (N,).
+        idle: for how many steps in a row no key had been held, 0 where the game has no keys, (N,).
         told: whether with the frame an event begins to be told (label "event"; in games without it, whether the words
             change), (N,).
         prompt: index into `prompts`, (N,).
@@ -48,6 +52,8 @@ class LatentData:
     known: Tensor
     rewards: Tensor
     terminated: Tensor
+    mortal: Tensor
+    idle: Tensor
     told: Tensor
     prompt: Tensor
     first: Tensor
@@ -66,18 +72,23 @@ class LatentData:
             raise DataError(f"dataset {dataset.path} has no episodes in split {split!r}; record more of it.")
         places: dict[str, int] = {"": 0}
         columns: dict[str, list[Tensor]] = {name: [] for name in ("latents", "actions", "known", "rewards")}
-        columns |= {name: [] for name in ("terminated", "told", "prompt", "first", "last")}
+        columns |= {name: [] for name in ("terminated", "mortal", "idle", "told", "prompt", "first", "last")}
+        lifted = dataset.card.get("keys", {}).get("")
+        lifted = None if lifted is None else flatten_actions(dataset.action_space, np.asarray(lifted))
         offset = 0
         for path in tqdm(paths, desc=f"encoding {split}", unit="episode"):
             episode = read_episode(path)
             frames = len(episode) + 1
             parts = torch.from_numpy(episode.frames).split(64)
-            columns["latents"].append(torch.cat([autoencoder.encode(part) for part in parts]).half())
+            # Contiguous, as a file gives them: kernels differ in their last bits by how channels lie in memory.
+            columns["latents"].append(torch.cat([autoencoder.encode(part) for part in parts]).half().contiguous())
             actions = torch.from_numpy(flatten_actions(dataset.action_space, episode.actions))
             columns["actions"].append(torch.cat([torch.zeros_like(actions[:1]), actions]))
             columns["known"].append((torch.arange(frames) > 0).float())
             columns["rewards"].append(torch.from_numpy(np.concatenate([[0], episode.rewards]).astype(np.float32)))
             columns["terminated"].append(torch.from_numpy(np.concatenate([[False], episode.terminated])).float())
+            columns["mortal"].append(torch.full((frames,), 0.0 if episode.meta.get("protected") else 1.0))
+            columns["idle"].append(_idle(actions, None if lifted is None else torch.from_numpy(lifted)))
             columns["told"].append(_told([episode.prompts[i] for i in episode.prompt_index]))
             columns["prompt"].append(torch.tensor([places.setdefault(t, len(places)) for t in episode.texts()]))
             columns["first"].append(torch.full((frames,), offset))
@@ -143,6 +154,21 @@ class LatentData:
             self._starts, self._starts_key = fits, key
         return self._starts[torch.randint(len(self._starts), (rows,), generator=generator)]
 
+    def sample_rests(self, rows: int, frames: int, generator: torch.Generator) -> Tensor:
+        """Rows (R,) at which somebody has come to rest and stays so for `frames` frames.
+
+        R is `rows`, or 0 where nobody rests.
+        """
+        found = torch.nonzero(self.rests(torch.arange(len(self.idle)), frames))[:, 0]
+        return found[torch.randint(max(len(found), 1), (rows if len(found) else 0,), generator=generator)]
+
+    def rests(self, starts: Tensor, frames: int) -> Tensor:
+        """At which of `starts` (R,) somebody has come to rest and stays so for `frames` frames, bool (R,)."""
+        last = (starts + frames - 1).clamp(max=len(self.idle) - 1)
+        return (self.idle[starts.clamp(max=len(self.idle) - 1)] >= SETTLED) & (
+            self.idle[last] == self.idle[starts.clamp(max=len(self.idle) - 1)] + frames - 1
+        )
+
     def sample_around(self, happened: Tensor, rows: int, frames: int, generator: torch.Generator) -> Tensor:
         """Rows (R,) from which `frames` frames follow, at one of which, any of them, something `happened`, (N,).
 
@@ -155,6 +181,15 @@ class LatentData:
         before = torch.randint(frames, (rows,), generator=generator)  # frames of the window before that one
         starts = torch.maximum(moments - before, self.first[moments])
         return starts.clamp(max=len(self.first) - frames)
+
+
+def _idle(actions: Tensor, lifted: Tensor | None) -> Tensor:
+    """For how many of the last actions (T, action_size) in a row no key was held, at each frame, (1 + T,)."""
+    if lifted is None:
+        return torch.zeros(len(actions) + 1, dtype=torch.long)
+    still = torch.cat([torch.tensor([False]), (actions == lifted).all(dim=1)])
+    steps = torch.arange(len(still))
+    return steps - torch.where(still, 0, steps).cummax(dim=0).values
 
 
 def _told(prompts: list[dict[str, Any]]) -> Tensor:

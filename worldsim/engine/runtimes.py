@@ -34,6 +34,7 @@ from worldsim.world import World
 
 RUNTIMES = ("eager", "compiled", "onnx", "cudagraph")
 MOST_ROWS, MOST_PASSES = FIXED_ROWS, 64  # that a compiled stage takes at once
+WORDS_AT = 8  # where the words begin among the arguments of `Denoise`
 
 
 @dataclass
@@ -165,7 +166,7 @@ def _export(stage: str, module: nn.Module, dynamics: DiT) -> Any:
         dynamic[-1] = {0: passes}
     with torch.no_grad(), _quiet():
         if stage == "denoise":  # the words are one argument of any length
-            return torch.export.export(module, own, dynamic_shapes=(*dynamic[:6], tuple(dynamic[6:])))
+            return torch.export.export(module, own, dynamic_shapes=(*dynamic[:WORDS_AT], tuple(dynamic[WORDS_AT:])))
         return torch.export.export(module, (*own, *shared), dynamic_shapes=tuple(dynamic))
 
 

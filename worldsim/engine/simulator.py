@@ -248,13 +248,13 @@ class Simulator:
             self.vectors((sigma,), history=True),
             self.vectors(tuple(sigmas)),
         )
-        parts = [embedded, modulation, keys, state.cache.values, bias]
+        parts = [embedded, modulation, keys, state.cache.values, bias, state.history[:, -1], present[:, -1]]
         return [torch.cat([part, part[again]]) for part in parts] if again else parts
 
     def _pass(self, x: Tensor, level: int, prepared: list[Tensor], words: list[Tensor], again: list[int]) -> list:
-        embedded, modulation, keys, values, bias = prepared
+        embedded, modulation, *rest = prepared  # keys, values, bias, newest, based
         x = torch.cat([x, x[again]]) if again else x
-        return self.stages.denoise(x, embedded, modulation[:, level].contiguous(), keys, values, bias, *words)
+        return self.stages.denoise(x, embedded, modulation[:, level].contiguous(), *rest, *words)
 
     def _outcome(self, latents: Tensor, passed: list[Tensor]) -> Outcome:
         features, keys, values = passed

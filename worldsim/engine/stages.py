@@ -108,6 +108,8 @@ class Denoise(nn.Module):
         keys: Tensor,
         values: Tensor,
         bias: Tensor,
+        newest: Tensor,
+        based: Tensor,
         *words: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Denoise.
@@ -119,6 +121,8 @@ class Denoise(nn.Module):
             keys: from `Prepare`, (B, N, L, P, H, E).
             values: of the frames remembered, (B, N, L, P, H, E).
             bias: from `Prepare`, (B, N).
+            newest: the frame before, without noise, (B, C, h, w).
+            based: whether there is one, (B,) of 0 or 1.
             words: keys, values and mask for each layer that looks at the prompt, see `flat`.
 
         Returns:
@@ -134,6 +138,8 @@ class Denoise(nn.Module):
             words=[next(triples) if block.text is not None else None for block in dynamics.blocks],  # type: ignore
             place=(self.cos, self.sin) if own else dynamics.places(size, noisy.device),
             seen=Past(keys, values, bias),
+            newest=newest.unsqueeze(1),
+            based=based.unsqueeze(1),
         )
         passed = dynamics.denoise(noisy.unsqueeze(1), modulation[:, None, :, None], shared)
         assert passed[2] is not None  # a frame alone always has keys and values
@@ -209,7 +215,17 @@ def example(
             (sigma, random(1, width), random(passes, width)),
         ),
         "denoise": (
-            (random(rows, *frame, like=full), random(rows, patches, width), modulation, keys, values, bias, *words),
+            (
+                random(rows, *frame, like=full),
+                random(rows, patches, width),
+                modulation,
+                keys,
+                values,
+                bias,
+                random(rows, *frame, like=full),
+                present[:, 0],
+                *words,
+            ),
             (),
         ),
         "judge": ((random(rows, patches, width),), ()),

@@ -6,7 +6,9 @@ Departures from the textbook DiT (Peebles & Xie 2022, arXiv:2212.09748):
   local evidence for local change (as in DIAMOND, Alonso et al. 2024, arXiv:2405.12399); attention along time on top
   remembers further back;
 - layers attend either within a frame or along time at one place (factorised, as in ViViT, arXiv:2103.15691);
-- the network predicts the clean latents (x-prediction).
+- the network predicts the clean latents (x-prediction), as a gated change of the newest frame: each token says how far
+  to go from what was there to what it draws. What stands still then stays, where a model that draws every frame anew
+  loses a little of it each time.
 
 Legend: B batch, T frames, K history frames, C h w latent, P patches of a frame, D width, U distinct prompts, W words.
 """
@@ -37,6 +39,7 @@ from worldsim.models.layers import (
 
 SPACE_THETA = 100.0  # slowest period of patch positions, in patches
 TIME_THETA = 100.0  # the same of times, in frames; caches are tens of frames long
+GATE_OPEN, GATE_START = 20.0, 2.0  # logits: all that is drawn, exactly (in float32); and mostly that
 REWARD_BINS = 41
 
 
@@ -57,6 +60,7 @@ class DiTConfig:
     action_history: int = 4  # last actions given to each frame
     text_width: int = 384
     context: int = 8  # frames the cache remembers
+    newest_base: bool = True  # whether frames begin as a gated change of the newest one; else the gate is left open
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
@@ -80,6 +84,7 @@ class Conditions:
 
     Attributes:
         history: the previous K frames of each frame, oldest first, (B, T, K, C, h, w).
+        newest: the last of them without any noise, the base of the output, (B, T, C, h, w).
         present: which of them exist, (B, T, K) of 0 or 1; where 0 the history is ignored.
         history_sigma: the noise level that was mixed into the history, (B, T).
         actions: the last A flattened actions up to the one that led to the frame, oldest first, (B, T, A, action_size).
@@ -90,6 +95,7 @@ class Conditions:
     """
 
     history: Tensor
+    newest: Tensor
     present: Tensor
     history_sigma: Tensor
     actions: Tensor
@@ -126,6 +132,8 @@ class Shared:
         words: of each layer that looks at the prompt, those in force at each frame.
         place: cos and sin of the patches' places.
         seen: what the frames see along time, a `Window` of themselves or the `Past` of a frame alone.
+        newest: the frame before each, (B, T, C, h, w).
+        based: whether there is one, (B, T) of 0 or 1.
     """
 
     embedded: Tensor
@@ -133,6 +141,8 @@ class Shared:
     words: list[Words | None]
     place: tuple[Tensor, Tensor]
     seen: Window | Past
+    newest: Tensor
+    based: Tensor
 
 
 @dataclass
@@ -213,6 +223,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(len(config.pattern)))
         self.modulation = Linear(width, (6 * len(config.pattern) + 2) * width)  # of all blocks and the output
         self.final = OutLinear(width, config.latent_channels * patch_size)
+        self.gate = nn.Linear(width, patch_size)
         self.reward_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, REWARD_BINS))
         self.end_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
         self._compiled: list[Callable[..., Any]] = []
@@ -239,6 +250,13 @@ class DiT(nn.Module):
         for last in (self.modulation, self.final, self.reward_head[-1], self.end_head[-1]):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
+        self.open_gate(GATE_START if self.config.newest_base else GATE_OPEN)
+
+    def open_gate(self, logit: float) -> None:
+        """Let every token go as far from the newest frame to what it draws as `logit` says, whatever it sees."""
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, logit)
+        self.gate.requires_grad_(self.config.newest_base)
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The hidden matrices, which Muon trains; everything else is AdamW's."""
@@ -297,6 +315,8 @@ class DiT(nn.Module):
             words=[None if word is None else (word[0][index], word[1][index], word[2][index]) for word in words],
             place=self.places(given.history.shape[-2:], device),
             seen=seen,
+            newest=given.newest,
+            based=given.present[..., -1],
         )
 
     def embed_history(self, history: Tensor, present: Tensor) -> Tensor:
@@ -342,11 +362,19 @@ class DiT(nn.Module):
             written += [] if kept is None else [kept]
         features = _norm(x)
         latents = self._unpatch(self.final(modulate(features, *last.unbind(2))), noisy.shape)
+        latents = self._from_newest(latents, features, shared)
         if isinstance(shared.seen, Window):
             return latents, features, None
         none = shared.seen.keys[:, 0]  # the shape of it, where no layer attends along time
         keys, values = (torch.stack(parts, dim=1) for parts in zip(*written, strict=True)) if written else (none, none)
         return latents, features, (keys, values)
+
+    def _from_newest(self, drawn: Tensor, features: Tensor, shared: Shared) -> Tensor:
+        """The frames (B, T, C, h, w) as drawn, or where the gate closes as the newest frame was."""
+        gate = torch.sigmoid(self.gate(features).float())  # (B, T, P, high wide)
+        gate = torch.lerp(torch.ones_like(gate), gate, shared.based[..., None, None].to(gate))  # a first frame has none
+        opened = self._unpatch(gate, torch.Size((*drawn.shape[:2], 1, *drawn.shape[3:])))
+        return torch.lerp(shared.newest.to(opened), drawn.float(), opened)
 
     def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Reward logits (B, T, REWARD_BINS) and end logits (B, T) from the features of a pass over frames."""

@@ -161,7 +161,7 @@ class BaselineTask:
             rows = starts + n
             noise = torch.randn((len(rows), 3, *seen.shape[2:4]), generator=generator)
             actions = held.actions[rows.unsqueeze(1) + self.back[1:]]
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.trainer.bf16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(self.config.trainer.bf16)):
                 drawn = module.draw(noise, to_pixels(seen[:, -history:]), actions, text[held.prompt[rows]])
             seen = torch.cat([seen, drawn.unsqueeze(1)], dim=1)
         return seen[:, history:], held.frames[starts.unsqueeze(1) + torch.arange(frames)]

@@ -81,6 +81,8 @@ class DynamicsTraining:
     """Frames of such a window, the last ones, that the model draws."""
     own_pool: int = 16
     own_reuse: int = 1
+    own_rests: float = 0.25
+    """Share of these windows in which nobody moves, where the recording has rests: up to 256 frames deep."""
     head_weight: float = 0.1
     """Of the loss of the reward."""
     end_weight: float = 1.0
@@ -116,8 +118,9 @@ class DynamicsTraining:
             raise ConfigError(f"objective is {self.objective!r}; allowed: 'energy', 'flow'.")
         if self.objective == "energy" and self.steps_drawn() != 1:
             raise ConfigError(f"draw_steps is {self.draw_steps}; the energy objective trains drawing in 1 step only.")
-        if not 0 <= self.focus <= 1:
-            raise ConfigError(f"focus is {self.focus}; allowed: 0 to 1.")
+        for name in ("focus", "own_rests"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1.")
         if self.own > self.windows:
             raise ConfigError(f"own is {self.own} of {self.windows} windows; allowed: at most all of them.")
 
@@ -201,8 +204,10 @@ class DynamicsTask:
         drawn = config.drawn_frames()
         self.draws = 2 if config.objective == "energy" else 1
         lead = config.frames - drawn
-        self.pool = RolloutPool(config.own_pool, drawn, config.own_reuse, self.sampler, lead, self.draws)
-        self.end_share = data.terminated.mean()  # of all frames
+        self.pool = RolloutPool(
+            config.own_pool, drawn, config.own_reuse, self.sampler, lead, self.draws, config.own_rests
+        )
+        self.end_share = data.terminated.sum() / data.mortal.sum().clamp(min=1)
         self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
         self.typical: Tensor | None = None  # what is mostly at each place, (C, h, w)
         if config.focus:
@@ -274,7 +279,7 @@ class DynamicsTask:
                 other = self._history(windows.seen[:, 1] - windows.seen[:, 0])  # (B, T, K, C, h, w)
                 clean = (1 - conditions.history_sigma)[..., None, None, None, None]
                 embedded = module.embed_history(conditions.history + clean * other, conditions.present)
-                shared = dataclasses.replace(shared, embedded=embedded)
+                shared = dataclasses.replace(shared, embedded=embedded, newest=shared.newest + other[:, :, -1])
             second = module.denoise(noisy[:, :, 1], modulation, shared)[0].float()
         places = self._places(target)
         score = self._score(first, second, target, places)  # (B, T)
@@ -350,11 +355,10 @@ class DynamicsTask:
         config, over = self.config, self.data.terminated[rows]
         shown = min(config.ends, len(rows)) / max(rows.numel(), 1)
         weight = judged * torch.where(over > 0, (self.end_share / shown).clamp(max=1) if shown else 1.0, 1.0)
-        count = weight.sum().clamp(min=1)
-        rewards = (reward_loss(reward, self.data.rewards[rows]) * weight).sum() / count
-        ends = (
-            nn.functional.binary_cross_entropy_with_logits(ended.float(), over, weight=weight, reduction="sum") / count
-        )
+        rewards = (reward_loss(reward, self.data.rewards[rows]) * weight).sum() / weight.sum().clamp(min=1)
+        weight = weight * self.data.mortal[rows]
+        ends = nn.functional.binary_cross_entropy_with_logits(ended.float(), over, weight=weight, reduction="sum")
+        ends = ends / weight.sum().clamp(min=1)
         return config.head_weight * rewards + config.end_weight * ends, {"reward": rewards, "ended": ends}
 
     def _stills(self, generator: torch.Generator) -> Tensor:
@@ -386,6 +390,7 @@ class DynamicsTask:
         distinct, index = torch.unique(prompt.masked_fill(blank, 0), return_inverse=True)
         return Conditions(
             history=history,
+            newest=past[:, :, -1],
             present=present,
             history_sigma=sigma,
             actions=self.data.actions[steps.clamp(min=0)],
@@ -410,9 +415,8 @@ class DynamicsTask:
         generator = torch.Generator().manual_seed(0)
         starts = self.held.sample_starts(4, frames, generator, history)
         seen = self.held.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            simulator = Simulator(module, self.book, self.shown)
-            drawn = roll(simulator, self.held, starts, seen.unsqueeze(1), frames, 0).seen[:, 0]
+        simulator = Simulator(module, self.book, self.shown)
+        drawn = roll(simulator, self.held, starts, seen.unsqueeze(1), frames, 0).seen[:, 0]
         shown = sorted({0, 1, 3, *range(7, frames, 8)} & set(range(frames)))
         truth = self.held.latents[(starts.unsqueeze(1) + torch.arange(frames))[:, shown]].float()
         rows = []

@@ -20,6 +20,9 @@ from worldsim.data.latents import LatentData
 from worldsim.engine.simulator import SamplerConfig, Simulator
 from worldsim.training.trainer import seed_of
 
+MOVING_DEEP = 2  # windows of a rollout where something moves
+RESTING_DEEP = 256  # frames of one at rest
+
 
 @dataclass
 class Rollouts:
@@ -69,17 +72,36 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
 class RolloutPool:
     """A pool of rollouts that is made anew once every window was used `reuse` times.
 
-    Half of the windows continue the model's own previous window, so that it also meets frames up to two windows deep
-    into its own play; deeper ones have lost the recorded course, and their targets would teach blur.
+    Where something moves, a rollout goes on from its own last frames once, so that the model also meets frames up to
+    two windows deep into its own play; deeper ones have lost the recorded course, and their targets would teach blur.
+    At rest the recorded frames stay true at any age: there rollouts go on until the recorded rest is over.
     """
 
     def __init__(
-        self, size: int, frames: int, reuse: int, sampler: SamplerConfig, lead: int = 0, draws: int = 1
+        self,
+        size: int,
+        frames: int,
+        reuse: int,
+        sampler: SamplerConfig,
+        lead: int = 0,
+        draws: int = 1,
+        rest_share: float = 0.0,
     ) -> None:
-        """A pool of `size` windows of `frames` frames, each played `draws` times, `lead` recorded frames before."""
+        """A pool of rollouts.
+
+        Args:
+            size: how many.
+            frames: of each that the model draws.
+            reuse: how often each is used.
+            sampler: how frames are drawn.
+            lead: recorded frames before those.
+            draws: how often each is played.
+            rest_share: share of them that begin at rest, where the recording has rests.
+        """
         self.size, self.frames, self.reuse, self.sampler, self.lead = size, frames, reuse, sampler, lead
-        self.draws = draws
+        self.draws, self.rest_share = draws, rest_share
         self.pool: Rollouts | None = None
+        self.depth = torch.arange(size) % MOVING_DEEP  # windows that each has gone on for, staggered
         self.uses = 0
 
     def take(self, rows: int, simulator: Simulator, data: LatentData, step: int, seed: int) -> Rollouts:
@@ -94,14 +116,25 @@ class RolloutPool:
     def _fill(self, simulator: Simulator, data: LatentData, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         history = simulator.dynamics.config.history
-        starts = data.sample_starts(self.size, 2 * self.frames, generator, history + self.lead)
+        starts = data.sample_starts(self.size, MOVING_DEEP * self.frames, generator, history + self.lead)
+        slots = torch.arange(self.size)
+        # Spread over the slots, so that no batch has only these.
+        resting = ((slots + 1) * self.rest_share).floor() > (slots * self.rest_share).floor()
+        rests = data.sample_rests(int(resting.sum()), self.frames, generator)
+        resting &= torch.tensor(len(rests) > 0)
+        starts[resting] = rests
         seen = data.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
         seen = seen.unsqueeze(1).repeat(1, self.draws, *[1] * (seen.dim() - 1))  # (R, D, K, C, h, w)
-        half = self.size // 2
         if self.pool is not None:
-            # The first half goes on from where the second half of the last pool ended.
-            starts[:half] = self.pool.starts[-half:] + self.frames
-            seen[:half] = self.pool.seen[-half:, :, -history:]
+            following = self.pool.starts + self.frames
+            on = torch.where(
+                resting,
+                data.rests(following, self.frames) & (self.depth + 1 < RESTING_DEEP // self.frames),
+                self.depth + 1 < MOVING_DEEP,
+            )
+            starts[on] = following[on]
+            seen[on] = self.pool.seen[on][:, :, -history:]
+            self.depth = torch.where(on, self.depth + 1, 0)
         module, training = simulator.dynamics, simulator.dynamics.training
         module.eval()
         self.pool = roll(simulator, data, starts, seen, self.frames, seed)
@@ -110,9 +143,9 @@ class RolloutPool:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"pool": None if self.pool is None else vars(self.pool), "uses": self.uses}
+        return {"pool": None if self.pool is None else vars(self.pool), "uses": self.uses, "depth": self.depth}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.uses = state["uses"]
+        self.uses, self.depth = state["uses"], state["depth"]
         self.pool = None if state["pool"] is None else Rollouts(**state["pool"])

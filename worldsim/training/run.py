@@ -13,6 +13,7 @@ from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError
 from worldsim.models.action import flat_size
 from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.dit import GATE_START
 from worldsim.models.text import PromptBook
 from worldsim.training.autoencoder import load_run
 from worldsim.training.dynamics import DynamicsTask, DynamicsTraining
@@ -57,7 +58,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
             action_size=flat_size(dataset.action_space),
         )
     else:
-        model = world.dynamics.config
+        model = dataclasses.replace(world.dynamics.config, newest_base=config.model.newest_base)
         if world.action_space != dataset.action_space:
             raise ConfigError(
                 f"the world {config.start} has the action space {world.action_space}, the dataset {config.data} has "
@@ -70,6 +71,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
     if world is not None:
         task.module.load_state_dict(world.dynamics.state_dict())
+        if model.newest_base and not world.dynamics.config.newest_base:
+            task.module.open_gate(GATE_START)
     task.decode = autoencoder.decode
     if config.objective == "energy" and config.picture:
         shown = torch.linspace(0, len(data.latents) - 1, PICTURE_FRAMES).long()

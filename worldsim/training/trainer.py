@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldsim.errors import ConfigError, TrainingDiverged
+from worldsim.training.optimizers import build_optimizers
+from worldsim.training.precision import choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class TrainerConfig:
     """How often a picture is drawn."""
     seed: int = 0
     threads: int = 1
-    bf16: bool = True
-    """Autocast to bfloat16: twice as fast where the machine computes in it."""
+    bf16: bool | None = None
+    """Autocast to bfloat16 (default: where a measurement at the start says that it is faster)."""
     learning_rate: float = 1e-3
     """Of AdamW, for embeddings, norms, biases, convolutions."""
     muon_learning_rate: float = 0.02
@@ -108,7 +110,14 @@ class Trainer:
         self.step = 0
         self.smooth: float | None = None
         self.best = math.inf
-        self.optimizers = build_optimizers(task.module, config)
+        self.precision = choose(config.bf16)
+        self.optimizers = build_optimizers(
+            task.module,
+            learning_rate=config.learning_rate,
+            muon_learning_rate=config.muon_learning_rate,
+            weight_decay=config.weight_decay,
+            muon_dtype=self.precision.dtype,
+        )
         self.ema = {name: tensor.detach().clone().float() for name, tensor in task.module.state_dict().items()}
         if (self.out / "checkpoint.pt").exists():
             self.load(self.out / "checkpoint.pt")
@@ -127,6 +136,7 @@ class Trainer:
         sums: dict[str, float] = {}
         before = stop_on_terminate()
         bar = tqdm(total=config.steps, initial=self.step, desc=self.out.name, unit="step", mininterval=2)
+        bar.write(f"computing in {self.precision.why}")
         try:
             while not self._done(start):
                 values = self.train_step()
@@ -164,16 +174,17 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * rate
         device = next(module.parameters()).device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=config.bf16):
-            loss, scalars = self.task.loss(self.step, generator)
-        value = float(loss.detach())
-        self._check(value)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(module.parameters(), config.clip))
-        for optimizer in self.optimizers:
-            optimizer.step()
+        with self.precision.active():
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision.bf16):
+                loss, scalars = self.task.loss(self.step, generator)
+            value = float(loss.detach())
+            self._check(value)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = float(nn.utils.clip_grad_norm_(module.parameters(), config.clip))
+            for optimizer in self.optimizers:
+                optimizer.step()
         self._update_ema()
         self.step += 1
         return {"loss": value, "grad_norm": norm, **scalars}
@@ -280,30 +291,6 @@ class Trainer:
 def seed_of(*parts: int) -> int:
     """One 63-bit seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-def build_optimizers(module: nn.Module, config: TrainerConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices (parameters of modules that list them in `muon_parameters()`), AdamW for the rest.
-
-    Muon: K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
-    """
-    listed = getattr(module, "muon_parameters", None)
-    matrices = list(listed()) if listed is not None else []
-    chosen = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
-        )
-    ]
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95)
-        )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
-    return optimizers
 
 
 def stop_on_terminate() -> Any:
