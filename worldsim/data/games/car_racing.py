@@ -198,9 +198,15 @@ def _grass_squares() -> np.ndarray:
 class Driver:
     """Follows the track with random skill, and does enough else that every action is seen in every situation.
 
-    An episode draws a character (speed, steering gain, noise, keyboard or wheel). Within it, spans of plain following
-    alternate with spans of something else: leaving the road, coasting, stopping, spinning, random controls, no input.
+    An episode draws a character and its skill (speed, steering gain, noise, keyboard or wheel). A "mixed" one alternates
+    spans of plain following with spans of something else: leaving the road, coasting, stopping, spinning, random
+    controls, no input. An "expert" follows the road to the end; a "wanderer" leaves it for long and comes back, again
+    and again; a "beginner" steers late and taps the gas, slowly.
     """
+
+    CHARACTERS = {"mixed": 0.4, "expert": 0.2, "wanderer": 0.2, "beginner": 0.2}
+    LATE = 3  # steps that a beginner steers behind what there is to see
+    TAPPED = 0.6, (0.06, 0.15)  # share of a beginner's steps with gas, and how much
 
     # name: (weight, shortest, longest) in steps
     SPANS = {
@@ -215,16 +221,24 @@ class Driver:
     }
     CHANGING = 0.35  # of the episodes change their palette on the way
     KEYBOARD = 0.2  # of the episodes are played by keyboard
-    LEAVING = 0.02  # of the episodes drive off the edge of the world
+    LEAVING = 0.05  # of the episodes drive off the edge of the world
+    ROAMING = (20, 60), (3.0, 12.0)  # a wanderer's way off the road: steps, and how many road widths
 
     def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
         """Draw a character and a palette; return the options for `CarRacingGame.reset`."""
         self.rng = rng
+        self.character = str(rng.choice(list(self.CHARACTERS), p=list(self.CHARACTERS.values())))
         self.cruise = rng.uniform(15, 90)  # world units per second; flat out is about 100
         self.gain = rng.uniform(0.8, 2.0)
         self.noise = rng.choice([0.0, 0.1, 0.25, 0.4])
         self.discipline = rng.uniform(0.2, 0.85)  # chance to go on following when a span ends
         self.way = -1 if rng.random() < 0.1 else 1  # against the usual direction
+        if self.character == "expert":
+            self.discipline, self.noise = 1.0, min(self.noise, 0.1)
+        if self.character == "beginner":
+            self.discipline, self.noise, self.gain = 1.0, 0.03, rng.uniform(0.8, 1.6)
+        self.seen = [0.0] * self.LATE  # what a beginner steers by, newest last
+        self.distance = 2.5  # of an excursion, in road widths
         self.keyboard = rng.random() < self.KEYBOARD
         self.key_strength = rng.uniform((0.5, 0.5, 0.5), (1.0, 1.0, 0.85))
         self.leaving = rng.random() < self.LEAVING
@@ -246,6 +260,10 @@ class Driver:
             self._next_span()
         self.wobble += -0.2 * self.wobble + self.noise * np.array((0.6, 0.3)) * self.rng.standard_normal(2)
         steer, gas, brake = self._controls(env.unwrapped)
+        if self.character == "beginner":
+            share, (low, high) = self.TAPPED
+            self.seen.append(steer)
+            steer, gas, brake = self.seen.pop(0), self.rng.uniform(low, high) * (self.rng.random() < share), 0.0
         action = np.array([steer + self.wobble[0], gas + self.wobble[1], brake])
         if self.span == "random":
             action = self._random_controls()
@@ -260,10 +278,16 @@ class Driver:
     def _next_span(self) -> None:
         if self.span != "follow" or self.rng.random() < self.discipline:
             self.span = "follow"
+        elif self.character == "wanderer":
+            self.span = "excursion"
         else:
             weights = np.array([weight for weight, _, _ in self.SPANS.values()])
             self.span = str(self.rng.choice(list(self.SPANS), p=weights / weights.sum()))
         _, shortest, longest = self.SPANS[self.span]
+        self.distance = 2.5
+        if self.character == "wanderer" and self.span == "excursion":
+            (shortest, longest), far = self.ROAMING
+            self.distance = self.rng.uniform(*far)
         self.left = int(self.rng.integers(shortest, longest + 1))
         self.side = float(self.rng.choice([-1, 1]))
         self.strength = self.rng.uniform(0.4, 1.0)
@@ -281,8 +305,8 @@ class Driver:
 
         direction, x, y = ahead(7 + 0.25 * speed)
         if self.span == "excursion":
-            x += self.side * 2.5 * game.TRACK_WIDTH * math.cos(direction)
-            y += self.side * 2.5 * game.TRACK_WIDTH * math.sin(direction)
+            x += self.side * self.distance * game.TRACK_WIDTH * math.cos(direction)
+            y += self.side * self.distance * game.TRACK_WIDTH * math.sin(direction)
         if self.leaving:
             x, y = place * 2  # away from the centre of the field
         # The car looks along (-sin, cos) of its angle; a positive error lies to its right.
