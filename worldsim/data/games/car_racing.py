@@ -198,10 +198,10 @@ def _grass_squares() -> np.ndarray:
 class Driver:
     """Follows the track with random skill, and does enough else that every action is seen in every situation.
 
-    An episode draws a character and its skill (speed, steering gain, noise, keyboard or wheel). A "mixed" one alternates
-    spans of plain following with spans of something else: leaving the road, coasting, stopping, spinning, random
-    controls, no input. An "expert" follows the road to the end; a "wanderer" leaves it for long and comes back, again
-    and again; a "beginner" steers late and taps the gas, slowly.
+    An episode draws a character and its skill (speed, steering gain, noise, keyboard or wheel). A "mixed" character
+    alternates spans of plain following with spans of something else: leaving the road, coasting, stopping, spinning,
+    random controls, no input. An "expert" follows the road to the end; a "wanderer" leaves it for long and comes back,
+    again and again; a "beginner" steers late and taps the gas, slowly.
     """
 
     CHARACTERS = {"mixed": 0.4, "expert": 0.2, "wanderer": 0.2, "beginner": 0.2}
