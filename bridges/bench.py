@@ -96,7 +96,7 @@ class StillEngine:
             known = self.sessions[number]
             known.step += 1
             known.frame = self._frames[known.step % 2]
-            steps[number] = Step(known.frame.copy(), 0.0, 0.0, known.step)
+            steps[number] = Step(known.frame.copy(), 0.0, 0.0, known.step, False)
         return steps
 
     def stats(self) -> dict[str, Any]:

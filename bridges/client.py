@@ -152,7 +152,8 @@ class RemoteEngine:
             message = self._call("step", buffers, session=known.token, step=known.step, action=plain)
             frame = self.connection.frame(message.buffers["frame"])
             about = message.header
-            return {number: self._advance(number, frame, about["reward"], about["ended"], about["step"])}
+            drawn = (about[name] for name in ("reward", "ended", "step", "terminated"))
+            return {number: self._advance(number, frame, *drawn)}
         drawn: dict[int, Step] = {}
         numbers = list(actions)
         for number in numbers:
@@ -268,14 +269,16 @@ class RemoteEngine:
         tokens, steps = [one.token for one in known.values()], [one.step for one in known.values()]
         message = self._call("step_batch", buffers, sessions=tokens, steps=steps, **fields)
         about, frames = message.header, message.buffers["frames"]
-        rows = zip(actions, frames, about["rewards"], about["ended"], about["steps"], strict=True)
+        rows = zip(actions, frames, about["rewards"], about["ended"], about["steps"], about["terminated"], strict=True)
         return {row[0]: self._advance(*row) for row in rows}
 
-    def _advance(self, number: int, frame: np.ndarray, reward: float, ended: float, step: int) -> Step:
+    def _advance(
+        self, number: int, frame: np.ndarray, reward: float, ended: float, step: int, terminated: bool
+    ) -> Step:
         known = self.sessions[number]
         self.sessions[number] = replace(known, frame=frame, reward=reward, ended=ended, step=step)
         own = np.array(frame) if self.connection.config.copy else frame  # what is kept here is only read
-        return Step(own, reward, ended, step)
+        return Step(own, reward, ended, step, terminated)
 
 
 class RemoteEnv(WorldEnv):

@@ -132,7 +132,7 @@ _DRAWN = (
     _STEP,
     Field("reward", "number", "of this frame, learned"),
     Field("ended", "number", "learned probability that the episode ended with it, 0 to 1"),
-    Field("terminated", "bool", "whether that is over a half"),
+    Field("terminated", "bool", "whether it did: drawn with that probability, from seed and step"),
     Field("truncated", "bool", "whether the episode has as many steps as the world's card allows"),
 )
 _WORLD = Field("world", "name", "its name")

@@ -40,7 +40,6 @@ from worldsim.errors import (
 log = logging.getLogger("worldsim.host")
 MOST_PEERS = 4096  # connections and clients that are remembered
 WORTH = 0.05  # part of a pass that waiting for another session may take
-ENDED = 0.5  # probability over which an episode is over
 CODES: list[tuple[type[Exception], str]] = [
     (ActionError, "bad-action"),
     (PromptError, "bad-prompt"),
@@ -274,7 +273,7 @@ class Service:
             "step": record.step,
             "reward": record.reward,
             "ended": record.ended,
-            "terminated": record.ended > ENDED,
+            "terminated": record.terminated,
             "truncated": limit is not None and hosted.episode >= limit,
         }
 

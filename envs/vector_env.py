@@ -42,7 +42,7 @@ class WorldVectorEnv(VectorEnv):
         engine: share this one.
         starts: clips that episodes begin from, in place of those that the world carries.
         end_above: an episode terminates when its learned probability passes this; None draws the end with that
-            probability, from the generator of the sub-environment.
+            probability, as single environments do.
 
     Raises:
         WorldError: the world cannot be loaded.
@@ -67,7 +67,7 @@ class WorldVectorEnv(VectorEnv):
         engine: EngineLike | None = None,
         temperature: float | None = None,
         starts: Sequence[dict[str, Any]] | None = None,
-        end_above: float | None = 0.5,
+        end_above: float | None = None,
     ) -> None:
         if num_envs < 1:
             raise ConfigError(f"num_envs is {num_envs}; it must be at least 1.")
@@ -164,7 +164,7 @@ class WorldVectorEnv(VectorEnv):
         for i in np.flatnonzero(~again):
             step = drawn[sessions[i]]
             self._steps[i] += 1
-            rewards[i], terminated[i] = step.reward, self._ends(int(i), step.ended)
+            rewards[i], terminated[i] = step.reward, self._ends(step)
             truncated[i] = self.max_episode_steps is not None and self._steps[i] >= self.max_episode_steps
         over = terminated | truncated
         same_step = over if self.autoreset_mode == AutoresetMode.SAME_STEP else np.zeros_like(over)
@@ -237,9 +237,8 @@ class WorldVectorEnv(VectorEnv):
                 self.engine.close(old)
             self._sessions[i], self._steps[i], self._over[i] = session, 0, False
 
-    def _ends(self, index: int, probability: float) -> bool:
-        above = self._generator(index).random() if self.end_above is None else self.end_above
-        return probability > above
+    def _ends(self, step: Step) -> bool:
+        return step.terminated if self.end_above is None else step.ended > self.end_above
 
     def _info(self, index: int, step: Step | None) -> dict[str, Any]:
         info: dict[str, Any] = {"prompt": self.engine.sessions[self._session(index)].prompt}

@@ -182,7 +182,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         if self.render_mode == "human":
             self._show()
         info = {"prompt": self.prompt, "ended": step.ended}
-        return step.frame, step.reward, step.ended > 0.5, truncated, info
+        return step.frame, step.reward, step.terminated, truncated, info
 
     def snapshot(self) -> Any:
         """The episode as it is now; `restore`, `reset(options={"snapshot": ...})` and `Snapshot.save` take it.

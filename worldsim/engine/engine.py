@@ -278,7 +278,7 @@ class Engine:
             state, outcome = self._compute(take, [self.sessions[session]])[0]
             new = self.table.advance(self.sessions[session], 0, state, outcome, frame.copy())
             self.sessions[session] = new
-            return Step(frame.copy(), new.reward, new.ended, new.step)
+            return new.as_step(frame.copy())
 
     def check(self, session: int, action: Any) -> None:
         """Raise what `step` would raise for this session and action.
@@ -357,7 +357,7 @@ class Engine:
                 old = self.sessions[number]
                 frame = old.frame if frames is None else frames[row].copy()
                 new = self.sessions[number] = self.table.advance(old, row, state, outcome, frame)
-                steps[number] = Step(frame.copy(), new.reward, new.ended, new.step)
+                steps[number] = new.as_step(frame.copy())
         self.counts.note(time.perf_counter() - begun, sizes)
         return steps
 

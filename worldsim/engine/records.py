@@ -28,12 +28,14 @@ class Step:
         reward: learned.
         ended: learned probability that the episode ended with this frame.
         step: how many frames the session has by now.
+        terminated: whether it did: drawn with that probability, from the session's seed and step alone.
     """
 
     frame: np.ndarray
     reward: float
     ended: float
     step: int
+    terminated: bool
 
 
 class EngineLike(Protocol):

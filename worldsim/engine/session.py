@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from worldsim.engine.noise import draw_end
 from worldsim.engine.pool import NOTHING, BlockPool
+from worldsim.engine.records import Step
 from worldsim.errors import SnapshotDamaged, SnapshotMismatch
 
 FORMAT = "worldsim-snapshot"
@@ -51,6 +53,15 @@ class Session:
     frame: np.ndarray
     reward: float = 0.0
     ended: float = 0.0
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the episode ended with the last frame, see `noise.draw_end`."""
+        return draw_end(self.ended, self.seed, self.step)
+
+    def as_step(self, frame: np.ndarray) -> Step:
+        """What the last step gave, with a frame of its own."""
+        return Step(frame, self.reward, self.ended, self.step, self.terminated)
 
 
 @dataclass(frozen=True)

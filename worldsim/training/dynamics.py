@@ -10,6 +10,7 @@ Legend: B windows, T frames, K history frames, A action history, C h w latent.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from dataclasses import dataclass, field
@@ -89,6 +90,9 @@ class DynamicsTraining:
     """Of the loss of the end."""
     objective: Literal["energy", "flow"] = "energy"
     """energy: one pass draws a frame (see `diffusion.energy`). flow: flow matching, some passes a frame."""
+    both_gradients: bool = False
+    """Whether the gradient of that score goes through both draws. Through one it is the same on the average, as both
+    are alike, for two thirds of the work."""
     draws_after: int = 0
     """Steps of the energy objective with one draw, which only learns to be near: half the work, to begin with."""
     shared_noise: float = 0.5
@@ -275,12 +279,13 @@ class DynamicsTask:
         latents, features, _ = module.denoise(noisy[:, :, 0], modulation, shared)
         first = second = latents.float()  # (B, T, C, h, w)
         if two:
-            if own:
-                other = self._history(windows.seen[:, 1] - windows.seen[:, 0])  # (B, T, K, C, h, w)
-                clean = (1 - conditions.history_sigma)[..., None, None, None, None]
-                embedded = module.embed_history(conditions.history + clean * other, conditions.present)
-                shared = dataclasses.replace(shared, embedded=embedded, newest=shared.newest + other[:, :, -1])
-            second = module.denoise(noisy[:, :, 1], modulation, shared)[0].float()
+            with contextlib.nullcontext() if config.both_gradients else torch.no_grad():
+                if own:
+                    other = self._history(windows.seen[:, 1] - windows.seen[:, 0])  # (B, T, K, C, h, w)
+                    clean = (1 - conditions.history_sigma)[..., None, None, None, None]
+                    embedded = module.embed_history(conditions.history + clean * other, conditions.present)
+                    shared = dataclasses.replace(shared, embedded=embedded, newest=shared.newest + other[:, :, -1])
+                second = module.denoise(noisy[:, :, 1], modulation, shared)[0].float()
         places = self._places(target)
         score = self._score(first, second, target, places)  # (B, T)
         apart = {}
@@ -290,6 +295,8 @@ class DynamicsTask:
             motion = self._score(*moved, target[:own] - last[:own], None if places is None else places[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
             apart = {"score_own": score[:own].mean(), "motion_own": motion.mean()}
+        if two and not config.both_gradients:
+            score = 2 * score - score.detach()  # what the other draw would have added to the gradient
         counted = (~given & windows.inside).float()
         denoise = (score * counted).sum() / counted.sum()
         rows = windows.rows[own:]  # what happened to the model's own frames is not known
