@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldsim.diffusion.flow import schedule
-from worldsim.engine.noise import HISTORY, SAMPLE, keyed_noise
+from worldsim.engine.noise import HISTORY, NEVER, SAMPLE, draw_end, keyed_noise
 from worldsim.engine.simulator import SamplerConfig, Simulator, State
 from worldsim.world import World
 
@@ -29,6 +29,19 @@ def test_noise_is_a_function_of_its_key() -> None:
     assert len({tuple(row.flatten().tolist()) for row in noise}) == 3
     assert not torch.equal(noise, keyed_noise([1, 2, 1], steps, HISTORY, (2, 50)))
     assert abs(float(keyed_noise([5], torch.tensor([0]), 0, (20000,)).std()) - 1) < 0.02
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.3, 0.9])
+def test_ends_are_as_frequent_as_they_should_be(probability: float) -> None:
+    ends = [draw_end(probability, seed, step) for seed in range(40) for step in range(100)]
+    spread = (probability * (1 - probability) / len(ends)) ** 0.5
+    assert abs(sum(ends) / len(ends) - probability) < 4 * spread
+    assert ends == [draw_end(probability, seed, step) for seed in range(40) for step in range(100)]
+
+
+def test_an_end_that_is_most_unlikely_never_comes() -> None:
+    assert not any(draw_end(0.99 * NEVER, seed, 7) for seed in range(3000))
+    assert draw_end(1.0, 5, 0) and not draw_end(0.0, 5, 0)
 
 
 def test_same_seed_same_bits(world: World) -> None:

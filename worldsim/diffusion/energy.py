@@ -27,6 +27,14 @@ def energy_score(first: Tensor, second: Tensor, target: Tensor, eps: float = 1e-
     return (distance(first, target) + distance(second, target) - distance(first, second)) / 2
 
 
+def through_one_draw(score: Tensor) -> Tensor:
+    """A score with twice its gradient, for scores of which only one draw has any.
+
+    Both draws are made alike and the score is symmetric in them, so that each has half of the gradient on the average.
+    """
+    return 2 * score - score.detach()
+
+
 def scaled_energy_score(
     first: Tensor, second: Tensor, target: Tensor, scales: tuple[int, ...], weight: Tensor | None = None
 ) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from worldsim.data.latents import LatentData
-from worldsim.diffusion.energy import scaled_energy_score, share_places, shared_channels
+from worldsim.diffusion.energy import scaled_energy_score, share_places, shared_channels, through_one_draw
 from worldsim.diffusion.flow import loss_weight, mix, schedule, training_levels
 from worldsim.engine.simulator import SamplerConfig, Simulator
 from worldsim.errors import ConfigError
@@ -296,7 +296,7 @@ class DynamicsTask:
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
             apart = {"score_own": score[:own].mean(), "motion_own": motion.mean()}
         if two and not config.both_gradients:
-            score = 2 * score - score.detach()  # what the other draw would have added to the gradient
+            score = through_one_draw(score)
         counted = (~given & windows.inside).float()
         denoise = (score * counted).sum() / counted.sum()
         rows = windows.rows[own:]  # what happened to the model's own frames is not known

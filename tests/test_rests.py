@@ -1,0 +1,118 @@
+"""Rests and beginners: recorded as asked for, kept in latents, and rolled out as deep as they last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldsim.data.episodes import Dataset
+from worldsim.data.latents import SETTLED, LatentData, _idle
+from worldsim.data.recipe import Beginner, RandomExplorer, Rest
+from worldsim.data.record import RecordConfig, recipe_for, record_episode
+from worldsim.engine.simulator import Simulator
+from worldsim.errors import ConfigError
+from worldsim.training.rollouts import MOVING_DEEP, RolloutPool
+from worldsim.world import World
+
+KEYS = {"": 0, "up": 1, "left": 2}
+
+
+def test_a_beginner_holds_or_taps() -> None:
+    seen = {True: [], False: []}
+    for seed in range(20):
+        player = Beginner(KEYS, RandomExplorer())
+        player.begin(np.random.default_rng(seed), "train")
+        actions = [player.act(None, None, {}) for _ in range(40)]  # type: ignore[arg-type]
+        changes = sum(a != b for a, b in zip(actions, actions[1:], strict=False))
+        seen[player.holding].append((changes, actions.count(0)))
+    assert seen[True] and seen[False]
+    assert all(changes <= 1 and idle == 0 for changes, idle in seen[True])
+    assert all(changes >= 8 and idle > 5 for changes, idle in seen[False])
+
+
+@pytest.mark.parametrize("protect", [{}, {"invulnerable": True}])
+def test_rests_last_as_long_as_they_should(protect: dict) -> None:
+    rests = [Rest(0.5, protect, np.random.default_rng(seed)) for seed in range(200)]
+    some = [rest for rest in rests if rest.begins is not None]
+    assert 70 < len(some) < 130
+    assert all(Rest.AFTER[0] <= (rest.begins or 0) <= Rest.AFTER[1] for rest in some)
+    assert all(Rest.STEPS[0] <= rest.steps <= Rest.STEPS[1] for rest in some)
+    assert 0.6 * bool(protect) <= np.mean([bool(rest.options) for rest in some]) <= 0.9 * bool(protect)
+    assert not any(rest.resting(step) for rest in rests if rest.begins is None for step in range(1000))
+
+
+@pytest.mark.parametrize("name", ["idle", "beginners", "rests"])
+def test_a_game_without_keys_has_none_of_it(name: str, tmp_path: Path) -> None:
+    from worldsim.data.record import record
+
+    with pytest.raises(ConfigError, match=f"{name} is 0.5, but .* record with {name} 0"):
+        record(RecordConfig(game="CartPole-v1", out=tmp_path / "d", frames=10, **{name: 0.5}))
+
+
+def test_the_truth_of_a_protected_rest_stands_still_and_lasts() -> None:
+    """In the real game: nobody dies, and the view does not change once the player has come to rest."""
+    pytest.importorskip("vizdoom")
+    config = RecordConfig(game="doom-health-gathering", rests=1.0, seed=1)
+    recipe = recipe_for(config)
+    episodes = [record_episode(recipe, config, index) for index in range(4)]
+    protected = [episode for episode in episodes if episode.meta.get("protected")]
+    assert protected
+    for episode in protected:
+        run = int(_idle(torch.from_numpy(episode.actions).unsqueeze(1), torch.tensor([0]))[-1])
+        assert run >= Rest.STEPS[0] and not episode.terminated.any()
+        still = episode.frames[len(episode) - run + SETTLED :].astype(float)
+        moved = np.abs(still - still[:1]).mean(axis=(1, 2, 3))
+        assert np.median(moved) < 1  # things may blink or appear; walls and floor stay where they are
+    for episode in episodes:
+        if not episode.meta.get("protected"):
+            assert episode.terminated[-1]  # the acid ends it
+
+
+def test_idle_counts_steps_without_a_key() -> None:
+    taken = torch.tensor([0, 0, 1, 0, 0, 0, 2]).unsqueeze(1)
+    assert _idle(taken, torch.tensor([0])).tolist() == [0, 1, 2, 0, 1, 2, 3, 0]
+    assert _idle(taken, None).tolist() == [0] * 8
+
+
+def resting(data: LatentData, dataset: Dataset) -> LatentData:
+    """The same recording, as if nobody had moved in the second half of its longest episode."""
+    row = int((data.last - data.first).argmax())
+    first, last = int(data.first[row]), int(data.last[row])
+    middle = (first + last) // 2
+    data.idle = torch.zeros(len(data.latents), dtype=torch.long)
+    data.idle[middle : last + 1] = torch.arange(SETTLED, SETTLED + last + 1 - middle)
+    return data
+
+
+def test_rollouts_at_rest_go_on_until_it_is_over(world: World, dataset: Dataset) -> None:
+    data = resting(LatentData.encode(dataset, "train", world.autoencoder), dataset)
+    simulator, size, frames = Simulator.of(world), 8, 2
+    pool = RolloutPool(size, frames, 1, simulator.sampler, draws=1, rest_share=0.25)
+    before, deepest = None, 0
+    for step in range(6):
+        found = pool.take(size, simulator, data, step, 0)
+        at_rest = data.rests(found.starts, frames)
+        assert int(at_rest[[3, 7]].sum()) == 2  # every fourth
+        if before is not None:
+            on = pool.depth > 0
+            assert torch.equal(found.starts[on], before.starts[on] + frames)
+            history = found.seen.shape[2] - frames
+            assert torch.equal(found.seen[on][:, :, :history], before.seen[on][:, :, -history:])
+            assert on[[0, 1, 2, 4, 5, 6]].any()
+        assert int(pool.depth[[0, 1, 2, 4, 5, 6]].max()) < MOVING_DEEP
+        before, deepest = found, max(deepest, int(pool.depth[[3, 7]].max()))
+    assert deepest > MOVING_DEEP
+    again = RolloutPool(size, frames, 1, simulator.sampler, draws=1, rest_share=0.25)
+    again.load_state(pool.state())
+    a, b = (part.take(size, simulator, data, 9, 0) for part in (pool, again))
+    assert torch.equal(a.seen, b.seen) and torch.equal(a.starts, b.starts)
+
+
+def test_a_recording_without_rests_has_none_in_its_rollouts(world: World, dataset: Dataset) -> None:
+    data, simulator = LatentData.encode(dataset, "train", world.autoencoder), Simulator.of(world)
+    assert len(data.sample_rests(3, 2, torch.Generator())) == 0
+    pool = RolloutPool(4, 2, 1, simulator.sampler, rest_share=1.0)
+    assert len(pool.take(4, simulator, data, 0, 0).starts) == 4
