@@ -190,7 +190,7 @@ def test_the_plan_of_this_repository_can_be_read(script: ModuleType, tmp_path: P
     """Every run names recordings and a world that exist, with words that the commands take."""
     from worldsim.cli import parse
     from worldsim.data.record import RecordConfig
-    from worldsim.training.dynamics import DynamicsTraining
+    from worldsim.training.configs import DynamicsTraining
 
     lab = script.Lab(tmp_path, TOP / "scripts" / "lab.toml")
     for name in lab.plan["recordings"]:

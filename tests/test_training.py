@@ -13,6 +13,7 @@ import torch
 from tiny import tiny_autoencoder, tiny_dynamics
 from torch import Tensor, nn
 
+from worldsim.data.coverage import cluster, odds
 from worldsim.data.episodes import Dataset, read_episode, write_episode
 from worldsim.data.latents import LatentData
 from worldsim.data.record import RecordConfig, record
@@ -22,6 +23,8 @@ from worldsim.training.autoencoder import load_run, train_autoencoder
 from worldsim.training.run import prepare, train_dynamics
 from worldsim.training.trainer import Trainer, TrainerConfig
 from worldsim.world import World
+
+SEED = 7
 
 
 def weights(path: Path) -> dict[str, Tensor]:
@@ -383,3 +386,39 @@ def test_focus_is_on_what_differs_from_what_is_mostly_there(
     assert prepare(dataclasses.replace(config, focus=0.0))[0]._places(target) is None
     with pytest.raises(ConfigError, match="focus"):
         dataclasses.replace(config, focus=1.5)
+
+
+def test_rare_situations_are_sampled_as_often_as_common_ones(dataset: Dataset, autoencoder_run: Path) -> None:
+    """With evenness 1 each cluster has the same share of the windows; without, that of the recording."""
+    data = LatentData.encode(dataset, "train", load_run(autoencoder_run))
+    groups = cluster(data.latents, data.actions, count=6)
+    assert int(groups.max()) == 5 and len(groups) == len(data.latents)
+    for evenness, expected in ((0.0, torch.bincount(groups) / len(groups)), (1.0, torch.full((6,), 1 / 6))):
+        found = odds(groups, evenness)
+        torch.testing.assert_close(torch.bincount(groups, weights=found) / found.sum(), expected, rtol=1e-4, atol=1e-5)
+    even = odds(groups, 1.0)
+    starts = data.sample_starts(4000, 1, torch.Generator().manual_seed(SEED), odds=even)
+    shares = torch.bincount(groups[starts], minlength=6) / len(starts)
+    torch.testing.assert_close(shares, torch.full((6,), 1 / 6), rtol=0, atol=0.03)
+
+
+def test_errors_of_rollouts_are_put_on_other_pasts(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """Of recorded windows, and of these the share that was asked for; targets stay as recorded."""
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, own=1, own_after=0, windows=8, errors=0.5)
+    task, *_ = prepare(config)
+    nn.init.normal_(task.module.final.weight, std=0.1)
+    changed = 0
+    for step in range(20):
+        windows = task._windows(step, torch.Generator().manual_seed(step))
+        recorded = task.data.latents[windows.rows].float()
+        assert torch.equal(windows.target[:, 1:], recorded)
+        differ = (windows.seen[1:, :, -config.frames :] != recorded[1:].unsqueeze(1)).flatten(2).any(dim=2)  # (B, D)
+        assert torch.equal(differ[:, 0], differ[:, 1])  # both futures have one past
+        changed += int(differ[:, 0].sum())
+    assert 0.35 < changed / (20 * 7) < 0.65
+    assert task.errors.kept is not None
+    assert len(task.errors.kept) == 20
+    again, *_ = prepare(dataclasses.replace(config, out=tmp_path / "again"))
+    again.load_state(task.state())
+    one, two = (part._windows(20, torch.Generator().manual_seed(1)).seen for part in (task, again))
+    assert torch.equal(one[1:], two[1:])

@@ -9,7 +9,7 @@ from worldsim.data.episodes import Dataset
 from worldsim.models.autoencoder import AutoencoderConfig
 from worldsim.models.dit import DiTConfig
 from worldsim.training.autoencoder import AutoencoderTraining
-from worldsim.training.dynamics import DynamicsTraining
+from worldsim.training.configs import DynamicsTraining
 from worldsim.training.trainer import TrainerConfig
 
 

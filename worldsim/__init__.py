@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from worldsim.engine.simulator import SamplerConfig, Simulator
     from worldsim.errors import WorldsimError
     from worldsim.training.autoencoder import AutoencoderTraining, train_autoencoder
-    from worldsim.training.dynamics import DynamicsTraining
+    from worldsim.training.configs import DynamicsTraining
     from worldsim.training.run import train_dynamics
     from worldsim.world import World
 
 _HOME = {
     "AutoencoderTraining": "worldsim.training.autoencoder",
     "Dataset": "worldsim.data.episodes",
-    "DynamicsTraining": "worldsim.training.dynamics",
+    "DynamicsTraining": "worldsim.training.configs",
     "Episode": "worldsim.data.episodes",
     "RecordConfig": "worldsim.data.record",
     "SamplerConfig": "worldsim.engine.simulator",

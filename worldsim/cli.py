@@ -138,7 +138,7 @@ def train_dynamics(args: Sequence[str]) -> None:
     Example: worldsim train dynamics data/car-racing --minutes 60
     A run that was stopped goes on when the same command is run again.
     """
-    from worldsim.training.dynamics import DynamicsTraining
+    from worldsim.training.configs import DynamicsTraining
     from worldsim.training.run import train_dynamics as run
 
     config = parse(DynamicsTraining, "train dynamics", args, train_dynamics.__doc__, flat=True)

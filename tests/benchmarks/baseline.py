@@ -33,7 +33,7 @@ from worldsim.evaluation import metrics
 from worldsim.evaluation.baseline import BaselineEval, compare, table
 from worldsim.training.autoencoder import AutoencoderTask, AutoencoderTraining, train_autoencoder
 from worldsim.training.baseline import BaselineTraining, prepare_baseline, save_baseline
-from worldsim.training.dynamics import DynamicsTraining
+from worldsim.training.configs import DynamicsTraining
 from worldsim.training.run import export, prepare
 from worldsim.training.trainer import Trainer
 

@@ -60,6 +60,10 @@ class LatentData:
     last: Tensor
     prompts: list[str]
 
+    def __post_init__(self) -> None:
+        """Nothing has been sampled yet."""
+        self._fits: dict[tuple[int, int, int], tuple[Tensor, Tensor | None]] = {}  # places to begin, and sums of odds
+
     @staticmethod
     def encode(dataset: Dataset, split: str, autoencoder: Autoencoder, limit: int | None = None) -> LatentData:
         """Encode the episodes of a split.
@@ -139,20 +143,28 @@ class LatentData:
             partial.replace(path)
         return data
 
-    def sample_starts(self, rows: int, frames: int, generator: torch.Generator, before: int = 0) -> Tensor:
+    def sample_starts(
+        self, rows: int, frames: int, generator: torch.Generator, before: int = 0, odds: Tensor | None = None
+    ) -> Tensor:
         """Rows (rows,) from which `frames` frames follow in the same episode and `before` frames precede.
+
+        `odds` (N,) says how often each row is to be taken, of what a plain sample would.
 
         Raises:
             DataError: no episode is long enough.
         """
-        key = (frames, before)
-        if getattr(self, "_starts_key", None) != key:
+        key = (frames, before, id(odds))
+        if key not in self._fits:
             index = torch.arange(len(self.first))
             fits = torch.nonzero((self.last - index + 1 >= frames) & (index - self.first >= before))[:, 0]
             if not len(fits):
                 raise DataError(f"no episode has {before + frames} frames in a row; record longer episodes.")
-            self._starts, self._starts_key = fits, key
-        return self._starts[torch.randint(len(self._starts), (rows,), generator=generator)]
+            self._fits[key] = fits, None if odds is None else odds[fits].double().cumsum(0)
+        fits, sums = self._fits[key]
+        if sums is None:
+            return fits[torch.randint(len(fits), (rows,), generator=generator)]
+        places = torch.rand(rows, generator=generator, dtype=torch.double) * sums[-1]
+        return fits[torch.searchsorted(sums, places).clamp(max=len(fits) - 1)]
 
     def sample_rests(self, rows: int, frames: int, generator: torch.Generator) -> Tensor:
         """Rows (R,) at which somebody has come to rest and stays so for `frames` frames.

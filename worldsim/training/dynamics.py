@@ -4,7 +4,6 @@ A batch is some windows of T frames, and one pass predicts all of them. With the
 level of its own (diffusion forcing, Chen et al. 2024, arXiv:2407.01392); with the energy objective a frame is drawn
 from pure noise in one pass (see `diffusion.energy`). Some frames are `given`: seen, as those of a clip are in play.
 In some windows an episode ends, and once the model can draw, the past of some is what it drew itself (`rollouts`).
-Past 400 lines, because both objectives are a few lines each over the same windows, conditions and heads.
 Legend: B windows, T frames, K history frames, A action history, C h w latent.
 """
 
@@ -12,149 +11,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from worldsim.data.coverage import cluster, odds
 from worldsim.data.latents import LatentData
 from worldsim.diffusion.energy import scaled_energy_score, share_places, shared_channels, through_one_draw
 from worldsim.diffusion.flow import loss_weight, mix, schedule, training_levels
 from worldsim.engine.simulator import SamplerConfig, Simulator
-from worldsim.errors import ConfigError
-from worldsim.models.dit import Conditions, DiT, DiTConfig
+from worldsim.models.dit import Conditions, DiT
 from worldsim.models.heads import reward_loss
 from worldsim.models.text import PromptBook
-from worldsim.training.rollouts import RolloutPool, roll
-from worldsim.training.trainer import TrainerConfig
+from worldsim.training.configs import DynamicsTraining
+from worldsim.training.rollouts import ErrorBank, RolloutPool, roll
 
 SHEET_FRAMES = 96
 TYPICAL_FRAMES = 4000  # that say what is mostly there
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicsTraining:
-    """What `worldsim train dynamics` does."""
-
-    data: Path
-    """A recorded dataset."""
-    more: tuple[Path, ...] = ()
-    """Further recordings of the same game to train on: another player's, say."""
-    autoencoder: Path | None = None
-    """The run folder of a trained autoencoder (default: runs/DATASET-autoencoder)."""
-    out: Path | None = None
-    """The run folder (default: runs/DATASET); a run that was stopped there goes on."""
-    start: Path | None = None
-    """A world to go on from: its autoencoder, its model and its weights."""
-    model: DiTConfig = field(default_factory=DiTConfig)
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
-    windows: int = 6
-    frames: int = 8
-    """Frames of a window. In play a world remembers `context` of them, at most one less, as no frame of a window sees
-    more. For a longer memory give both; it is taken from here also where a world is gone on from."""
-    fresh: float = 0.15
-    """Share of windows that begin from nothing but the prompt."""
-    ends: int = 1
-    """Windows in which an episode ends, as few others show it (at most those that are not its own)."""
-    events: int = 1
-    """Windows in which an event is told, where a recording has any (at most those that are left). With its words given
-    none gets likelier; without them (`prompt_dropout`) a little."""
-    stills: int = 8
-    """Single frames from nothing but the prompt, beside the windows."""
-    given: float | None = None
-    """Share of frames that take the part of the past, seen and not drawn (default: .15 for energy, .3 for flow)."""
-    history_noise: float = 0.2
-    """Largest noise level mixed into the history."""
-    prompt_dropout: float = 0.1
-    draw_steps: int | None = None
-    """Denoising steps of a frame, in its own rollouts and later in the world (default: 1 for energy, 2 for flow)."""
-    clean_pass: bool = False
-    """Whether reward and cache come from one more pass over each finished frame, not from its last denoising pass."""
-    own: int = 3
-    """Windows of a batch whose past is the model's own: with flow, more of them hold longer and blur the next frame."""
-    own_after: int = 700
-    """Steps before that begins."""
-    own_frames: int = 8
-    """Frames of such a window, the last ones, that the model draws."""
-    own_pool: int = 16
-    own_reuse: int = 1
-    own_rests: float = 0.25
-    """Share of these windows in which nobody moves, where the recording has rests: up to 256 frames deep."""
-    head_weight: float = 0.1
-    """Of the loss of the reward."""
-    end_weight: float = 1.0
-    """Of the loss of the end."""
-    objective: Literal["energy", "flow"] = "energy"
-    """energy: one pass draws a frame (see `diffusion.energy`). flow: flow matching, some passes a frame."""
-    both_gradients: bool = False
-    """Whether the gradient of that score goes through both draws. Through one it is the same on the average, as both
-    are alike, for two thirds of the work."""
-    draws_after: int = 0
-    """Steps of the energy objective with one draw, which only learns to be near: half the work, to begin with."""
-    shared_noise: float = 0.5
-    """Share of the noise's channels that are the same at every place of a frame, for energy."""
-    temperature: float = 0.5
-    """Scale of the noise that the trained world draws frames from, for energy: below 1, likelier frames. It costs no
-    detail, as its frames are draws, and the strange ones, which a long play cannot get rid of, become rare."""
-    scales: tuple[int, ...] = (1, 2, 4)
-    """Sides of the blocks of latents that the energy score compares as one vector each."""
-    picture: bool = True
-    """Whether that score weighs latents by what they change in the picture, see `training.picture`."""
-    focus: float = 0.0
-    """Share of that score that goes to places by how far they are from what is mostly there, frame by frame: for small
-    things that matter in a scene that hardly changes. What appears by chance then does so more often than it should."""
-    compile: bool | None = None
-    """Compile the transformer's blocks: two minutes once, then a step takes less than half. It needs a C++ compiler
-    (default: for runs of 1000 steps or ten minutes and more, where there is one)."""
-
-    def __post_init__(self) -> None:
-        """Check what belongs together."""
-        if self.frames < 2:
-            raise ConfigError(f"frames is {self.frames}; a window has at least 2, or nothing in it has a past.")
-        for name in ("own", "ends", "events", "stills"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
-        if self.objective not in ("energy", "flow"):
-            raise ConfigError(f"objective is {self.objective!r}; allowed: 'energy', 'flow'.")
-        if self.objective == "energy" and self.steps_drawn() != 1:
-            raise ConfigError(f"draw_steps is {self.draw_steps}; the energy objective trains drawing in 1 step only.")
-        for name in ("focus", "own_rests"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1.")
-        if self.own > self.windows:
-            raise ConfigError(f"own is {self.own} of {self.windows} windows; allowed: at most all of them.")
-
-    def steps_drawn(self) -> int:
-        """Denoising steps of a frame."""
-        return self.draw_steps or (1 if self.objective == "energy" else 2)
-
-    def share_given(self) -> float:
-        """Share of frames that take the part of the past."""
-        return (0.15 if self.objective == "energy" else 0.3) if self.given is None else self.given
-
-    def drawn_frames(self) -> int:
-        """How many frames of a window the model draws, where it is its own."""
-        return min(self.own_frames, self.frames)
-
-    def compiles(self) -> bool:
-        """Whether the blocks are compiled."""
-        if self.compile is not None:
-            return self.compile
-        steps, minutes = self.trainer.steps, self.trainer.minutes
-        long = steps >= 1000 if steps is not None else (minutes or 0) >= 10
-        return long and any(map(shutil.which, ("g++", "clang++")))
-
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.out or Path("runs") / self.data.name
-
-    def autoencoder_folder(self) -> Path:
-        """The run folder of the autoencoder."""
-        return self.autoencoder or Path("runs") / f"{self.data.name}-autoencoder"
 
 
 @dataclass
@@ -171,6 +47,7 @@ class Windows:
         target: the frames as recorded, after the one before them, (B, 1 + T, C, h, w).
         inside: which frames are of the episode that the window begins in, bool (B, T); others count for nothing.
         own: how many windows, the first ones, are the model's own.
+        odds: how often a window like this is sampled, of how often it was recorded, (B,).
     """
 
     rows: Tensor
@@ -181,6 +58,7 @@ class Windows:
     target: Tensor
     inside: Tensor
     own: int
+    odds: Tensor
 
 
 class DynamicsTask:
@@ -212,6 +90,8 @@ class DynamicsTask:
             config.own_pool, drawn, config.own_reuse, self.sampler, lead, self.draws, config.own_rests
         )
         self.end_share = data.terminated.sum() / data.mortal.sum().clamp(min=1)
+        self.errors = ErrorBank()
+        self.odds = odds(cluster(data.latents, data.actions), config.evenness) if config.evenness else None
         self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
         self.typical: Tensor | None = None  # what is mostly at each place, (C, h, w)
         if config.focus:
@@ -231,11 +111,13 @@ class DynamicsTask:
     def _windows(self, step: int, generator: torch.Generator) -> Windows:
         config, history = self.config, self.config.model.history
         own = config.own if step >= config.own_after else 0
-        starts = self.data.sample_starts(config.windows, config.frames, generator)
+        starts = self.data.sample_starts(config.windows, config.frames, generator, odds=self.odds)
+        odds = torch.ones(config.windows) if self.odds is None else self.odds[starts]
         last = config.windows  # of those that are chosen by chance
         for happened, count in ((self.data.terminated, config.ends), (self.data.told, config.events)):
             around = self.data.sample_around(happened, min(count, last - own), config.frames, generator)
             starts[last - len(around) : last] = around
+            odds[last - len(around) : last] = 1.0  # these were not sampled so
             last -= len(around)
         fresh = torch.rand(config.windows, generator=generator) < config.fresh
         fresh[:own] = False
@@ -250,9 +132,13 @@ class DynamicsTask:
         if rollouts is not None:
             seen[:own, :, lead:] = rollouts.seen
             noise[:own, :, lead:] = rollouts.noise
+            if config.errors:
+                self.errors.add((seen - recorded.unsqueeze(1))[:own, 0])
+        if config.errors:
+            seen[own:] += config.error_scale * self.errors.some(seen[own:, 0], config.errors, generator).unsqueeze(1)
         birth = torch.where(fresh, starts, self.data.first[starts])
         inside = rows[:, history:] <= self.data.last[starts].unsqueeze(1)
-        return Windows(rows[:, history:], birth, fresh, seen, noise, recorded[:, history - 1 :], inside, own)
+        return Windows(rows[:, history:], birth, fresh, seen, noise, recorded[:, history - 1 :], inside, own, odds)
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Noise (B, D, T, C, h, w) to draw frames from, some of its channels the same at every place."""
@@ -300,7 +186,7 @@ class DynamicsTask:
         counted = (~given & windows.inside).float()
         denoise = (score * counted).sum() / counted.sum()
         rows = windows.rows[own:]  # what happened to the model's own frames is not known
-        judged = self.data.known[rows] * windows.inside[own:]
+        judged = self.data.known[rows] * windows.inside[own:] / windows.odds[own:].unsqueeze(1)
         heads, scalars = self._heads(*module.judge(features[own:]), rows, judged)
         drawn = (~given & windows.inside)[own:]
         scalars |= apart | {
@@ -344,7 +230,7 @@ class DynamicsTask:
         predicted = self.module(mix(clean, noise, sigma), sigma, conditions)
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
         denoise = (error * loss_weight(sigma) * counted).sum() / counted.sum()
-        judged = given * self.data.known[windows.rows] * windows.inside
+        judged = given * self.data.known[windows.rows] * windows.inside / windows.odds.unsqueeze(1)
         heads, scalars = self._heads(predicted.reward, predicted.ended, windows.rows, judged)
         at_one = ((sigma == 1) * windows.inside * (~windows.fresh).unsqueeze(1)).float()
         scalars |= {"at_one": (error * at_one).sum() / at_one.sum().clamp(min=1)}
@@ -432,9 +318,10 @@ class DynamicsTask:
         return torch.cat(rows).numpy()
 
     def state(self) -> dict[str, Any]:
-        """The pool of rollouts."""
-        return self.pool.state()
+        """The pool of rollouts and the errors they made."""
+        return self.pool.state() | {"errors": self.errors.kept}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.pool.load_state(state)
+        self.errors.kept = state.get("errors")

@@ -22,6 +22,7 @@ from worldsim.training.trainer import seed_of
 
 MOVING_DEEP = 2  # windows of a rollout where something moves
 RESTING_DEEP = 256  # frames of one at rest
+BANK = 64  # windows whose errors are kept
 
 
 @dataclass
@@ -149,3 +150,28 @@ class RolloutPool:
         """The inverse of `state`."""
         self.uses, self.depth = state["uses"], state["depth"]
         self.pool = None if state["pool"] is None else Rollouts(**state["pool"])
+
+
+class ErrorBank:
+    """Errors that the model made in its last rollouts, to be put on other recorded pasts.
+
+    A window whose past has such errors is nearly as good as a rollout and costs nothing: the model learns to go on from
+    faulty frames, and what was wrong in them need not stay wrong (Stable Video Infinity, arXiv:2510.09212).
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.kept: Tensor | None = None
+
+    def add(self, errors: Tensor) -> None:
+        """Keep the errors of windows (R, K + T, C, h, w); the oldest ones go."""
+        kept = errors.half() if self.kept is None else torch.cat([self.kept, errors.half()])
+        self.kept = kept[-BANK:]
+
+    def some(self, frames: Tensor, share: float, generator: torch.Generator) -> Tensor:
+        """Errors for windows `frames` (B, K + T, C, h, w), each those of one kept; none for 1 - `share` of them."""
+        chosen = torch.rand(len(frames), generator=generator) < share
+        if self.kept is None:
+            return torch.zeros_like(frames)
+        which = torch.randint(len(self.kept), (len(frames),), generator=generator)
+        return self.kept[which].to(frames) * chosen.view(-1, 1, 1, 1, 1)

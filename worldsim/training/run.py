@@ -16,7 +16,8 @@ from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.dit import GATE_START
 from worldsim.models.text import PromptBook
 from worldsim.training.autoencoder import load_run
-from worldsim.training.dynamics import DynamicsTask, DynamicsTraining
+from worldsim.training.configs import DynamicsTraining
+from worldsim.training.dynamics import DynamicsTask
 from worldsim.training.picture import picture_weights
 from worldsim.training.trainer import Trainer
 from worldsim.world import World, WorldCard, describe_autoencoder

@@ -1,0 +1,139 @@
+"""What a training run of the dynamics is told; the command line is made from it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from worldsim.errors import ConfigError
+from worldsim.models.dit import DiTConfig
+from worldsim.training.trainer import TrainerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsTraining:
+    """What `worldsim train dynamics` does."""
+
+    data: Path
+    """A recorded dataset."""
+    more: tuple[Path, ...] = ()
+    """Further recordings of the same game to train on: another player's, say."""
+    autoencoder: Path | None = None
+    """The run folder of a trained autoencoder (default: runs/DATASET-autoencoder)."""
+    out: Path | None = None
+    """The run folder (default: runs/DATASET); a run that was stopped there goes on."""
+    start: Path | None = None
+    """A world to go on from: its autoencoder, its model and its weights."""
+    model: DiTConfig = field(default_factory=DiTConfig)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
+    windows: int = 6
+    frames: int = 8
+    """Frames of a window. In play a world remembers `context` of them, at most one less, as no frame of a window sees
+    more. For a longer memory give both; it is taken from here also where a world is gone on from."""
+    fresh: float = 0.15
+    """Share of windows that begin from nothing but the prompt."""
+    ends: int = 1
+    """Windows in which an episode ends, as few others show it (at most those that are not its own)."""
+    events: int = 1
+    """Windows in which an event is told, where a recording has any (at most those that are left). With its words given
+    none gets likelier; without them (`prompt_dropout`) a little."""
+    stills: int = 8
+    """Single frames from nothing but the prompt, beside the windows."""
+    given: float | None = None
+    """Share of frames that take the part of the past, seen and not drawn (default: .15 for energy, .3 for flow)."""
+    history_noise: float = 0.2
+    """Largest noise level mixed into the history."""
+    prompt_dropout: float = 0.1
+    draw_steps: int | None = None
+    """Denoising steps of a frame, in its own rollouts and later in the world (default: 1 for energy, 2 for flow)."""
+    clean_pass: bool = False
+    """Whether reward and cache come from one more pass over each finished frame, not from its last denoising pass."""
+    own: int = 3
+    """Windows of a batch whose past is the model's own: with flow, more of them hold longer and blur the next frame."""
+    own_after: int = 700
+    """Steps before that begins."""
+    own_frames: int = 8
+    """Frames of such a window, the last ones, that the model draws."""
+    own_pool: int = 16
+    own_reuse: int = 1
+    own_rests: float = 0.25
+    """Share of these windows in which nobody moves, where the recording has rests: up to 256 frames deep."""
+    head_weight: float = 0.1
+    """Of the loss of the reward."""
+    end_weight: float = 1.0
+    """Of the loss of the end."""
+    objective: Literal["energy", "flow"] = "energy"
+    """energy: one pass draws a frame (see `diffusion.energy`). flow: flow matching, some passes a frame."""
+    both_gradients: bool = False
+    """Whether the gradient of that score goes through both draws. Through one it is the same on the average, as both
+    are alike, for two thirds of the work."""
+    evenness: float = 0.0
+    """How evenly windows are sampled over clusters of what is seen (`data.coverage`): 0 as recorded, 1 even."""
+    errors: float = 0.0
+    """Share of the recorded windows whose past has errors that the model made in its own rollouts, of other windows."""
+    error_scale: float = 0.5
+    """Scale of these errors: part of each is honest chance."""
+    draws_after: int = 0
+    """Steps of the energy objective with one draw, which only learns to be near: half the work, to begin with."""
+    shared_noise: float = 0.5
+    """Share of the noise's channels that are the same at every place of a frame, for energy."""
+    temperature: float = 0.5
+    """Scale of the noise that the trained world draws frames from, for energy: below 1, likelier frames. It costs no
+    detail, as its frames are draws, and the strange ones, which a long play cannot get rid of, become rare."""
+    scales: tuple[int, ...] = (1, 2, 4)
+    """Sides of the blocks of latents that the energy score compares as one vector each."""
+    picture: bool = True
+    """Whether that score weighs latents by what they change in the picture, see `training.picture`."""
+    focus: float = 0.0
+    """Share of that score that goes to places by how far they are from what is mostly there, frame by frame: for small
+    things that matter in a scene that hardly changes. What appears by chance then does so more often than it should."""
+    compile: bool | None = None
+    """Compile the transformer's blocks: two minutes once, then a step takes less than half. It needs a C++ compiler
+    (default: for runs of 1000 steps or ten minutes and more, where there is one)."""
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        if self.frames < 2:
+            raise ConfigError(f"frames is {self.frames}; a window has at least 2, or nothing in it has a past.")
+        for name in ("own", "ends", "events", "stills"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        if self.objective not in ("energy", "flow"):
+            raise ConfigError(f"objective is {self.objective!r}; allowed: 'energy', 'flow'.")
+        if self.objective == "energy" and self.steps_drawn() != 1:
+            raise ConfigError(f"draw_steps is {self.draw_steps}; the energy objective trains drawing in 1 step only.")
+        for name in ("focus", "own_rests", "evenness", "errors", "error_scale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1.")
+        if self.own > self.windows:
+            raise ConfigError(f"own is {self.own} of {self.windows} windows; allowed: at most all of them.")
+
+    def steps_drawn(self) -> int:
+        """Denoising steps of a frame."""
+        return self.draw_steps or (1 if self.objective == "energy" else 2)
+
+    def share_given(self) -> float:
+        """Share of frames that take the part of the past."""
+        return (0.15 if self.objective == "energy" else 0.3) if self.given is None else self.given
+
+    def drawn_frames(self) -> int:
+        """How many frames of a window the model draws, where it is its own."""
+        return min(self.own_frames, self.frames)
+
+    def compiles(self) -> bool:
+        """Whether the blocks are compiled."""
+        if self.compile is not None:
+            return self.compile
+        steps, minutes = self.trainer.steps, self.trainer.minutes
+        long = steps >= 1000 if steps is not None else (minutes or 0) >= 10
+        return long and any(map(shutil.which, ("g++", "clang++")))
+
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.out or Path("runs") / self.data.name
+
+    def autoencoder_folder(self) -> Path:
+        """The run folder of the autoencoder."""
+        return self.autoencoder or Path("runs") / f"{self.data.name}-autoencoder"
