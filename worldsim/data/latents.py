@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -24,8 +25,6 @@ from worldsim.errors import DataError
 from worldsim.models.action import flatten_actions
 from worldsim.models.autoencoder import Autoencoder, FrameAutoencoder
 
-SETTLED = 16  # steps without a key after which somebody has come to rest, if the game lets them
-
 
 @dataclass
 class LatentData:
@@ -38,7 +37,6 @@ class LatentData:
         rewards: (N,).
         terminated: (N,).
         mortal: whether the episode could end there: 0 in rests that the recorder protected (`data.recipe.Rest`), (N,).
-        idle: for how many steps in a row no key had been held, 0 where the game has no keys, (N,).
         told: whether with the frame an event begins to be told (label "event"; in games without it, whether the words
             change), (N,).
         prompt: index into `prompts`, (N,).
@@ -53,7 +51,6 @@ class LatentData:
     rewards: Tensor
     terminated: Tensor
     mortal: Tensor
-    idle: Tensor
     told: Tensor
     prompt: Tensor
     first: Tensor
@@ -62,6 +59,7 @@ class LatentData:
 
     def __post_init__(self) -> None:
         """Nothing has been sampled yet."""
+        self._still: Tensor | None = None  # for how many frames each picture has not changed
         self._fits: dict[tuple[int, int, int], tuple[Tensor, Tensor | None]] = {}  # places to begin, and sums of odds
 
     @staticmethod
@@ -76,9 +74,7 @@ class LatentData:
             raise DataError(f"dataset {dataset.path} has no episodes in split {split!r}; record more of it.")
         places: dict[str, int] = {"": 0}
         columns: dict[str, list[Tensor]] = {name: [] for name in ("latents", "actions", "known", "rewards")}
-        columns |= {name: [] for name in ("terminated", "mortal", "idle", "told", "prompt", "first", "last")}
-        lifted = dataset.card.get("keys", {}).get("")
-        lifted = None if lifted is None else flatten_actions(dataset.action_space, np.asarray(lifted))
+        columns |= {name: [] for name in ("terminated", "mortal", "told", "prompt", "first", "last")}
         offset = 0
         for path in tqdm(paths, desc=f"encoding {split}", unit="episode"):
             episode = read_episode(path)
@@ -92,7 +88,6 @@ class LatentData:
             columns["rewards"].append(torch.from_numpy(np.concatenate([[0], episode.rewards]).astype(np.float32)))
             columns["terminated"].append(torch.from_numpy(np.concatenate([[False], episode.terminated])).float())
             columns["mortal"].append(torch.full((frames,), 0.0 if episode.meta.get("protected") else 1.0))
-            columns["idle"].append(_idle(actions, None if lifted is None else torch.from_numpy(lifted)))
             columns["told"].append(_told([episode.prompts[i] for i in episode.prompt_index]))
             columns["prompt"].append(torch.tensor([places.setdefault(t, len(places)) for t in episode.texts()]))
             columns["first"].append(torch.full((frames,), offset))
@@ -167,19 +162,19 @@ class LatentData:
         return fits[torch.searchsorted(sums, places).clamp(max=len(fits) - 1)]
 
     def sample_rests(self, rows: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Rows (R,) at which somebody has come to rest and stays so for `frames` frames.
+        """Rows (R,) at which the picture stands still, and does so for `frames` frames.
 
-        R is `rows`, or 0 where nobody rests.
+        R is `rows`, or 0 where it never does.
         """
-        found = torch.nonzero(self.rests(torch.arange(len(self.idle)), frames))[:, 0]
+        found = torch.nonzero(self.rests(torch.arange(len(self.first)), frames))[:, 0]
         return found[torch.randint(max(len(found), 1), (rows if len(found) else 0,), generator=generator)]
 
     def rests(self, starts: Tensor, frames: int) -> Tensor:
-        """At which of `starts` (R,) somebody has come to rest and stays so for `frames` frames, bool (R,)."""
-        last = (starts + frames - 1).clamp(max=len(self.idle) - 1)
-        return (self.idle[starts.clamp(max=len(self.idle) - 1)] >= SETTLED) & (
-            self.idle[last] == self.idle[starts.clamp(max=len(self.idle) - 1)] + frames - 1
-        )
+        """At which of `starts` (R,) the picture stands still, and does so for `frames` frames, bool (R,)."""
+        if self._still is None:
+            self._still = _still(self.latents, self.first)
+        start, last = (rows.clamp(max=len(self.first) - 1) for rows in (starts, starts + frames - 1))
+        return (self._still[start] > 0) & (self._still[last] == self._still[start] + frames - 1)
 
     def sample_around(self, happened: Tensor, rows: int, frames: int, generator: torch.Generator) -> Tensor:
         """Rows (R,) from which `frames` frames follow, at one of which, any of them, something `happened`, (N,).
@@ -195,13 +190,17 @@ class LatentData:
         return starts.clamp(max=len(self.first) - frames)
 
 
-def _idle(actions: Tensor, lifted: Tensor | None) -> Tensor:
-    """For how many of the last actions (T, action_size) in a row no key was held, at each frame, (1 + T,)."""
-    if lifted is None:
-        return torch.zeros(len(actions) + 1, dtype=torch.long)
-    still = torch.cat([torch.tensor([False]), (actions == lifted).all(dim=1)])
-    steps = torch.arange(len(still))
-    return steps - torch.where(still, 0, steps).cummax(dim=0).values
+def _still(latents: Tensor, first: Tensor) -> Tensor:
+    """For how many frames in a row nothing at all has changed in the same episode, at each, (N,)."""
+    rows = torch.arange(len(latents))
+    same = torch.cat([(a == b).flatten(1).all(dim=1) for a, b in _neighbours(latents)])
+    same = torch.cat([torch.zeros(1, dtype=torch.bool), same]) & (rows > first)
+    return rows - torch.where(same, 0, rows).cummax(dim=0).values
+
+
+def _neighbours(latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each frame but the last and the one after it, some thousand at a time."""
+    return zip(latents[:-1].split(4096), latents[1:].split(4096), strict=True)
 
 
 def _told(prompts: list[dict[str, Any]]) -> Tensor:
@@ -220,8 +219,7 @@ def _read(path: Path, digest: str) -> LatentData | None:
             about = file.metadata() or {}
             if about.get("of") != digest:
                 return None
-            return LatentData(
-                **{name: file.get_tensor(name) for name in file.keys()}, prompts=json.loads(about["prompts"])
-            )  # noqa: SIM118 -- not a dict
+            names = [field.name for field in fields(LatentData) if field.name != "prompts"]
+            return LatentData(**{name: file.get_tensor(name) for name in names}, prompts=json.loads(about["prompts"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None

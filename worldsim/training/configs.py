@@ -59,7 +59,7 @@ class DynamicsTraining:
     own_pool: int = 16
     own_reuse: int = 1
     own_rests: float = 0.25
-    """Share of these windows in which nobody moves, where the recording has rests: up to 256 frames deep."""
+    """Share of these windows in which nothing moves, where the recording has such: up to 256 frames deep."""
     head_weight: float = 0.1
     """Of the loss of the reward."""
     end_weight: float = 1.0

@@ -75,7 +75,9 @@ class RolloutPool:
 
     Where something moves, a rollout goes on from its own last frames once, so that the model also meets frames up to
     two windows deep into its own play; deeper ones have lost the recorded course, and their targets would teach blur.
-    At rest the recorded frames stay true at any age: there rollouts go on until the recorded rest is over.
+    While the picture stands still the recorded frames stay true at any age: there rollouts go on until something
+    changes. Not beyond: what has appeared by chance would be missing in the model's own past, and be taught to appear
+    at every frame.
     """
 
     def __init__(
