@@ -77,6 +77,13 @@ def test_still_counts_frames_in_which_nothing_changes() -> None:
     assert _still(values, first).tolist() == [0, 1, 0, 1, 2, 0, 1, 0]
 
 
+def moving(world: World, dataset: Dataset) -> LatentData:
+    """The recording with something that changes in every frame: a pole can stand still for some."""
+    data = LatentData.encode(dataset, "train", world.autoencoder)
+    data.latents[:, 0, 0, 0] = torch.arange(len(data.latents)) % 1000 / 100
+    return data
+
+
 def resting(data: LatentData) -> LatentData:
     """The same recording, as if nothing had moved in the second half of its longest episode."""
     row = int((data.last - data.first).argmax())
@@ -86,7 +93,7 @@ def resting(data: LatentData) -> LatentData:
 
 
 def test_rollouts_at_rest_go_on_until_it_is_over(world: World, dataset: Dataset) -> None:
-    data = resting(LatentData.encode(dataset, "train", world.autoencoder))
+    data = resting(moving(world, dataset))
     simulator, size, frames = Simulator.of(world), 8, 2
     pool = RolloutPool(size, frames, 1, simulator.sampler, draws=1, rest_share=0.25)
     before, deepest = None, 0
@@ -110,7 +117,7 @@ def test_rollouts_at_rest_go_on_until_it_is_over(world: World, dataset: Dataset)
 
 
 def test_a_recording_without_rests_has_none_in_its_rollouts(world: World, dataset: Dataset) -> None:
-    data, simulator = LatentData.encode(dataset, "train", world.autoencoder), Simulator.of(world)
+    data, simulator = moving(world, dataset), Simulator.of(world)
     assert len(data.sample_rests(3, 2, torch.Generator())) == 0
     pool = RolloutPool(4, 2, 1, simulator.sampler, rest_share=1.0)
     assert len(pool.take(4, simulator, data, 0, 0).starts) == 4
