@@ -1,8 +1,8 @@
 """How good a world is, on recorded episodes that it was not trained on.
 
 Every number stands beside its baselines: the last frame shown again (`copy`), and the same world under the actions of
-another episode (`permuted`), which must be worse or the actions do not matter. Past 400 lines, because what is asked
-for and every measure's place in the report stand side by side; how each is measured is in modules of its own.
+another episode (`permuted`), which must be worse or the actions do not matter. What can be
+asked for is in `config`; how each thing is measured is in modules of its own.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,11 @@ from torch import Tensor
 from worldsim.data.episodes import Dataset
 from worldsim.data.sheet import contact_sheet
 from worldsim.engine.simulator import SamplerConfig
-from worldsim.errors import ConfigError, DataError, MissingDependency
+from worldsim.errors import DataError, MissingDependency
 from worldsim.evaluation import classifier, events, horizon, memory, metrics, real
 from worldsim.evaluation.bands import WINDOW, Truth, session_fits
+from worldsim.evaluation.config import EvalConfig as EvalConfig
+from worldsim.evaluation.first_minute import first_minute
 from worldsim.evaluation.intervals import psnr_intervals, share_interval, wilson
 from worldsim.evaluation.prompts import (
     LATER,
@@ -46,78 +47,6 @@ SHOWN = 6  # stretches on a sheet
 COLUMNS = 12  # frames of each
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """What to measure, on what."""
-
-    world: Path
-    """A world's folder or hub id, or the name of a shipped world."""
-    data: Path | None = None
-    """The folder of a dataset of the same game (default: data/NAME)."""
-    split: str = "heldout"
-    """Which of its episodes: heldout, unseen or train."""
-    prompts: Literal["recorded", "held"] = "recorded"
-    """Under which prompts to draw: those recorded with each frame, or the last one before the first drawn frame."""
-    episodes: int = 64
-    """At most so many of them."""
-    horizons: tuple[int, ...] = (1, 16, 64, 256)
-    """Frames of free running after which to measure; those longer than the episodes are cut to fit."""
-    starts: int = 48
-    """Places in the recording to begin from, for each horizon."""
-    free: int = 1000
-    """Frames of the long free run (0: none)."""
-    free_starts: int = 8
-    horizon: int = 0
-    """Frames of long free runs under no input, held, random and recorded input (0: none)."""
-    horizon_starts: int = 4
-    """Sessions under each of these."""
-    memory: bool = False
-    """Look away and back in the real game and in the world, for the games that have keys to turn with."""
-    memory_starts: int = 16
-    """Stretches for each time away."""
-    events: bool = False
-    """Type events while playing, for Doom; trains a judge first, in a minute or two."""
-    event_starts: int = 16
-    """Tries of each event in known places, and as many in places it was held out of."""
-    fresh: int = 64
-    """Fresh starts from prompts of training, and as many from unseen ones, where the world has palettes (0: none)."""
-    features: bool = False
-    """Also judge clips of 64 frames by a network's features and VMAF (needs the extra `judge`)."""
-    steps: int | None = None
-    """Denoising steps of a frame (default: what the world says; so too the next two)."""
-    history_sigma: float | None = None
-    guidance: float | None = None
-    temperature: float | None = None
-    """Scale of the noise that frames are drawn from (default: the world's)."""
-    batch: int = 16
-    """Sessions that are stepped together."""
-    basics: bool = True
-    """Measure next frames, horizons, the free run and fresh starts; off leaves only what is asked for beside them."""
-    runtime: str = "eager"
-    """What computes: eager, or auto for what `worldsim tune` found fastest, or another one by name."""
-    seed: int = 0
-    threads: int | None = None
-    """CPU threads (default: all)."""
-    out: Path | None = None
-    """Folder for report.json and the contact sheets (default: runs/eval-NAME)."""
-    json: bool = False
-    """Print JSON instead of a table."""
-    save_to_card: bool = False
-    """Write the results into the world's world.json."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        least = {"episodes": 1, "starts": 1, "free": 0, "free_starts": 1, "fresh": 0, "batch": 1}
-        least |= {"horizon": 0, "horizon_starts": 1, "memory_starts": 1, "event_starts": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
-        if self.prompts not in ("recorded", "held"):
-            raise ConfigError(f"prompts is {self.prompts!r}; allowed: 'recorded', 'held'.")
-        if min(self.horizons, default=1) < 1:
-            raise ConfigError(f"horizons are {self.horizons}; all must be at least 1.")
-
-
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Measure a world; write the report and the sheets to `config.out`.
 
@@ -134,9 +63,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     world = World.from_pretrained(config.world)
-    evaluation = Evaluation(config, world)
-    report = _plain(evaluation.run())
-    (evaluation.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    out = config.out or Path("runs") / f"eval-{world.card.name}"
+    out.mkdir(parents=True, exist_ok=True)
+    report = _plain(first_minute(world, config.minute(out)) if config.first_minute else Evaluation(config, world).run())
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     if config.save_to_card:
         assert world.path is not None
         write_card(dataclasses.replace(world.card, quality=report), world.path)
@@ -211,7 +141,7 @@ class Evaluation:
         """Clips of 64 frames under the recorded actions, as a network's features and VMAF see them."""
         from worldsim.evaluation.features import judge
 
-        stretches = self.cut(self.config.starts, self.fitting(64), 7)
+        stretches = self.cut(self.config.segments, self.fitting(64), 7)
         drawn = self.runner.free(stretches, recorded(stretches), title="features")
         try:
             return judge(drawn, stretches.truth, seed=self.config.seed)
@@ -231,7 +161,7 @@ class Evaluation:
 
     def next_frame(self) -> dict[str, Any]:
         """Next frames from true ones; what the autoencoder alone costs; steering."""
-        stretches = self.cut(self.config.starts, FORCED, 0)
+        stretches = self.cut(self.config.segments, FORCED, 0)
         drawn, other = self.runner.forced(stretches, stretches.taken, stretches.foreign_actions())
         truth, before = stretches.truth, stretches.before
         self.sheet("next", stretches, {"drawn": drawn}, list(range(min(COLUMNS, truth.shape[1]))))
@@ -248,7 +178,7 @@ class Evaluation:
         }
         steer = steer_of(stretches.taken, self.world.card.keys, self.world.action_space)
         if steer is not None:
-            free = self.cut(max(1, self.config.starts // 2), 2 * FORCED, 1)
+            free = self.cut(max(1, self.config.segments // 2), 2 * FORCED, 1)
             wheel = steer_of(free.taken, self.world.card.keys, self.world.action_space)
             assert wheel is not None
             run = self.runner.free(free, recorded(free), title="steering")
@@ -257,7 +187,7 @@ class Evaluation:
 
     def frame(self, frames: int) -> dict[str, Any]:
         """Free running for `frames` under the true actions, measured over the last sixteenth of them."""
-        stretches = self.cut(self.config.starts, frames, 10 + frames)
+        stretches = self.cut(self.config.segments, frames, 10 + frames)
         drawn = self.runner.free(stretches, recorded(stretches), title=f"{frames} frames")
         foreign = recorded(stretches, stretches.foreign_actions())
         other = self.runner.free(stretches, foreign, title=f"{frames} frames, permuted actions")
@@ -380,7 +310,7 @@ class Evaluation:
                 starts = fresh_starts(self.runner, self.config.fresh, unseen, rng)
                 report[name] = obedience(starts)
                 self._fresh_sheet(name, starts)
-            report["switched"] = switch(self.runner, self.cut(self.config.starts, 16, 4), rng)
+            report["switched"] = switch(self.runner, self.cut(self.config.segments, 16, 4), rng)
         except MissingDependency as error:
             report["skipped"] = str(error)
         return report

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from worldsim.evaluation import events, horizon, memory
+from worldsim.evaluation import events, horizon, memory, minute_table
 from worldsim.evaluation.intervals import shown
 
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
+    if "beginners" in report or "skipped" in report:
+        return minute_table.table(report)
     lines = [f"{report['world']} on {report['episodes']} {report['split']} episodes of {report['data']}"]
     stages = [name for name in report if name == "next_frame" or name.startswith("frame_")]
     if stages:
