@@ -86,6 +86,21 @@ class Steer:
         return action
 
 
+class Script:
+    """Plays given actions, then the last one of them."""
+
+    looks = False
+
+    def __init__(self, actions: list[Any]) -> None:
+        """Play `actions`, at least one."""
+        self.actions, self.step = actions, 0
+
+    def act(self, frame: np.ndarray) -> Any:
+        """The next action."""
+        self.step += 1
+        return self.actions[min(self.step, len(self.actions)) - 1]
+
+
 BEGINNERS = ("hold", "tap", "steer", "rest")
 
 

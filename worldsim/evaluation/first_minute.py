@@ -5,6 +5,7 @@ In worlds whose prompts name colors, shorter sessions also begin from the first 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from worldsim.data.sheet import contact_sheet
 from worldsim.errors import ConfigError
 from worldsim.evaluation import following, realism, recovery, stillness
 from worldsim.evaluation import minute_measures as measures
-from worldsim.evaluation.beginners import BEGINNERS, Policy, beginner
+from worldsim.evaluation.beginners import BEGINNERS, Policy, Script, beginner
 from worldsim.evaluation.first_frames import captions, first_frames
 from worldsim.evaluation.played import Played, Start, find_starts, play_real, play_world, segments_of
 from worldsim.evaluation.probe import Probe, probe_of
@@ -42,7 +43,7 @@ class FirstMinute:
     ages: tuple[int, ...] = (16, 64, 256)
     """Ages, in steps, at which frames are told from real ones and held against the reference ranges."""
     rest_ages: tuple[int, ...] = stillness.AGES
-    """Ages at which stillness is measured; those past the session's length make the resting sessions longer."""
+    """Ages at which stillness is measured; the resting sessions last until the last of them."""
     beginners: tuple[str, ...] = BEGINNERS
     """Who plays: hold, tap, steer, rest."""
     first_frames: int = 60
@@ -93,6 +94,17 @@ class RealGame:
             policy = policies(self.probe, [start.labels for start in self.starts], name, seed)
             self.played[key] = play_real(self.probe, self.starts, policy, steps, ages, self.size, protect)
         return self.played[key]
+
+    def turn(self, key: str) -> Played:
+        """What the real game shows when the player rests for SETTLED steps and then turns by holding a key."""
+        settled, name = stillness.SETTLED, f"turn {key}"
+        script = [self.probe.recipe.keys[""]] * settled + [self.probe.recipe.keys[key]] * stillness.TURN_STEPS
+        if (name,) not in self.played:
+            ages = range(settled, len(script) + 1)
+            self.played[(name,)] = play_real(
+                self.probe, self.starts, lambda row: Script(script), len(script), ages, self.size
+            )
+        return self.played[(name,)]
 
 
 _GAMES: dict[tuple[Any, ...], RealGame] = {}
@@ -175,36 +187,52 @@ class Minute:
 
     def from_starts(self, name: str) -> dict[str, Any]:
         """A beginner from the recorded starts."""
-        steps, forks = self.steps, None
+        steps, forks = self.length(name), None
+        keys: dict[str, str] = dict(zip(("left", "right"), self.probe.turn_keys, strict=True))
+        scripts = {
+            side: [self.probe.recipe.keys[key]] * stillness.TURN_STEPS
+            for side, key in keys.items()
+            if key in self.probe.recipe.keys
+        }
         if name == "rest":
-            steps = max(steps, *self.config.rest_ages) if self.config.seconds >= 60 else steps
-            keys = {side: key for side, key in zip(("left", "right"), self.probe.turn_keys, strict=True)}
-            scripts = {
-                side: [self.probe.recipe.keys[key]] * stillness.TURN_STEPS
-                for side, key in keys.items()
-                if key in self.probe.recipe.keys
-            }
             forks = {measures.turn_age(steps): scripts}
-        ages = measures.kept_ages((*self.config.ages, *(self.config.rest_ages if forks else ())), steps)
-        ages = sorted({*ages, measures.turn_age(steps)}) if forks else ages
-        real = self.game.play(name, steps, ages[1:], self.config.seed)
+        ages, real = self.ages(name), self.real(name)
         begin = segments_of(self.game.starts, self.world.action_space, context_of(self.world))
         policy = policies(self.probe, real.labels, name, self.config.seed)
         world = play_world(self.runner, begin, real.labels, policy, steps, ages, forks, title=name)
         report = self.compare(name, "starts", world, real)
         if forks:
-            report["rest"] = measures.rest(world, real, self.probe, self.config.rest_ages)
+            turns = {side: self.game.turn(keys[side]) for side in scripts}
+            report["rest"] = measures.rest(world, real, self.probe, self.config.rest_ages, turns)
         return report
 
     def from_prompts(self, name: str, steps: int) -> dict[str, Any]:
         """A beginner from the first frames that the starts' prompts draw."""
-        full = measures.kept_ages(self.config.ages, self.steps)
-        real = self.game.play(name, self.steps, full[1:], self.config.seed)
-        ages = [age for age in full if age <= steps]
+        real = self.real(name)
+        ages = [age for age in self.ages(name) if age <= steps]
         prompts = [start.prompt for start in self.game.starts]
         policy = policies(self.probe, real.labels, name, self.config.seed)
         world = play_world(self.runner, prompts, real.labels, policy, steps, ages, title=f"{name}, from prompts")
         return self.compare(name, "prompts", world, real)
+
+    @functools.cached_property
+    def reference(self) -> measures.Reference:
+        """What the real game shows of itself, whoever of the beginners plays."""
+        plays = [self.real(name) for name in self.config.beginners]
+        return measures.Reference.of(plays, self.probe, self.world.autoencoder)
+
+    def length(self, name: str) -> int:
+        """Steps of a beginner's sessions: long enough for the ages of rest."""
+        return max(self.steps, *self.config.rest_ages) if name == "rest" else self.steps
+
+    def ages(self, name: str) -> list[int]:
+        """At which frames are kept, from 0."""
+        more = (*self.config.rest_ages, measures.turn_age(self.length(name))) if name == "rest" else ()
+        return measures.kept_ages((*self.config.ages, *more), self.length(name))
+
+    def real(self, name: str) -> Played:
+        """The real game under a beginner."""
+        return self.game.play(name, self.length(name), self.ages(name)[1:], self.config.seed)
 
     def probes(self) -> dict[str, Any]:
         """Whether the world follows its actions, and whether it heals."""
@@ -245,12 +273,12 @@ class Minute:
             found, seen = measures.told(world, real, self.world.autoencoder, ages)
             line: dict[str, Any] = {"real_sessions": sum(map(bool, map(len, seen)))}
             line |= {"told": None, "told_interval": None} if refused else realism.line(found)
-            line |= measures.ranges_at(world, real, probe, ages, None if refused else found, seen)
+            line |= measures.ranges_at(self.reference, world, real, ages, None if refused else found, seen)
             line["layout"] = measures.layout(world, real, probe, ages)
             report["at"][str(age)] = line
             pooled.append(seen)
             worst += found.drawn.nan_to_num()
-        if pooled and not refused:
+        if pooled and not refused and origin == "starts":
             report["baselines"] = self.baselines(real, pooled)
         drive = [age for age in measures.pair_ages(world.steps) if age <= measures.DRIVE]
         report["layout"] = measures.layout(world, real, probe, drive)

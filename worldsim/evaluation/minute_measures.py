@@ -5,7 +5,10 @@ Sessions at one place of both have the same start, or at least the same colors, 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from worldsim.evaluation.steering import turns
 from worldsim.models.autoencoder import FrameAutoencoder
 
 WINDOW = range(-8, 8, 2)  # frames around an age that it is measured by
+TURNING = 4  # every so-many-th of these pairs tells of turning, which costs more
 STRIDE = 12  # steps between pairs of frames by which motion, turning and layout are measured
 DRIVE = 250  # steps over which the layout of a drive is measured
 
@@ -92,7 +96,7 @@ def layout(world: Played, real: Played, probe: Probe, ages: list[int]) -> dict[s
 
 
 def told(
-    world: Played, real: Played, autoencoder: FrameAutoencoder, ages: list[int], itself: bool = False
+    world: Played, real: Played, autoencoder: FrameAutoencoder, ages: list[int]
 ) -> tuple[realism.Told, list[Tensor]]:
     """How well the world's sessions are told from the real ones at some ages; and the real frames, decoded again."""
     seen = [realism.decoded(autoencoder, frames) for frames in sessions(real, ages)]
@@ -108,6 +112,8 @@ def moving(played: Played, probe: Probe) -> dict[str, Any]:
     change, turning = torch.full(both.shape, math.nan), torch.full(both.shape, math.nan)
     if both.any():
         change[both] = metrics.motion(after[both], before[both])
+    both[:, [column for column in range(both.shape[1]) if column % TURNING]] = False
+    if both.any():
         turning[both] = turns(before[both], after[both], probe.camera)[1].float()
     found = {"motion": mean_interval(change), "turning": mean_interval(turning)}
     report = {name: value["mean"] for name, value in found.items()}
@@ -132,8 +138,10 @@ def outcome(played: Played) -> dict[str, Any]:
     }
 
 
-def rest(world: Played, real: Played, probe: Probe, ages: tuple[int, ...]) -> dict[str, Any]:
-    """Stillness at some ages in world and game, and the turns that were tried after a long rest."""
+def rest(
+    world: Played, real: Played, probe: Probe, ages: tuple[int, ...], real_turns: dict[str, Played]
+) -> dict[str, Any]:
+    """Stillness at some ages in world and game, and the turns that were tried after a rest, by side in the game."""
     report: dict[str, Any] = {"settled_after": stillness.SETTLED, "at": {}}
     for age in ages:
         if age > world.steps or age <= stillness.SETTLED:
@@ -151,6 +159,11 @@ def rest(world: Played, real: Played, probe: Probe, ages: tuple[int, ...]) -> di
             report[f"turns_{name}"] = float(good.float().mean())
             report[f"turns_{name}_interval"] = wilson(int(good.sum()), len(good))
             report[f"turns_{name}_amount"] = float(amount.mean())
+            frames, there = real_turns[name].at(real_turns[name].ages)
+            whole = there.all(dim=1)
+            good, amount = stillness.turned(frames[whole, 0], frames[whole, 1:], probe.camera, way)
+            report[f"real_turns_{name}"] = float(good.float().mean()) if len(good) else None
+            report[f"real_turns_{name}_amount"] = float(amount.mean()) if len(good) else None
     return report
 
 
@@ -159,22 +172,67 @@ def turn_age(steps: int) -> int:
     return min(stillness.TURN_AT, steps)
 
 
-def ranges_at(
-    world: Played, real: Played, probe: Probe, ages: list[int], found: realism.Told | None, seen: list[Tensor]
-) -> dict[str, Any]:
-    """Sessions in the reference ranges of the real frames, decoded again, at some ages; and the real ones in theirs.
+@dataclass(frozen=True)
+class Reference:
+    """Real frames that reference ranges are made of, of all beginners together, decoded by a world's decoder.
 
-    The real sessions are judged one by one by the ranges of the others, so that theirs is what can be reached.
+    Attributes:
+        frames: uint8 (N, H, W, 3).
+        starts: the number of the start of each.
+        labels: of each.
+        probe: of the game.
     """
+
+    frames: Tensor
+    starts: list[int]
+    labels: list[dict[str, Any]]
+    probe: Probe
+
+    @staticmethod
+    def of(played: Sequence[Played], probe: Probe, autoencoder: FrameAutoencoder) -> Reference:
+        """Of some sessions of the real game, those at one place from the same start."""
+        frames, starts, labels = [], [], []
+        for one in played:
+            for i, some in enumerate(sessions(one, pair_ages(one.steps)[::TURNING])):
+                frames.append(some)
+                starts += [i] * len(some)
+                labels += [one.labels[i]] * len(some)
+        return Reference(realism.decoded(autoencoder, torch.cat(frames)), starts, labels, probe)
+
+    @functools.cached_property
+    def ranges(self) -> Ranges:
+        """The ranges of all."""
+        return Ranges.of(self.frames, self.probe, self.labels)
+
+    def without(self, start: int) -> Ranges:
+        """The ranges of those from other starts."""
+        if start not in self._without:
+            rows = [i for i, other in enumerate(self.starts) if other != start]
+            self._without[start] = Ranges.of(self.frames[rows], self.probe, [self.labels[i] for i in rows])
+        return self._without[start]
+
+    @functools.cached_property
+    def _without(self) -> dict[int, Ranges]:
+        return {}
+
+
+def ranges_at(
+    reference: Reference, world: Played, real: Played, ages: list[int], found: realism.Told | None, seen: list[Tensor]
+) -> dict[str, Any]:
+    """Sessions in the reference ranges at some ages; and the real ones in theirs, each by those from other starts.
+
+    Args:
+        reference: what real frames are like.
+        world: the world's sessions.
+        real: the game's under the same beginner.
+        ages: at which frames are looked at.
+        found: how the world's sessions are told from the real ones; None where that cannot be had.
+        seen: the real frames, decoded again, of each session.
+    """
+    report = judge(reference.ranges, sessions(world, ages), world.labels, found)
     whole = [i for i, frames in enumerate(seen) if len(frames)]
-    if len(whole) < 4:
-        return {"in_range": None, "in_range_of": []}
-
-    def ranges(rows: list[int]) -> Ranges:
-        labels = [real.labels[i] for i in rows for _ in range(len(seen[i]))]
-        return Ranges.of(torch.cat([seen[i] for i in rows]), probe, labels)
-
-    report = judge(ranges(whole), sessions(world, ages), world.labels, found)
-    parts = [judge(ranges([j for j in whole if j != i]), [seen[i]], [real.labels[i]], None) for i in whole]
-    report["real_in_range"] = float(np.mean([part["in_range"] for part in parts]))
+    parts = [
+        judge(reference.without(i), [seen[i]], [real.labels[i]], None) for i in whole if len(set(reference.starts)) > 1
+    ]
+    report["real_in_range"] = float(np.mean([part["in_range"] for part in parts])) if parts else None
     return report

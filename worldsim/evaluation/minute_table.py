@@ -86,10 +86,10 @@ def _rest(rest: dict[str, Any]) -> list[str]:
         lines.append(f"  at {age:>4}: {text}, over {line['limit']:g}: {over}, real {shown(line['real'], None, 1)}")
     for side in ("left", "right"):
         if f"turns_{side}" in rest:
-            right = shown(rest[f"turns_{side}"], rest[f"turns_{side}_interval"])
-            lines.append(
-                f"  a turn {side} afterwards goes right: {right}, by {rest[f'turns_{side}_amount']:.1f} a step"
-            )
+            good = shown(rest[f"turns_{side}"], rest[f"turns_{side}_interval"])
+            real = f"real {shown(rest[f'real_turns_{side}'], None)}"
+            by = f"by {rest[f'turns_{side}_amount']:.1f} a step"
+            lines.append(f"  a turn to the {side} afterwards goes there: {good}, {by}; {real}")
     return lines
 
 
