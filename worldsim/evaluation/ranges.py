@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldsim.evaluation.bands import MEASURES, Truth
+from worldsim.evaluation.bands import Limits, Truth, fits
 from worldsim.evaluation.intervals import wilson
-from worldsim.evaluation.metrics import band, inside
+from worldsim.evaluation.metrics import band
 from worldsim.evaluation.probe import Labels, Probe
 from worldsim.evaluation.realism import Told
 
@@ -49,9 +49,14 @@ class Ranges:
         return Ranges(Truth.of(frames), probe, found)
 
     @property
+    def limits(self) -> Limits:
+        """The range of each measure of single frames, in the order of `measure`."""
+        return {**self.truth.limits, **self.layout}
+
+    @property
     def names(self) -> list[str]:
         """The measures of single frames, in the order of `measure`."""
-        return [*MEASURES, *self.layout]
+        return list(self.limits)
 
     def measure(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
         """Measures of frames uint8 (N, H, W, 3); (N, len(names)), nan where a frame does not have one."""
@@ -61,11 +66,14 @@ class Ranges:
             parts.append(self.probe.layout(frames, labels)[:, columns])
         return torch.cat(parts, dim=1)
 
-    def fits(self, values: Tensor) -> Tensor:
-        """Which measures (..., len(names)) are in range, bool; what a frame does not have counts as in range."""
-        limits = [*(self.truth.limits[name] for name in MEASURES), *self.layout.values()]
-        hits = [inside(values[..., i], limit) | values[..., i].isnan() for i, limit in enumerate(limits)]
-        return torch.stack(hits, dim=-1)
+    def wider(self, frames: Tensor, labels: Sequence[Labels]) -> Limits:
+        """The ranges, each widened to that of more real frames: what the game shows when it is played otherwise."""
+        limits = dict(self.limits)
+        if len(frames):
+            for (name, (low, high)), values in zip(self.limits.items(), self.measure(frames, labels).T, strict=True):
+                if len(known := values[~values.isnan()]):
+                    limits[name] = min(low, band(known)[0]), max(high, band(known)[1])
+        return limits
 
 
 def judge(ranges: Ranges, sessions: Sequence[Tensor], labels: Sequence[Labels], told: Told | None) -> dict[str, Any]:
@@ -88,7 +96,7 @@ def judge(ranges: Ranges, sessions: Sequence[Tensor], labels: Sequence[Labels], 
             medians.append(ranges.measure(frames, [labels[i]] * len(frames)).nanmedian(dim=0).values)
     if not rows:
         return {"in_range": None, "in_range_of": []}
-    hits = ranges.fits(torch.stack(medians))
+    hits = fits(torch.stack(medians), ranges.limits)
     names = list(ranges.names)
     if told is not None and told.accuracy is not None:
         known = told.real[~told.real.isnan()]

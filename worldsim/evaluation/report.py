@@ -21,22 +21,25 @@ from worldsim.data.episodes import Dataset
 from worldsim.data.sheet import contact_sheet
 from worldsim.engine.simulator import SamplerConfig
 from worldsim.errors import DataError, MissingDependency
-from worldsim.evaluation import classifier, events, horizon, memory, metrics, real
-from worldsim.evaluation.bands import WINDOW, Truth, session_fits
+from worldsim.evaluation import classifier, events, horizon, memory, metrics, real, realism
+from worldsim.evaluation.bands import WINDOW
 from worldsim.evaluation.config import EvalConfig as EvalConfig
 from worldsim.evaluation.first_minute import first_minute
-from worldsim.evaluation.intervals import psnr_intervals, share_interval, wilson
+from worldsim.evaluation.intervals import psnr_intervals
+from worldsim.evaluation.probe import probe_of
 from worldsim.evaluation.prompts import (
     LATER,
     Starts,
     fresh_starts,
     has_palettes,
+    labels_at,
     obedience,
     palettes_at,
     switch,
     truth_obedience,
 )
 from worldsim.evaluation.racing import Driver, driven, look
+from worldsim.evaluation.ranges import Ranges, judge
 from worldsim.evaluation.rollout import Runner, Stretches, chained, context_of, cut, longest, recorded
 from worldsim.evaluation.steering import direction, steer_of
 from worldsim.evaluation.table import table as table
@@ -100,8 +103,11 @@ class Evaluation:
         moves = torch.cat([metrics.motion(frames[1:], frames[:-1]) for frames in steps])
         self.truth_moving = float((moves > metrics.MOVING).float().mean())
         self.truth_motion = metrics.band(moves)
-        self.limits = metrics.band(self.truth["sharpness"]), metrics.band(metrics.entropy(frames))
-        self.bands = Truth.of(frames)
+        probe = probe_of(world)
+        if probe is not None and probe.colored and not has_palettes(self.episodes):
+            probe = None  # where the road is cannot be told without the names of its colors
+        labels = [label for episode in self.episodes for label in labels_at(episode, slice(None, None, 3))]
+        self.ranges = Ranges.of(frames, probe, labels)
 
     def run(self) -> dict[str, Any]:
         """All stages."""
@@ -174,8 +180,7 @@ class Evaluation:
             "psnr": metrics.psnr(seen, flat),
             "ssim": float(metrics.ssim(seen, flat).mean()),
             "sharpness": float(metrics.sharpness(seen).mean() / metrics.sharpness(flat).mean()),
-            "in_band": self.in_band(seen),
-        }
+        } | judge(self.ranges, list(seen.unflatten(0, truth.shape[:2])), self.labels(stretches), None)
         steer = steer_of(stretches.taken, self.world.card.keys, self.world.action_space)
         if steer is not None:
             free = self.cut(max(1, self.config.segments // 2), 2 * FORCED, 1)
@@ -196,42 +201,34 @@ class Evaluation:
         report = metrics.compare(drawn[:, last], stretches.truth[:, last], still[:, last], other[:, last])
         baselines = {"copy": still[:, last], "permuted": other[:, last]}
         report |= psnr_intervals(drawn[:, last], stretches.truth[:, last], baselines, stretches.sources)
-        report["in_band"] = self.in_band(drawn.flatten(0, 1))
-        good = self.good(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
-        report["in_band_interval"] = share_interval(good, stretches.sources)
-        report |= self.starts_in_band(drawn, stretches.truth)
-        report["truth_in_band"] = self.in_band(stretches.truth.flatten(0, 1))
+        report |= self.in_range(drawn, stretches)
         shown = np.unique(np.geomspace(1, frames, COLUMNS).round().astype(int) - 1).tolist()
         self.sheet(f"frame_{frames}", stretches, {"drawn": drawn, "permuted": other}, shown)
         return {f"frame_{frames}": report}
 
-    def in_band(self, frames: Tensor) -> float:
-        """Share of frames as sharp and as varied as the middle 98 % of the true ones."""
-        return float(self.good(frames).float().mean())
+    def in_range(self, drawn: Tensor, stretches: Stretches) -> dict[str, Any]:
+        """Rollouts (S, N, H, W, 3) whose end is in the reference ranges of `ranges`, and told from the truth's."""
+        frames, labels = drawn.shape[1], self.labels(stretches)
+        end = slice(max(0, frames - WINDOW), frames)
+        some = np.unique(np.linspace(end.start, frames - 1, 8, dtype=int))
+        seen = [realism.decoded(self.world.autoencoder, one[some]) for one in stretches.truth]
+        told = realism.tell(seen, list(drawn[:, some]), [source % realism.FOLDS for source in stretches.sources])
+        report = judge(self.ranges, list(drawn[:, end]), labels, told) | realism.line(told)
+        truth = judge(self.ranges, list(stretches.truth[:, end]), labels, None)
+        return report | {f"truth_{name}": truth[name] for name in ("in_range", "in_range_interval")}
 
-    def good(self, frames: Tensor) -> Tensor:
-        """Which frames are as sharp and as varied as the middle 98 % of the true ones, bool (N,)."""
-        sharp, varied = self.limits
-        return metrics.inside(metrics.sharpness(frames), sharp) & metrics.inside(metrics.entropy(frames), varied)
-
-    def starts_in_band(self, drawn: Tensor, truth: Tensor) -> dict[str, Any]:
-        """Share of rollouts (S, N, H, W, 3) whose end is within the bands of `bands`, and the same of the truth's."""
-        shares: dict[str, Any] = {}
-        for name, frames in (("", drawn), ("truth_", truth)):
-            end = frames[:, -WINDOW:]
-            values = self.bands.measure(end.flatten(0, 1)).unflatten(0, end.shape[:2])
-            hits = session_fits(values, self.bands.limits)
-            shares[f"{name}starts_in_band"] = float(hits.float().mean())
-            shares[f"{name}starts_in_band_interval"] = wilson(int(hits.sum()), len(hits))
-        return shares
+    def labels(self, stretches: Stretches) -> list[dict[str, Any]]:
+        """What the recording says of the last frame of each stretch."""
+        rows = zip(stretches.prompts, stretches.sources, strict=True)
+        return [next(p for p in self.episodes[i].prompts if p["text"] == texts[-1]) for texts, i in rows]
 
     def long_runs(self) -> dict[str, Any]:
         """Long runs under several patterns of input, see `horizon`."""
         count, recipe = self.config.horizon_starts, real.find_recipe(self.dataset.card.get("recipe") or "")
         stretches = horizon.plain_starts(self.cut(4 * count, FORCED, 5), count)
-        runs = horizon.Horizon(
-            self.runner, stretches, self.episodes, self.bands, self.truth_motion, recipe, self.config.seed
-        )
+        held = stretches.hold_prompts()
+        parts = (self.runner, stretches, self.episodes, self.ranges, self.truth_motion, recipe, self.labels(held))
+        runs = horizon.Horizon(*parts, self.config.seed)
         return self._kept("horizon", *runs.run(self.config.horizon))
 
     def events(self) -> dict[str, Any]:
@@ -263,7 +260,8 @@ class Evaluation:
             act = chained(stretches, self.episodes, self.world.action_space, frames)
             drawn = self.runner.free(stretches, act, frames, title="long free run")
             sharp, bright = self.truth["sharpness"].mean(), self.truth["brightness"].mean()
-            report = self._drift(drawn[:, last], float(sharp), float(bright))
+            labels = self.labels(stretches.hold_prompts())
+            report = self._drift(drawn[:, last], float(sharp), float(bright), labels)
         else:
             prompts = [texts[self.context - 1] for texts in stretches.prompts]
             episodes = [self.episodes[source] for source in stretches.sources]
@@ -279,7 +277,8 @@ class Evaluation:
             sharp, bright = (
                 float(np.mean([f(x).mean() for x in same])) for f in (metrics.sharpness, metrics.brightness)
             )
-            report = self._drift(drawn[:, last], sharp, bright)
+            labels = [palette._asdict() for palette in palettes]
+            report = self._drift(drawn[:, last], sharp, bright, labels)
             end = drawn[:, last].flatten(0, 1)
             scene = look(end, [palette for palette in palettes for _ in range(last.stop - last.start)])
             report |= {
@@ -290,16 +289,15 @@ class Evaluation:
         contact_sheet(list(drawn[:, shown].flatten(0, 1).numpy()), COLUMNS, 1, captions).save(self.out / "free.png")
         return {"frames": frames, "sessions": len(drawn), **report}
 
-    def _drift(self, end: Tensor, sharp: float, bright: float) -> dict[str, float]:
+    def _drift(self, end: Tensor, sharp: float, bright: float, labels: list[dict[str, Any]]) -> dict[str, Any]:
         """How the end of a long run compares; `moving` shows a world that has come to rest, which looks fine else."""
         flat = end.flatten(0, 1)
         return {
             "sharpness": float(metrics.sharpness(flat).mean()) / sharp,
             "brightness": float(metrics.brightness(flat).mean()) / bright,
-            "in_band": self.in_band(flat),
             "moving": float(metrics.moving(end[:, 1:].flatten(0, 1), end[:, :-1].flatten(0, 1)).float().mean()),
             "truth_moving": self.truth_moving,
-        }
+        } | judge(self.ranges, list(end), labels, None)
 
     def palette(self) -> dict[str, Any]:
         """Fresh starts from prompts, and prompts that change on the way."""
