@@ -267,7 +267,9 @@ def test_ranges_are_of_all_measures_together():
     good = judge(ranges, real, [{}] * 16, realism.tell(real, real, folds))
     bad = judge(ranges, rotten, [{}] * 16, realism.tell(real, rotten, folds))
     assert good["in_range_of"] == bad["in_range_of"] == [*ranges.names, "told"]
-    assert good["in_range"] > 0.7 and bad["in_range"] < 0.2 and bad["told_in_range"] < 0.2
+    assert (
+        good["in_range"] > 0.5 and bad["in_range"] < 0.1 and bad["told_in_range"] < 0.1
+    )  # 16 frames are few for a range
     assert judge(ranges, real, [{}] * 16, None)["in_range_of"] == ranges.names
     assert judge(ranges, [real[0][:0]], [{}], None)["in_range"] is None
 
@@ -342,7 +344,7 @@ def car_world(tmp_path_factory) -> Path:
 
     torch.set_num_threads(1)
     top = tmp_path_factory.mktemp("car")
-    data = record(RecordConfig(game="car-racing", out=top / "data", frames=150, workers=1, max_episode_steps=60))
+    data = record(RecordConfig(game="car-racing", out=top / "data", frames=170, workers=1, max_episode_steps=14))
     train_autoencoder(tiny_autoencoder(data, top / "autoencoder", 2))
     train_dynamics(tiny_dynamics(data, top / "autoencoder", top / "dynamics", 2))
     return top / "dynamics" / "world"

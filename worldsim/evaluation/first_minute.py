@@ -172,6 +172,7 @@ class Minute:
             "beginners": {},
         }
         for name in config.beginners:
+            self.write(report)
             report["beginners"][name] = {"starts": self.from_starts(name)}
             prompted = round(config.prompt_seconds * self.world.card.fps)
             if self.probe.colored and prompted > 1 and self.world.card.prompts:
@@ -180,10 +181,14 @@ class Minute:
             report |= self.probes()
         if config.first_frames and self.world.card.prompts:
             report["first_frames"] = self.first_frames()
-        if config.out is not None:
-            config.out.mkdir(parents=True, exist_ok=True)
-            (config.out / "first_minute.json").write_text(json.dumps(report, indent=2) + "\n")
+        self.write(report)
         return report
+
+    def write(self, report: dict[str, Any]) -> None:
+        """Keep what is measured so far: a whole minute takes long."""
+        if self.config.out is not None:
+            self.config.out.mkdir(parents=True, exist_ok=True)
+            (self.config.out / "first_minute.json").write_text(json.dumps(report, indent=2) + "\n")
 
     def from_starts(self, name: str) -> dict[str, Any]:
         """A beginner from the recorded starts."""
@@ -280,7 +285,8 @@ class Minute:
             worst += found.drawn.nan_to_num()
         if pooled and not refused and origin == "starts":
             report["baselines"] = self.baselines(real, pooled)
-        drive = [age for age in measures.pair_ages(world.steps) if age <= measures.DRIVE]
+        drive = [age for age in measures.pair_ages(real.steps) if age <= min(measures.DRIVE, world.steps)]
+        drive = drive or world.ages[1:]
         report["layout"] = measures.layout(world, real, probe, drive)
         report |= measures.moving(world, probe) | {f"real_{k}": v for k, v in measures.moving(real, probe).items()}
         truth = real if not probe.recipe.protect else self.game.play(name, real.steps, (), self.config.seed, False)

@@ -20,7 +20,7 @@ from worldsim.evaluation.rollout import Runner, Stretches, scripted
 FRAMES = 16  # the frame after which errors are compared
 GAP = 2  # frames: the reader sees one frame and the one so many steps later, and the action between is held
 WIDTHS = (16, 24, 32)
-STEPS, BATCH, RATE = 250, 32, 4e-3  # of the reader's training
+STEPS, BATCH, RATE = 200, 24, 4e-3  # of the reader's training
 
 
 class Reader(nn.Module):

@@ -155,8 +155,9 @@ def tell_itself(sessions: Sequence[Tensor], seed: int = 0) -> Told:
 @torch.no_grad()
 def decoded(autoencoder: FrameAutoencoder, frames: Tensor) -> Tensor:
     """Frames uint8 (N, H, W, 3) encoded and decoded again."""
-    parts = [autoencoder.decode(autoencoder.encode(part)).cpu() for part in frames.split(64)]
-    return torch.cat(parts) if parts else frames
+    if not len(frames):
+        return frames
+    return torch.cat([autoencoder.decode(autoencoder.encode(part)).cpu() for part in frames.split(64)])
 
 
 def line(told: Told) -> dict[str, Any]:
