@@ -96,7 +96,8 @@ def test_evaluate(world_path, dataset, tmp_path):
         assert 3 < report[stage]["psnr"] < 60 and -1 <= report[stage]["ssim"] <= 1
         assert {"copy_psnr", "permuted_psnr", "moving_psnr", "copy_moving_psnr", "sharpness"} <= set(report[stage])
     assert report["next_frame"]["copy_psnr"] > report[fit]["copy_psnr"]
-    assert 0 <= report[fit]["in_band"] <= 1 and report[fit]["truth_in_band"] > 0.8
+    assert 0 <= report[fit]["in_range"] <= 1 and report[fit]["truth_in_range"] > 0.4
+    assert set(report[fit]["in_range_of"]) <= {"sharpness", "brightness", "histogram", "told"}
     assert report["free_run"]["frames"] == 12 and "palette" not in report and "steering" not in report
     sheets = {file.name for file in tmp_path.glob("*.png")}
     assert sheets == {"next.png", "frame_1.png", f"{fit}.png", "free.png"}

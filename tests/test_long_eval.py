@@ -13,6 +13,7 @@ from worldsim.data.games.doom_events import EVENTS, HELD_OUT_PAIRS, TELL
 from worldsim.errors import DataError
 from worldsim.evaluation import classifier, events, horizon, intervals, memory, real
 from worldsim.evaluation.bands import MEASURES, Truth, cumulative, fits, session_fits
+from worldsim.evaluation.ranges import Ranges
 from worldsim.evaluation.report import EvalConfig, evaluate, table
 from worldsim.evaluation.rollout import Runner, context_of, cut, recorded
 
@@ -138,13 +139,13 @@ def test_long_runs_are_judged_at_checkpoints(dataset, world):
     world.card = dataclasses.replace(world.card, keys=KEYS)
     stretches, episodes = stretches_of(dataset, world, 2)
     runner = Runner(world, batch=8)
-    truth = Truth.of(torch.cat([torch.from_numpy(episode.frames) for episode in episodes]))
-    runs = horizon.Horizon(runner, stretches, episodes, truth, (0.0, 5.0), None)
+    frames = torch.cat([torch.from_numpy(episode.frames) for episode in episodes])
+    runs = horizon.Horizon(runner, stretches, episodes, Ranges.of(frames, None, []), (0.0, 5.0), None, [{}, {}])
     report, pictures, captions = runs.run(20)
     assert list(report["patterns"]) == list(horizon.PATTERNS) and len(pictures) == 2 * len(captions) == 16
     for pattern in report["patterns"].values():
         assert list(pattern["at"]) == ["16", "20"] and pattern["real"] is None
-        assert all(0 <= pattern["at"]["20"][key] <= 1 for key in ("in_band", "sessions_in_band", "sessions_stayed"))
+        assert all(0 <= pattern["at"]["20"][key] <= 1 for key in ("in_range", "sessions_in_range", "sessions_stayed"))
         assert pattern["at"]["20"]["sessions_stayed"] <= pattern["at"]["16"]["sessions_stayed"]
     # Each session is what it is alone.
     alone = runner.free(stretches, runs._acts(20)["none"], 20)
@@ -154,16 +155,16 @@ def test_long_runs_are_judged_at_checkpoints(dataset, world):
 def test_a_run_of_true_frames_stays_and_one_that_fades_does_not(dataset, world):
     stretches, episodes = stretches_of(dataset, world, 2)
     frames = torch.cat([torch.from_numpy(episode.frames) for episode in episodes])
-    truth = Truth.of(frames)
-    values = truth.measure(frames[:300]).expand(2, -1, -1).clone()
+    truth = Ranges.of(frames, None, [])
+    values = truth.measure(frames[:300], []).expand(2, -1, -1).clone()
     values[1, 200:, 1] += 100  # brighter
     track = horizon.Track(values, torch.ones(values.shape[:2]))
-    runs = horizon.Horizon(Runner(world), stretches, episodes, truth, (0.0, 5.0), None)
+    runs = horizon.Horizon(Runner(world), stretches, episodes, truth, (0.0, 5.0), None, [{}, {}])
     report = runs.judge({"held": track}, 300)
     at = report["patterns"]["held"]["at"]
     assert [at[key]["sessions_stayed"] for key in ("64", "256", "300")] == [1.0, 0.5, 0.5]
-    assert report["in_band"] == report["stayed"] == 0.5 and report["stayed_interval"][0] < 0.5
-    assert "sessions in band at the end 0.50" in horizon.table(report)
+    assert report["in_range"] == report["stayed"] == 0.5 and report["stayed_interval"][0] < 0.5
+    assert "sessions in all ranges at the end 0.50" in horizon.table(report)
 
 
 def test_the_real_game_widens_the_bands(dataset, world):
@@ -172,7 +173,7 @@ def test_the_real_game_widens_the_bands(dataset, world):
     env = real.open_game(recipe)
     assert recipe is not None and env is not None and real.find_recipe("no such game") is None
     plans = [[np.asarray(recipe.keys[""], np.float32)] * 5] * 2
-    runs = list(real.rollouts(recipe, env, plans, (16, 16), np.random.default_rng(0)))
+    runs = [run for run, _ in real.rollouts(recipe, env, plans, (16, 16), np.random.default_rng(0))]
     assert [run.shape for run in runs] == [(6, 16, 16, 3)] * 2 and not np.array_equal(runs[0], runs[1])
 
 

@@ -77,10 +77,11 @@ def limits_of(values: Tensor) -> Limits:
 
 
 def fits(values: Tensor, limits: Limits) -> Tensor:
-    """Which measures (..., 3) are within their bands, bool (..., 3)."""
-    return torch.stack([metrics.inside(values[..., i], limits[name]) for i, name in enumerate(MEASURES)], dim=-1)
+    """Which measures (..., M), in the order of M limits, are within them, bool (..., M); nan is: there is none."""
+    columns = zip(values.unbind(dim=-1), limits.values(), strict=True)
+    return torch.stack([metrics.inside(column, limit) | column.isnan() for column, limit in columns], dim=-1)
 
 
 def session_fits(values: Tensor, limits: Limits) -> Tensor:
-    """Which sessions are in band: the median of every measure over their frames is, for values (S, N, 3); bool (S,)."""
-    return fits(values.median(dim=1).values, limits).all(dim=-1)
+    """Which sessions are in band: the median of every measure over their frames is, for values (S, N, M); bool (S,)."""
+    return fits(values.nanmedian(dim=1).values, limits).all(dim=-1)

@@ -1,9 +1,10 @@
 """Long free runs under several patterns of input: does the picture stay one that the real game could show?
 
-A session is judged at checkpoints. At each, its last WINDOW frames are looked at, and it is in band if the medians of
-sharpness, brightness and histogram distance over them all lie within the truth's bands (`bands`). It has stayed if it
-was so at every checkpoint up to there. Motion, the mean absolute difference of consecutive frames, is reported beside
-that: a world that has come to rest looks fine otherwise.
+A session is judged at checkpoints. At each, its last WINDOW frames are looked at, and it is in range if the medians of
+all measures over them lie within the truth's reference ranges (`ranges`): sharpness, brightness, histogram distance,
+and the layout where the game's is known. Told from real is not among them: no real session is as old, or plays alike.
+It has stayed if it was so at every checkpoint up to there. Motion, the mean absolute difference of consecutive frames,
+is reported beside that: a world that has come to rest looks fine otherwise.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch import Tensor
 from worldsim.data.episodes import Episode
 from worldsim.data.recipe import Recipe
 from worldsim.evaluation import metrics, real
-from worldsim.evaluation.bands import MEASURES, WINDOW, Limits, Truth, fits, session_fits
+from worldsim.evaluation.bands import WINDOW, Limits, fits, session_fits
 from worldsim.evaluation.intervals import shown, wilson
+from worldsim.evaluation.ranges import Ranges
 from worldsim.evaluation.rollout import Act, Runner, Stretches, chained
 from worldsim.models.action import flatten_actions, stack_actions
 
@@ -72,7 +74,7 @@ def plain_starts(stretches: Stretches, count: int) -> Stretches:
 
 @dataclass(frozen=True)
 class Track:
-    """What was measured on sessions of one pattern: MEASURES (S, T, 3) and motion (S, T)."""
+    """What was measured on sessions of one pattern: the measures of `Ranges` (S, T, M) and motion (S, T)."""
 
     values: Tensor
     motion: Tensor
@@ -87,6 +89,7 @@ class Horizon:
         stretches: a recorded context for each session to begin from.
         episodes: whose actions the pattern "recorded" plays.
         truth: of the recording.
+        labels: of each session, see `probe`.
         motion: the band of motion in the recording.
         recipe: of the game; None where there is none installed.
         seed: of the input.
@@ -95,9 +98,10 @@ class Horizon:
     runner: Runner
     stretches: Stretches
     episodes: list[Episode]
-    truth: Truth
+    truth: Ranges
     motion: tuple[float, float]
     recipe: Recipe | None
+    labels: list[dict[str, Any]]
     seed: int = 0
 
     def run(self, frames: int) -> tuple[dict[str, Any], list[np.ndarray], list[str]]:
@@ -115,11 +119,12 @@ class Horizon:
             parts = [acts[names[row // count]]([row % count], n, last) for row in rows]
             return torch.cat([action for action, _ in parts]), [text for _, texts in parts for text in texts]
 
-        values, moves = torch.empty(len(many), frames, len(MEASURES)), torch.empty(len(many), frames)
+        values, moves = torch.empty(len(many), frames, len(self.truth.names)), torch.empty(len(many), frames)
         pictures = torch.empty(len(many), len(points), *many.frames.shape[2:], dtype=torch.uint8)
         before = many.frames[:, many.context - 1].clone()
         for rows, n, drawn in self.runner.stream(many, act, frames, title=f"{frames} frames"):
-            values[rows, n], moves[rows, n] = self.truth.measure(drawn), metrics.motion(drawn, before[rows])
+            values[rows, n] = self.truth.measure(drawn, [self.labels[row % count] for row in rows])
+            moves[rows, n] = metrics.motion(drawn, before[rows])
             before[rows] = drawn
             if n + 1 in points:
                 pictures[rows, points.index(n + 1)] = drawn
@@ -137,7 +142,8 @@ class Horizon:
         report: dict[str, Any] = {
             "frames": frames,
             "sessions": len(self.stretches),
-            "truth": {**self.truth.typical, "bands": self.truth.limits, "motion_band": self.motion},
+            "truth": {**self.truth.truth.typical, "ranges": self.truth.limits, "motion_range": self.motion},
+            "in_range_of": self.truth.names,
             "patterns": {},
         }
         env = real.open_game(self.recipe)
@@ -150,15 +156,15 @@ class Horizon:
                 now = session_fits(track.values[:, window], limits)
                 good &= now
                 lines[str(point)] = _line(track, window, limits, motion) | {
-                    "sessions_in_band": float(now.float().mean()),
+                    "sessions_in_range": float(now.float().mean()),
                     "sessions_stayed": float(good.float().mean()),
                 }
             stayed.append(good)
             ended.append(session_fits(track.values[:, -WINDOW:], limits))
-            report["patterns"][name] = {"bands": limits, "motion_band": motion, "real": truth, "at": lines}
+            report["patterns"][name] = {"ranges": limits, "motion_range": motion, "real": truth, "at": lines}
         if env is not None:
             env.close()
-        for name, hits in (("in_band", torch.cat(ended)), ("stayed", torch.cat(stayed))):
+        for name, hits in (("in_range", torch.cat(ended)), ("stayed", torch.cat(stayed))):
             report[name] = float(hits.float().mean())
             report[f"{name}_interval"] = wilson(int(hits.sum()), len(hits))
         return report
@@ -190,26 +196,32 @@ class Horizon:
         rng = np.random.default_rng([self.seed, 21])
         plans = [plan(pattern, world.card.keys, world.action_space, REAL_FRAMES, rng) for _ in range(REAL_STARTS)]
         height, width = world.card.frame_size
-        runs = [torch.from_numpy(run) for run in real.rollouts(self.recipe, env, plans, (height, width), rng)]
-        runs = [run for run in runs if len(run) > 1]
+        found = real.rollouts(self.recipe, env, plans, (height, width), rng)
+        runs = [(torch.from_numpy(run), self._labels(info)) for run, info in found if len(run) > 1]
         if not runs:
             return self.truth.limits, self.motion, None
-        moves = torch.cat([metrics.motion(run[1:], run[:-1]) for run in runs])
-        limits, motion = self.truth.wider(torch.cat(runs)), metrics.band(moves)
-        good = [bool(session_fits(self.truth.measure(run[-WINDOW:]).unsqueeze(0), limits)) for run in runs]
-        values = self.truth.measure(torch.cat(runs))
-        medians = dict(zip(MEASURES, values.median(dim=0).values.tolist(), strict=True))
-        return limits, motion, {**medians, "motion": float(moves.median()), "sessions_in_band": float(np.mean(good))}
+        moves = torch.cat([metrics.motion(run[1:], run[:-1]) for run, _ in runs])
+        labels = [label for run, label in runs for _ in run]
+        whole = torch.cat([run for run, _ in runs])
+        limits, motion = self.truth.wider(whole, labels), metrics.band(moves)
+        values = self.truth.measure(whole, labels)
+        ends = [part[-WINDOW:].unsqueeze(0) for part in values.split([len(run) for run, _ in runs])]
+        good = [bool(session_fits(part, limits)) for part in ends]
+        medians = dict(zip(self.truth.names, values.nanmedian(dim=0).values.tolist(), strict=True))
+        return limits, motion, {**medians, "motion": float(moves.median()), "sessions_in_range": float(np.mean(good))}
+
+    def _labels(self, info: dict[str, Any]) -> dict[str, Any]:
+        return {} if self.truth.probe is None else self.truth.probe.labels(info)
 
 
 def _line(track: Track, window: slice, limits: Limits, motion: tuple[float, float]) -> dict[str, float]:
     """Medians over a window, and the shares of its frames in band."""
     values, moves = track.values[:, window].flatten(0, 1), track.motion[:, window].flatten()
     good = fits(values, limits)
-    line = dict(zip(MEASURES, values.median(dim=0).values.tolist(), strict=True)) | {"motion": float(moves.median())}
-    line |= {f"{name}_in_band": float(good[:, i].float().mean()) for i, name in enumerate(MEASURES)}
-    line["motion_in_band"] = float(metrics.inside(moves, motion).float().mean())
-    line["in_band"] = float(good.all(dim=1).float().mean())
+    line = dict(zip(limits, values.nanmedian(dim=0).values.tolist(), strict=True)) | {"motion": float(moves.median())}
+    line |= {f"{name}_in_range": float(good[:, i].float().mean()) for i, name in enumerate(limits)}
+    line["motion_in_range"] = float(metrics.inside(moves, motion).float().mean())
+    line["in_range"] = float(good.all(dim=1).float().mean())
     return line
 
 
@@ -229,16 +241,17 @@ def _played(actions: Tensor, prompts: list[str]) -> Act:
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
-    columns = ("sharpness", "brightness", "histogram", "motion", "in_band", "sessions_in_band", "sessions_stayed")
-    head = ("sharpness", "brightness", "histogram", "motion", "frames in", "sessions in", "stayed")
+    names = [*report["in_range_of"], "motion"]
+    columns = (*names, "in_range", "sessions_in_range", "sessions_stayed")
+    head = (*(name.replace("_", " ") for name in names), "frames in", "sessions in", "stayed")
     lines = [f"long runs of {report['frames']} frames, {report['sessions']} sessions under each input:"]
     lines.append(f"{'':>10}{'frame':>8}" + "".join(f"{name:>13}" for name in head))
     for name, pattern in report["patterns"].items():
-        bands = {**pattern["bands"], "motion": pattern["motion_band"]}
-        cells = [f"{bands[key][0]:.1f}-{bands[key][1]:.1f}" if key in bands else "" for key in columns]
+        limits = {**pattern["ranges"], "motion": pattern["motion_range"]}
+        cells = [f"{limits[key][0]:.1f}-{limits[key][1]:.1f}" if key in limits else "" for key in columns]
         lines.append(f"{name:>10}{'truth':>8}" + "".join(f"{cell:>13}" for cell in cells))
         for point, line in pattern["at"].items():
-            lines.append(f"{'':>10}{point:>8}" + "".join(f"{line[key]:>13.2f}" for key in columns))
-    ends = {name: shown(report[name], report[f"{name}_interval"]) for name in ("in_band", "stayed")}
-    lines.append(f"sessions in band at the end {ends['in_band']}, at every checkpoint {ends['stayed']}")
+            lines.append(f"{'':>10}{point:>8}" + "".join(f"{shown(line[key], None):>13}" for key in columns))
+    ends = {name: shown(report[name], report[f"{name}_interval"]) for name in ("in_range", "stayed")}
+    lines.append(f"sessions in all ranges at the end {ends['in_range']}, at every checkpoint {ends['stayed']}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,11 @@ def palettes_at(episode: Episode, frames: slice) -> list[Palette]:
     """The labelled palette at each of some frames."""
     labels = [episode.prompts[i] for i in episode.prompt_index[frames]]
     return [Palette(label["road"], label["ground"]) for label in labels]
+
+
+def labels_at(episode: Episode, frames: slice) -> list[dict[str, Any]]:
+    """What the recording says beside the prompt of each of some frames."""
+    return [episode.prompts[i] for i in episode.prompt_index[frames]]
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,11 @@ def begin(env: gym.Env, explorer: Explorer, rng: np.random.Generator, steps: int
 
 def rollouts(
     recipe: Recipe, env: gym.Env, plans: list[list[Any]], size: tuple[int, int], rng: np.random.Generator
-) -> Iterator[np.ndarray]:
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Frames of the real game under each plan of actions, after a random while of the explorer's play.
 
     Yields:
-        uint8 (1 + at most len(plan), H, W, 3): fewer where the episode ended.
+        uint8 (1 + at most len(plan), H, W, 3), fewer where the episode ended; and the info of the last.
     """
     explorer = recipe.make_explorer()
     for plan in plans:
@@ -96,4 +96,4 @@ def rollouts(
         run = begin(env, explorer, rng, steps, size)
         if run is not None:
             run.play(env, plan)
-            yield np.stack(run.frames[steps:])
+            yield np.stack(run.frames[steps:]), run.info

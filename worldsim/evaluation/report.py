@@ -1,8 +1,8 @@
 """How good a world is, on recorded episodes that it was not trained on.
 
 Every number stands beside its baselines: the last frame shown again (`copy`), and the same world under the actions of
-another episode (`permuted`), which must be worse or the actions do not matter. Past 400 lines, because what is asked
-for and every measure's place in the report stand side by side; how each is measured is in modules of its own.
+another episode (`permuted`), which must be worse or the actions do not matter. What can be
+asked for is in `config`; how each thing is measured is in modules of its own.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,21 +20,26 @@ from torch import Tensor
 from worldsim.data.episodes import Dataset
 from worldsim.data.sheet import contact_sheet
 from worldsim.engine.simulator import SamplerConfig
-from worldsim.errors import ConfigError, DataError, MissingDependency
-from worldsim.evaluation import classifier, events, horizon, memory, metrics, real
-from worldsim.evaluation.bands import WINDOW, Truth, session_fits
-from worldsim.evaluation.intervals import psnr_intervals, share_interval, wilson
+from worldsim.errors import DataError, MissingDependency
+from worldsim.evaluation import classifier, events, horizon, memory, metrics, real, realism
+from worldsim.evaluation.bands import WINDOW
+from worldsim.evaluation.config import EvalConfig as EvalConfig
+from worldsim.evaluation.first_minute import first_minute
+from worldsim.evaluation.intervals import psnr_intervals
+from worldsim.evaluation.probe import probe_of
 from worldsim.evaluation.prompts import (
     LATER,
     Starts,
     fresh_starts,
     has_palettes,
+    labels_at,
     obedience,
     palettes_at,
     switch,
     truth_obedience,
 )
 from worldsim.evaluation.racing import Driver, driven, look
+from worldsim.evaluation.ranges import Ranges, judge
 from worldsim.evaluation.rollout import Runner, Stretches, chained, context_of, cut, longest, recorded
 from worldsim.evaluation.steering import direction, steer_of
 from worldsim.evaluation.table import table as table
@@ -44,78 +48,6 @@ from worldsim.world import World, write_card
 FORCED = 16  # next frames measured in each stretch
 SHOWN = 6  # stretches on a sheet
 COLUMNS = 12  # frames of each
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """What to measure, on what."""
-
-    world: Path
-    """A world's folder or hub id, or the name of a shipped world."""
-    data: Path | None = None
-    """The folder of a dataset of the same game (default: data/NAME)."""
-    split: str = "heldout"
-    """Which of its episodes: heldout, unseen or train."""
-    prompts: Literal["recorded", "held"] = "recorded"
-    """Under which prompts to draw: those recorded with each frame, or the last one before the first drawn frame."""
-    episodes: int = 64
-    """At most so many of them."""
-    horizons: tuple[int, ...] = (1, 16, 64, 256)
-    """Frames of free running after which to measure; those longer than the episodes are cut to fit."""
-    starts: int = 48
-    """Places in the recording to begin from, for each horizon."""
-    free: int = 1000
-    """Frames of the long free run (0: none)."""
-    free_starts: int = 8
-    horizon: int = 0
-    """Frames of long free runs under no input, held, random and recorded input (0: none)."""
-    horizon_starts: int = 4
-    """Sessions under each of these."""
-    memory: bool = False
-    """Look away and back in the real game and in the world, for the games that have keys to turn with."""
-    memory_starts: int = 16
-    """Stretches for each time away."""
-    events: bool = False
-    """Type events while playing, for Doom; trains a judge first, in a minute or two."""
-    event_starts: int = 16
-    """Tries of each event in known places, and as many in places it was held out of."""
-    fresh: int = 64
-    """Fresh starts from prompts of training, and as many from unseen ones, where the world has palettes (0: none)."""
-    features: bool = False
-    """Also judge clips of 64 frames by a network's features and VMAF (needs the extra `judge`)."""
-    steps: int | None = None
-    """Denoising steps of a frame (default: what the world says; so too the next two)."""
-    history_sigma: float | None = None
-    guidance: float | None = None
-    temperature: float | None = None
-    """Scale of the noise that frames are drawn from (default: the world's)."""
-    batch: int = 16
-    """Sessions that are stepped together."""
-    basics: bool = True
-    """Measure next frames, horizons, the free run and fresh starts; off leaves only what is asked for beside them."""
-    runtime: str = "eager"
-    """What computes: eager, or auto for what `worldsim tune` found fastest, or another one by name."""
-    seed: int = 0
-    threads: int | None = None
-    """CPU threads (default: all)."""
-    out: Path | None = None
-    """Folder for report.json and the contact sheets (default: runs/eval-NAME)."""
-    json: bool = False
-    """Print JSON instead of a table."""
-    save_to_card: bool = False
-    """Write the results into the world's world.json."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        least = {"episodes": 1, "starts": 1, "free": 0, "free_starts": 1, "fresh": 0, "batch": 1}
-        least |= {"horizon": 0, "horizon_starts": 1, "memory_starts": 1, "event_starts": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
-        if self.prompts not in ("recorded", "held"):
-            raise ConfigError(f"prompts is {self.prompts!r}; allowed: 'recorded', 'held'.")
-        if min(self.horizons, default=1) < 1:
-            raise ConfigError(f"horizons are {self.horizons}; all must be at least 1.")
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -134,9 +66,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     world = World.from_pretrained(config.world)
-    evaluation = Evaluation(config, world)
-    report = _plain(evaluation.run())
-    (evaluation.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    out = config.out or Path("runs") / f"eval-{world.card.name}"
+    out.mkdir(parents=True, exist_ok=True)
+    report = _plain(first_minute(world, config.minute(out)) if config.first_minute else Evaluation(config, world).run())
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     if config.save_to_card:
         assert world.path is not None
         write_card(dataclasses.replace(world.card, quality=report), world.path)
@@ -170,8 +103,11 @@ class Evaluation:
         moves = torch.cat([metrics.motion(frames[1:], frames[:-1]) for frames in steps])
         self.truth_moving = float((moves > metrics.MOVING).float().mean())
         self.truth_motion = metrics.band(moves)
-        self.limits = metrics.band(self.truth["sharpness"]), metrics.band(metrics.entropy(frames))
-        self.bands = Truth.of(frames)
+        probe = probe_of(world)
+        if probe is not None and probe.colored and not has_palettes(self.episodes):
+            probe = None  # where the road is cannot be told without the names of its colors
+        labels = [label for episode in self.episodes for label in labels_at(episode, slice(None, None, 3))]
+        self.ranges = Ranges.of(frames, probe, labels)
 
     def run(self) -> dict[str, Any]:
         """All stages."""
@@ -211,7 +147,7 @@ class Evaluation:
         """Clips of 64 frames under the recorded actions, as a network's features and VMAF see them."""
         from worldsim.evaluation.features import judge
 
-        stretches = self.cut(self.config.starts, self.fitting(64), 7)
+        stretches = self.cut(self.config.segments, self.fitting(64), 7)
         drawn = self.runner.free(stretches, recorded(stretches), title="features")
         try:
             return judge(drawn, stretches.truth, seed=self.config.seed)
@@ -231,7 +167,7 @@ class Evaluation:
 
     def next_frame(self) -> dict[str, Any]:
         """Next frames from true ones; what the autoencoder alone costs; steering."""
-        stretches = self.cut(self.config.starts, FORCED, 0)
+        stretches = self.cut(self.config.segments, FORCED, 0)
         drawn, other = self.runner.forced(stretches, stretches.taken, stretches.foreign_actions())
         truth, before = stretches.truth, stretches.before
         self.sheet("next", stretches, {"drawn": drawn}, list(range(min(COLUMNS, truth.shape[1]))))
@@ -244,11 +180,10 @@ class Evaluation:
             "psnr": metrics.psnr(seen, flat),
             "ssim": float(metrics.ssim(seen, flat).mean()),
             "sharpness": float(metrics.sharpness(seen).mean() / metrics.sharpness(flat).mean()),
-            "in_band": self.in_band(seen),
-        }
+        } | judge(self.ranges, list(seen.unflatten(0, truth.shape[:2])), self.labels(stretches), None)
         steer = steer_of(stretches.taken, self.world.card.keys, self.world.action_space)
         if steer is not None:
-            free = self.cut(max(1, self.config.starts // 2), 2 * FORCED, 1)
+            free = self.cut(max(1, self.config.segments // 2), 2 * FORCED, 1)
             wheel = steer_of(free.taken, self.world.card.keys, self.world.action_space)
             assert wheel is not None
             run = self.runner.free(free, recorded(free), title="steering")
@@ -257,7 +192,7 @@ class Evaluation:
 
     def frame(self, frames: int) -> dict[str, Any]:
         """Free running for `frames` under the true actions, measured over the last sixteenth of them."""
-        stretches = self.cut(self.config.starts, frames, 10 + frames)
+        stretches = self.cut(self.config.segments, frames, 10 + frames)
         drawn = self.runner.free(stretches, recorded(stretches), title=f"{frames} frames")
         foreign = recorded(stretches, stretches.foreign_actions())
         other = self.runner.free(stretches, foreign, title=f"{frames} frames, permuted actions")
@@ -266,42 +201,34 @@ class Evaluation:
         report = metrics.compare(drawn[:, last], stretches.truth[:, last], still[:, last], other[:, last])
         baselines = {"copy": still[:, last], "permuted": other[:, last]}
         report |= psnr_intervals(drawn[:, last], stretches.truth[:, last], baselines, stretches.sources)
-        report["in_band"] = self.in_band(drawn.flatten(0, 1))
-        good = self.good(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
-        report["in_band_interval"] = share_interval(good, stretches.sources)
-        report |= self.starts_in_band(drawn, stretches.truth)
-        report["truth_in_band"] = self.in_band(stretches.truth.flatten(0, 1))
+        report |= self.in_range(drawn, stretches)
         shown = np.unique(np.geomspace(1, frames, COLUMNS).round().astype(int) - 1).tolist()
         self.sheet(f"frame_{frames}", stretches, {"drawn": drawn, "permuted": other}, shown)
         return {f"frame_{frames}": report}
 
-    def in_band(self, frames: Tensor) -> float:
-        """Share of frames as sharp and as varied as the middle 98 % of the true ones."""
-        return float(self.good(frames).float().mean())
+    def in_range(self, drawn: Tensor, stretches: Stretches) -> dict[str, Any]:
+        """Rollouts (S, N, H, W, 3) whose end is in the reference ranges of `ranges`, and told from the truth's."""
+        frames, labels = drawn.shape[1], self.labels(stretches)
+        end = slice(max(0, frames - WINDOW), frames)
+        some = np.unique(np.linspace(end.start, frames - 1, 8, dtype=int))
+        seen = [realism.decoded(self.world.autoencoder, one[some]) for one in stretches.truth]
+        told = realism.tell(seen, list(drawn[:, some]), [source % realism.FOLDS for source in stretches.sources])
+        report = judge(self.ranges, list(drawn[:, end]), labels, told) | realism.line(told)
+        truth = judge(self.ranges, list(stretches.truth[:, end]), labels, None)
+        return report | {f"truth_{name}": truth[name] for name in ("in_range", "in_range_interval")}
 
-    def good(self, frames: Tensor) -> Tensor:
-        """Which frames are as sharp and as varied as the middle 98 % of the true ones, bool (N,)."""
-        sharp, varied = self.limits
-        return metrics.inside(metrics.sharpness(frames), sharp) & metrics.inside(metrics.entropy(frames), varied)
-
-    def starts_in_band(self, drawn: Tensor, truth: Tensor) -> dict[str, Any]:
-        """Share of rollouts (S, N, H, W, 3) whose end is within the bands of `bands`, and the same of the truth's."""
-        shares: dict[str, Any] = {}
-        for name, frames in (("", drawn), ("truth_", truth)):
-            end = frames[:, -WINDOW:]
-            values = self.bands.measure(end.flatten(0, 1)).unflatten(0, end.shape[:2])
-            hits = session_fits(values, self.bands.limits)
-            shares[f"{name}starts_in_band"] = float(hits.float().mean())
-            shares[f"{name}starts_in_band_interval"] = wilson(int(hits.sum()), len(hits))
-        return shares
+    def labels(self, stretches: Stretches) -> list[dict[str, Any]]:
+        """What the recording says of the last frame of each stretch."""
+        rows = zip(stretches.prompts, stretches.sources, strict=True)
+        return [next(p for p in self.episodes[i].prompts if p["text"] == texts[-1]) for texts, i in rows]
 
     def long_runs(self) -> dict[str, Any]:
         """Long runs under several patterns of input, see `horizon`."""
         count, recipe = self.config.horizon_starts, real.find_recipe(self.dataset.card.get("recipe") or "")
         stretches = horizon.plain_starts(self.cut(4 * count, FORCED, 5), count)
-        runs = horizon.Horizon(
-            self.runner, stretches, self.episodes, self.bands, self.truth_motion, recipe, self.config.seed
-        )
+        held = stretches.hold_prompts()
+        parts = (self.runner, stretches, self.episodes, self.ranges, self.truth_motion, recipe, self.labels(held))
+        runs = horizon.Horizon(*parts, self.config.seed)
         return self._kept("horizon", *runs.run(self.config.horizon))
 
     def events(self) -> dict[str, Any]:
@@ -333,7 +260,8 @@ class Evaluation:
             act = chained(stretches, self.episodes, self.world.action_space, frames)
             drawn = self.runner.free(stretches, act, frames, title="long free run")
             sharp, bright = self.truth["sharpness"].mean(), self.truth["brightness"].mean()
-            report = self._drift(drawn[:, last], float(sharp), float(bright))
+            labels = self.labels(stretches.hold_prompts())
+            report = self._drift(drawn[:, last], float(sharp), float(bright), labels)
         else:
             prompts = [texts[self.context - 1] for texts in stretches.prompts]
             episodes = [self.episodes[source] for source in stretches.sources]
@@ -349,7 +277,8 @@ class Evaluation:
             sharp, bright = (
                 float(np.mean([f(x).mean() for x in same])) for f in (metrics.sharpness, metrics.brightness)
             )
-            report = self._drift(drawn[:, last], sharp, bright)
+            labels = [palette._asdict() for palette in palettes]
+            report = self._drift(drawn[:, last], sharp, bright, labels)
             end = drawn[:, last].flatten(0, 1)
             scene = look(end, [palette for palette in palettes for _ in range(last.stop - last.start)])
             report |= {
@@ -360,16 +289,15 @@ class Evaluation:
         contact_sheet(list(drawn[:, shown].flatten(0, 1).numpy()), COLUMNS, 1, captions).save(self.out / "free.png")
         return {"frames": frames, "sessions": len(drawn), **report}
 
-    def _drift(self, end: Tensor, sharp: float, bright: float) -> dict[str, float]:
+    def _drift(self, end: Tensor, sharp: float, bright: float, labels: list[dict[str, Any]]) -> dict[str, Any]:
         """How the end of a long run compares; `moving` shows a world that has come to rest, which looks fine else."""
         flat = end.flatten(0, 1)
         return {
             "sharpness": float(metrics.sharpness(flat).mean()) / sharp,
             "brightness": float(metrics.brightness(flat).mean()) / bright,
-            "in_band": self.in_band(flat),
             "moving": float(metrics.moving(end[:, 1:].flatten(0, 1), end[:, :-1].flatten(0, 1)).float().mean()),
             "truth_moving": self.truth_moving,
-        }
+        } | judge(self.ranges, list(end), labels, None)
 
     def palette(self) -> dict[str, Any]:
         """Fresh starts from prompts, and prompts that change on the way."""
@@ -380,7 +308,7 @@ class Evaluation:
                 starts = fresh_starts(self.runner, self.config.fresh, unseen, rng)
                 report[name] = obedience(starts)
                 self._fresh_sheet(name, starts)
-            report["switched"] = switch(self.runner, self.cut(self.config.starts, 16, 4), rng)
+            report["switched"] = switch(self.runner, self.cut(self.config.segments, 16, 4), rng)
         except MissingDependency as error:
             report["skipped"] = str(error)
         return report

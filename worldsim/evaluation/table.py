@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from worldsim.evaluation import events, horizon, memory
+from worldsim.evaluation import events, horizon, memory, minute_table
 from worldsim.evaluation.intervals import shown
 
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
+    if "beginners" in report or "skipped" in report:
+        return minute_table.table(report)
     lines = [f"{report['world']} on {report['episodes']} {report['split']} episodes of {report['data']}"]
     stages = [name for name in report if name == "next_frame" or name.startswith("frame_")]
     if stages:
         lines += ["", *_comparison(report, stages)]
     for stage in stages:
         found = report[stage]
-        names = ("over_copy", "over_permuted", "starts_in_band", "truth_starts_in_band")
+        names = ("over_copy", "over_permuted", "told", "truth_in_range")
         parts = [f"{name.replace('_', ' ')} {_sure(found, name)}" for name in names if found.get(name) is not None]
         if parts:
             lines.append(f"{stage.replace('_', ' ')}: {', '.join(parts)}")
@@ -34,10 +36,10 @@ def table(report: dict[str, Any]) -> str:
 
 def _comparison(report: dict[str, Any], stages: list[str]) -> list[str]:
     """A line for each stage that has frames to compare with."""
-    head = ("PSNR", "copy", "permuted", "moving", "copy", "SSIM", "copy", "sharp", "bright", "in band", "frames")
+    head = ("PSNR", "copy", "permuted", "moving", "copy", "SSIM", "copy", "sharp", "bright", "in range", "frames")
     keys = ("psnr", "copy_psnr", "permuted_psnr", "moving_psnr", "copy_moving_psnr", "ssim", "copy_ssim")
-    keys = (*keys, "sharpness", "brightness", "in_band", "frames")
-    wide = {"psnr": 22, "in_band": 20}
+    keys = (*keys, "sharpness", "brightness", "in_range", "frames")
+    wide = {"psnr": 22, "in_range": 20}
     lines = [f"{'':>11}" + "".join(f"{name:>{wide.get(key, 9)}}" for name, key in zip(head, keys, strict=True))]
     for stage in stages:
         cells = "".join(f"{_sure(report[stage], key):>{wide.get(key, 9)}}" for key in keys)
@@ -52,7 +54,8 @@ def _sure(values: dict[str, Any], key: str) -> str:
 
 
 def _list(values: dict[str, Any]) -> str:
-    named = [key for key in values if not key.endswith("_interval")]
+    parts = {f"{name}_in_range" for name in values.get("in_range_of") or ()}  # for the JSON alone
+    named = [key for key in values if not key.endswith("_interval") and key not in parts]
     return ", ".join(f"{key.replace('_', ' ')} {_sure(values, key)}" for key in named)
 
 

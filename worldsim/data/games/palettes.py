@@ -199,3 +199,18 @@ def prompt_for(palette: Palette, rng: np.random.Generator) -> str:
     road = _ROAD_WORDS[palette.road][rng.integers(len(_ROAD_WORDS[palette.road]))]
     ground = _GROUND_WORDS[palette.ground][rng.integers(len(_GROUND_WORDS[palette.ground]))]
     return _TEMPLATES[rng.integers(len(_TEMPLATES))].format(road=road, ground=ground)
+
+
+def palette_of(prompt: str) -> Palette | None:
+    """The palette that a prompt names, by its theme or by a road and a ground; None where it names none."""
+    text = prompt.lower()
+    for name, words in _THEME_WORDS.items():
+        if text in words:
+            return THEMES[name]
+    found = []
+    for table in (_ROAD_WORDS, _GROUND_WORDS):
+        hits = [(len(word), name) for name, words in table.items() for word in words if word in text]
+        if not hits:
+            return None
+        found.append(max(hits)[1])  # the longest: "a dark green forest", not "a dark forest"
+    return Palette(*found)

@@ -1,0 +1,123 @@
+"""What `worldsim eval` can be asked to measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from worldsim.errors import ConfigError
+from worldsim.evaluation.first_minute import FirstMinute
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What to measure, on what."""
+
+    world: Path
+    """A world's folder or hub id, or the name of a shipped world."""
+    data: Path | None = None
+    """The folder of a dataset of the same game (default: data/NAME)."""
+    split: str = "heldout"
+    """Which of its episodes: heldout, unseen or train."""
+    prompts: Literal["recorded", "held"] = "recorded"
+    """Under which prompts to draw: those recorded with each frame, or the last one before the first drawn frame."""
+    episodes: int = 64
+    """At most so many of them."""
+    horizons: tuple[int, ...] = (1, 16, 64, 256)
+    """Frames of free running after which to measure; those longer than the episodes are cut to fit."""
+    starts: int | None = None
+    """Places to begin from: in the recording, for each horizon (default: 48), or in the real game, for each beginner of
+    the first minute (default: 16)."""
+    free: int = 1000
+    """Frames of the long free run (0: none)."""
+    free_starts: int = 8
+    horizon: int = 0
+    """Frames of long free runs under no input, held, random and recorded input (0: none)."""
+    horizon_starts: int = 4
+    """Sessions under each of these."""
+    memory: bool = False
+    """Look away and back in the real game and in the world, for the games that have keys to turn with."""
+    memory_starts: int = 16
+    """Stretches for each time away."""
+    first_minute: bool = False
+    """Let four scripted beginners play the world and the real game: one holds a key, one taps at random, one steers by
+    what it sees, one rests. Needs no recording, and measures nothing else."""
+    seconds: float = 60.0
+    """Length of a beginner's session, of the game's time."""
+    prompt_seconds: float = 20.0
+    """Length of those that begin from a prompt alone, where prompts name colors (0: none)."""
+    ages: tuple[int, ...] = (16, 64, 256)
+    """Steps after which a beginner's frames are told from real ones and held against the reference ranges."""
+    rest_ages: tuple[int, ...] = (64, 128, 256, 400)
+    """Steps of rest after which stillness is measured; the resting sessions last until the last of them."""
+    beginners: tuple[str, ...] = ("hold", "tap", "steer", "rest")
+    """Which of the four."""
+    first_frames: int = 60
+    """First frames that the first minute draws from prompts (0: none)."""
+    probes: bool = True
+    """Whether the first minute also measures how the world follows its actions and heals a patch of noise."""
+    events: bool = False
+    """Type events while playing, for Doom; trains a judge first, in a minute or two."""
+    event_starts: int = 16
+    """Tries of each event in known places, and as many in places it was held out of."""
+    fresh: int = 64
+    """Fresh starts from prompts of training, and as many from unseen ones, where the world has palettes (0: none)."""
+    features: bool = False
+    """Also judge clips of 64 frames by a network's features and VMAF (needs the extra `judge`)."""
+    steps: int | None = None
+    """Denoising steps of a frame (default: what the world says; so too the next two)."""
+    history_sigma: float | None = None
+    guidance: float | None = None
+    temperature: float | None = None
+    """Scale of the noise that frames are drawn from (default: the world's)."""
+    batch: int = 16
+    """Sessions that are stepped together."""
+    basics: bool = True
+    """Measure next frames, horizons, the free run and fresh starts; off leaves only what is asked for beside them."""
+    runtime: str = "eager"
+    """What computes: eager, or auto for what `worldsim tune` found fastest, or another one by name."""
+    seed: int = 0
+    threads: int | None = None
+    """CPU threads (default: all)."""
+    out: Path | None = None
+    """Folder for report.json and the contact sheets (default: runs/eval-NAME)."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    save_to_card: bool = False
+    """Write the results into the world's world.json."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        least = {"episodes": 1, "free": 0, "free_starts": 1, "fresh": 0, "batch": 1}
+        least |= {"horizon": 0, "horizon_starts": 1, "memory_starts": 1, "event_starts": 1}
+        least |= {} if self.starts is None else {"starts": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+        if self.prompts not in ("recorded", "held"):
+            raise ConfigError(f"prompts is {self.prompts!r}; allowed: 'recorded', 'held'.")
+        if min(self.horizons, default=1) < 1:
+            raise ConfigError(f"horizons are {self.horizons}; all must be at least 1.")
+
+    @property
+    def segments(self) -> int:
+        """Places in the recording to begin from."""
+        return 48 if self.starts is None else self.starts
+
+    def minute(self, out: Path) -> FirstMinute:
+        """What is asked for of the first minute, with its sheets in `out`."""
+        names = (
+            "seconds",
+            "prompt_seconds",
+            "ages",
+            "rest_ages",
+            "beginners",
+            "first_frames",
+            "probes",
+            "batch",
+            "runtime",
+            "seed",
+        )
+        settings = {name: getattr(self, name) for name in names}
+        return FirstMinute(starts=16 if self.starts is None else self.starts, out=out, **settings)

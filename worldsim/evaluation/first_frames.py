@@ -1,0 +1,59 @@
+"""The frames that a world draws from words alone, before anything has been played."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldsim.evaluation import metrics
+from worldsim.evaluation.intervals import bootstrap, ratio, wilson
+from worldsim.evaluation.probe import Probe
+from worldsim.evaluation.rollout import Runner
+
+
+def first_frames(
+    runner: Runner, probe: Probe, starts: Tensor, count: int
+) -> tuple[dict[str, Any], list[Any], list[str]]:
+    """Draw first frames from the prompts that a world knows, in turn.
+
+    Args:
+        runner: draws.
+        probe: of the game.
+        starts: recorded frames to hold them against, uint8 (S, H, W, 3).
+        count: how many.
+
+    Returns:
+        sharpness: theirs over the recorded ones'; for games with roads road_in_view, the share in which a road leads
+        from the car to the edge of the picture; with intervals. Then the frames, and their prompts.
+    """
+    known = probe.prompts(runner.world.card.prompts)
+    chosen = [known[i % len(known)] for i in range(count)]
+    frames = runner.fresh([text for text, _ in chosen], 1)[:, 0]
+    report = {"frames": count} | sharpness(frames, starts)
+    labels = [probe.named(text, options) for text, options in chosen]
+    if "road_in_view" in probe.layout_names:
+        hits = probe.layout(frames, labels)[:, probe.layout_names.index("road_in_view")]
+        report["road_in_view"] = float(hits.mean())
+        report["road_in_view_interval"] = wilson(int(hits.sum()), count)
+    if (kept := probe.palette_kept(frames.unsqueeze(1), labels)) is not None:
+        report["palette"] = float(kept.mean())
+        report["palette_interval"] = wilson(int(kept.sum()), count)
+    return report, list(frames.numpy()), [text for text, _ in chosen]
+
+
+def sharpness(frames: Tensor, starts: Tensor) -> dict[str, Any]:
+    """Mean sharpness of frames over that of recorded ones, with its interval over the former."""
+    values, truth = metrics.sharpness(frames).double(), float(metrics.sharpness(starts).double().mean())
+    sums = torch.stack([values, torch.full_like(values, truth)], dim=1).numpy()
+    return {
+        "sharpness": float(values.mean()) / truth if truth else None,
+        "sharpness_interval": bootstrap(sums, range(len(frames)), ratio()),
+    }
+
+
+def captions(prompts: Sequence[str], columns: int) -> list[str]:
+    """A caption for each row of a sheet."""
+    return ["; ".join(prompts[i : i + columns]) for i in range(0, len(prompts), columns)]

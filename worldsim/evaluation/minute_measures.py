@@ -1,0 +1,238 @@
+"""What is measured of some sessions of a world beside those of the real game under the same policy.
+
+Sessions at one place of both have the same start, or at least the same colors, so that they can be paired.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldsim.evaluation import metrics, realism, stillness
+from worldsim.evaluation.intervals import bootstrap, ratio, wilson
+from worldsim.evaluation.played import Played
+from worldsim.evaluation.probe import Probe
+from worldsim.evaluation.ranges import Ranges, judge
+from worldsim.evaluation.steering import turns
+from worldsim.models.autoencoder import FrameAutoencoder
+
+WINDOW = range(-8, 8, 2)  # frames around an age that it is measured by
+TURNING = 4  # every so-many-th of these pairs tells of turning, which costs more
+STRIDE = 12  # steps between pairs of frames by which motion, turning and layout are measured
+DRIVE = 250  # steps over which the layout of a drive is measured
+
+
+def window(age: int, steps: int) -> list[int]:
+    """The ages that an age is measured by, within 1..steps."""
+    last = min(age + WINDOW[-1], steps)
+    return sorted({max(1, last - WINDOW[-1] + k) for k in WINDOW})
+
+
+def pair_ages(steps: int) -> list[int]:
+    """The earlier ages of the pairs of frames that motion and turning are measured by."""
+    return list(range(min(STRIDE, max(1, steps - 1)), steps, STRIDE))
+
+
+def kept_ages(ages: tuple[int, ...], steps: int) -> list[int]:
+    """All ages at which the measures need frames."""
+    kept = {0} | {one for age in ages if age <= steps for one in window(age, steps)}
+    kept |= {one for age in pair_ages(steps) for one in (age, age + 1)}
+    kept |= {age for age in (stillness.SETTLED, stillness.TURN_AT, *stillness.AGES, *ages) if age <= steps}
+    return sorted(kept)
+
+
+def sessions(played: Played, ages: list[int]) -> list[Tensor]:
+    """The frames that there are at some ages, of each session uint8 (n, H, W, 3)."""
+    frames, present = played.at(ages)
+    return [part[there] for part, there in zip(frames, present, strict=True)]
+
+
+def distance(found: Tensor, real: Tensor) -> float | None:
+    """The Wasserstein distance between two samples of a measure, in its units; None where one is empty."""
+    found, real = found[~found.isnan()].double(), real[~real.isnan()].double()
+    if not len(found) or not len(real):
+        return None
+    places = torch.linspace(0.005, 0.995, 100).double()
+    return float((torch.quantile(found, places) - torch.quantile(real, places)).abs().mean())
+
+
+def mean_interval(values: Tensor) -> dict[str, Any]:
+    """The mean of values (S, n), nan left out, with its interval over sessions."""
+    known = (~values.isnan()).double()
+    sums = torch.stack([values.nan_to_num().double().sum(dim=1), known.sum(dim=1)], dim=1).numpy()
+    sums = sums[sums[:, 1] > 0]
+    if not len(sums):
+        return {"mean": None, "interval": None}
+    return {"mean": float(sums[:, 0].sum() / sums[:, 1].sum()), "interval": bootstrap(sums, range(len(sums)), ratio())}
+
+
+def layout(world: Played, real: Played, probe: Probe, ages: list[int]) -> dict[str, Any]:
+    """Each layout measure at some ages: means in world and game, the distance of the two samples, the game's range."""
+    values = []
+    for played in (world, real):
+        frames, present = played.at(ages)
+        labels = [label for label in played.labels for _ in range(frames.shape[1])]
+        found = probe.layout(frames.flatten(0, 1), labels).unflatten(0, present.shape)
+        values.append(found.masked_fill(~present.unsqueeze(2), math.nan))
+    report: dict[str, Any] = {}
+    for column, name in enumerate(probe.layout_names):
+        mine, theirs = (value[:, :, column] for value in values)
+        mine = mine.masked_fill(~real.at(ages)[1], math.nan) if len(mine) == len(theirs) else mine
+        known = theirs[~theirs.isnan()]
+        report[name] = {
+            **mean_interval(mine),
+            "real": mean_interval(theirs)["mean"],
+            "distance": distance(mine.flatten(), theirs.flatten()),
+            "real_range": metrics.band(known) if len(known) else None,
+        }
+    return report
+
+
+def told(
+    world: Played, real: Played, autoencoder: FrameAutoencoder, ages: list[int]
+) -> tuple[realism.Told, list[Tensor]]:
+    """How well the world's sessions are told from the real ones at some ages; and the real frames, decoded again."""
+    seen = [realism.decoded(autoencoder, frames) for frames in sessions(real, ages)]
+    return realism.tell(seen, sessions(world, ages), realism.folds_of(len(seen))), seen
+
+
+def moving(played: Played, probe: Probe) -> dict[str, Any]:
+    """The mean change between two steps in grey levels, and the share of steps that clearly turn; with intervals."""
+    ages = [age for age in pair_ages(played.steps) if age + 1 in played.ages]
+    before, there = played.at(ages)
+    after, also = played.at([age + 1 for age in ages])
+    both = there & also
+    change, turning = torch.full(both.shape, math.nan), torch.full(both.shape, math.nan)
+    if both.any():
+        change[both] = metrics.motion(after[both], before[both])
+    both[:, [column for column in range(both.shape[1]) if column % TURNING]] = False
+    if both.any():
+        turning[both] = turns(before[both], after[both], probe.camera)[1].float()
+    found = {"motion": mean_interval(change), "turning": mean_interval(turning)}
+    report = {name: value["mean"] for name, value in found.items()}
+    return report | {f"{name}_interval": value["interval"] for name, value in found.items()}
+
+
+def outcome(played: Played) -> dict[str, Any]:
+    """Reward a step up to the end, the share of sessions that ended, and the median age of the end, if any."""
+    steps, count = played.steps, len(played.ends)
+    alive = torch.arange(1, steps + 1) <= played.ends.unsqueeze(1)
+    rewards = mean_interval(played.rewards.masked_fill(~alive, math.nan))
+    ended = int((played.ends <= steps).sum())
+    middle = float(np.median(played.ends.numpy()))
+    interval = stillness.median_interval(played.ends.float())
+    return {
+        "reward": rewards["mean"],
+        "reward_interval": rewards["interval"],
+        "ended": ended / count,
+        "ended_interval": wilson(ended, count),
+        "end_age": middle if middle <= steps else None,  # None: more than half go on
+        "end_age_interval": None if interval is None or interval[1] > steps else interval,
+    }
+
+
+def rest(
+    world: Played, real: Played, probe: Probe, ages: tuple[int, ...], real_turns: dict[str, Played]
+) -> dict[str, Any]:
+    """Stillness at some ages in world and game, and the turns that were tried after a rest, by side in the game."""
+    report: dict[str, Any] = {"settled_after": stillness.SETTLED, "at": {}}
+    for age in ages:
+        if age > world.steps or age <= stillness.SETTLED:
+            continue
+        values = []
+        for played in (world, real):
+            frames, present = played.at([stillness.SETTLED, age])
+            away = stillness.distance(frames[:, 1], frames[:, 0])
+            values.append(away.masked_fill(~present.all(dim=1), math.nan))
+        report["at"][str(age)] = stillness.spread(values[0]) | {"real": stillness.spread(values[1])["median"]}
+    for name, way in (("left", -probe.right), ("right", probe.right)):
+        if name in world.forks:
+            before = world.at([turn_age(world.steps)])[0][:, 0]
+            good, amount = stillness.turned(before, world.forks[name], probe.camera, way)
+            report[f"turns_{name}"] = float(good.float().mean())
+            report[f"turns_{name}_interval"] = wilson(int(good.sum()), len(good))
+            report[f"turns_{name}_amount"] = float(amount.mean())
+            frames, there = real_turns[name].at(real_turns[name].ages)
+            whole = there.all(dim=1)
+            good, amount = stillness.turned(frames[whole, 0], frames[whole, 1:], probe.camera, way)
+            report[f"real_turns_{name}"] = float(good.float().mean()) if len(good) else None
+            report[f"real_turns_{name}_amount"] = float(amount.mean()) if len(good) else None
+    return report
+
+
+def turn_age(steps: int) -> int:
+    """The step of a rest of so many steps after which a turn is tried."""
+    return min(stillness.TURN_AT, steps)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real frames that reference ranges are made of, of all beginners together, decoded by a world's decoder.
+
+    Attributes:
+        frames: uint8 (N, H, W, 3).
+        starts: the number of the start of each.
+        labels: of each.
+        probe: of the game.
+    """
+
+    frames: Tensor
+    starts: list[int]
+    labels: list[dict[str, Any]]
+    probe: Probe
+
+    @staticmethod
+    def of(played: Sequence[Played], probe: Probe, autoencoder: FrameAutoencoder) -> Reference:
+        """Of some sessions of the real game, those at one place from the same start."""
+        frames, starts, labels = [], [], []
+        for one in played:
+            for i, some in enumerate(sessions(one, pair_ages(one.steps)[::TURNING])):
+                frames.append(some)
+                starts += [i] * len(some)
+                labels += [one.labels[i]] * len(some)
+        return Reference(realism.decoded(autoencoder, torch.cat(frames)), starts, labels, probe)
+
+    @functools.cached_property
+    def ranges(self) -> Ranges:
+        """The ranges of all."""
+        return Ranges.of(self.frames, self.probe, self.labels)
+
+    def without(self, start: int) -> Ranges:
+        """The ranges of those from other starts."""
+        if start not in self._without:
+            rows = [i for i, other in enumerate(self.starts) if other != start]
+            self._without[start] = Ranges.of(self.frames[rows], self.probe, [self.labels[i] for i in rows])
+        return self._without[start]
+
+    @functools.cached_property
+    def _without(self) -> dict[int, Ranges]:
+        return {}
+
+
+def ranges_at(
+    reference: Reference, world: Played, real: Played, ages: list[int], found: realism.Told | None, seen: list[Tensor]
+) -> dict[str, Any]:
+    """Sessions in the reference ranges at some ages; and the real ones in theirs, each by those from other starts.
+
+    Args:
+        reference: what real frames are like.
+        world: the world's sessions.
+        real: the game's under the same beginner.
+        ages: at which frames are looked at.
+        found: how the world's sessions are told from the real ones; None where that cannot be had.
+        seen: the real frames, decoded again, of each session.
+    """
+    report = judge(reference.ranges, sessions(world, ages), world.labels, found)
+    whole = [i for i, frames in enumerate(seen) if len(frames)]
+    parts = [
+        judge(reference.without(i), [seen[i]], [real.labels[i]], None) for i in whole if len(set(reference.starts)) > 1
+    ]
+    report["real_in_range"] = float(np.mean([part["in_range"] for part in parts])) if parts else None
+    return report

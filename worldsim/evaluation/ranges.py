@@ -1,0 +1,112 @@
+"""Is a frame one that the real game could have shown? By all measures that can be had, together.
+
+A reference range is the range of the middle 98 % of real frames. The measures are sharpness, brightness, the distance
+of the colors' histogram from that of all real frames (`bands`), the layout of the game where it is known (`probe`), and
+told from real (`realism`): a session whose frames a network takes for drawn more surely than it does of any but the
+last percent of real ones, which it did not learn from either, is out of range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldsim.evaluation.bands import Limits, Truth, fits
+from worldsim.evaluation.intervals import wilson
+from worldsim.evaluation.metrics import band
+from worldsim.evaluation.probe import Labels, Probe
+from worldsim.evaluation.realism import Told
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Reference ranges of real frames.
+
+    Attributes:
+        truth: of sharpness, brightness and histogram.
+        probe: of the game, or None where it has none.
+        layout: the range of each layout measure.
+    """
+
+    truth: Truth
+    probe: Probe | None
+    layout: dict[str, tuple[float, float]]
+
+    @staticmethod
+    def of(frames: Tensor, probe: Probe | None, labels: Sequence[Labels]) -> Ranges:
+        """The ranges of real frames uint8 (N, H, W, 3), one label each."""
+        found: dict[str, tuple[float, float]] = {}
+        if probe is not None and probe.layout_names:
+            values = probe.layout(frames, labels)
+            for column, name in enumerate(probe.layout_names):
+                known = values[~values[:, column].isnan(), column]
+                if len(known):
+                    found[name] = band(known)
+        return Ranges(Truth.of(frames), probe, found)
+
+    @property
+    def limits(self) -> Limits:
+        """The range of each measure of single frames, in the order of `measure`."""
+        return {**self.truth.limits, **self.layout}
+
+    @property
+    def names(self) -> list[str]:
+        """The measures of single frames, in the order of `measure`."""
+        return list(self.limits)
+
+    def measure(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
+        """Measures of frames uint8 (N, H, W, 3); (N, len(names)), nan where a frame does not have one."""
+        parts = [self.truth.measure(frames)]
+        if self.probe is not None and self.layout:
+            columns = [self.probe.layout_names.index(name) for name in self.layout]
+            parts.append(self.probe.layout(frames, labels)[:, columns])
+        return torch.cat(parts, dim=1)
+
+    def wider(self, frames: Tensor, labels: Sequence[Labels]) -> Limits:
+        """The ranges, each widened to that of more real frames: what the game shows when it is played otherwise."""
+        limits = dict(self.limits)
+        if len(frames):
+            for (name, (low, high)), values in zip(self.limits.items(), self.measure(frames, labels).T, strict=True):
+                if len(known := values[~values.isnan()]):
+                    limits[name] = min(low, band(known)[0]), max(high, band(known)[1])
+        return limits
+
+
+def judge(ranges: Ranges, sessions: Sequence[Tensor], labels: Sequence[Labels], told: Told | None) -> dict[str, Any]:
+    """Which sessions are in the reference ranges, by the medians of their frames.
+
+    Args:
+        ranges: of real frames.
+        sessions: frames of each, uint8 (n, H, W, 3); those without any are left out.
+        labels: one of each session.
+        told: how the sessions, as the drawn ones, are told from real ones; None where that cannot be had.
+
+    Returns:
+        in_range: the share of sessions in all ranges, with its interval; in_range_of: the names of the measures that it
+        is made of; and `NAME_in_range` for each.
+    """
+    rows, medians = [], []
+    for i, frames in enumerate(sessions):
+        if len(frames):
+            rows.append(i)
+            medians.append(ranges.measure(frames, [labels[i]] * len(frames)).nanmedian(dim=0).values)
+    if not rows:
+        return {"in_range": None, "in_range_of": []}
+    hits = fits(torch.stack(medians), ranges.limits)
+    names = list(ranges.names)
+    if told is not None and told.accuracy is not None:
+        known = told.real[~told.real.isnan()]
+        limit = float(torch.quantile(known, 0.99))
+        hits = torch.cat([hits, ~(told.drawn[rows] > limit).unsqueeze(1)], dim=1)
+        names.append("told")
+    good = hits.all(dim=1)
+    return {
+        "in_range": float(good.float().mean()),
+        "in_range_interval": wilson(int(good.sum()), len(good)),
+        "in_range_of": names,
+        **{f"{name}_in_range": float(hits[:, i].float().mean()) for i, name in enumerate(names)},
+    }

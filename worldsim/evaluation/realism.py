@@ -1,0 +1,184 @@
+"""Told from real: how well a small network tells drawn frames from real ones of the same ages and inputs.
+
+The network, its training and its seed are constants of this module, so that a figure means the same everywhere. It is
+trained on some sessions and tested on others; a figure is a balanced accuracy, the mean of the shares of real and of
+drawn frames that are told right: .5 is perfect, 1 means that every frame gives itself away (a classifier two-sample
+test, Lopez-Paz and Oquab 2017, arXiv:1610.06545). Real frames are encoded and decoded first, as the measure is of the
+dynamics; what the decoder alone gives away is a figure of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldsim.errors import DataError
+from worldsim.evaluation.intervals import Interval, bootstrap
+from worldsim.models.autoencoder import FrameAutoencoder
+
+WIDTHS = (16, 24, 32)  # channels of the layers, each at half the size of the one before
+STEPS, BATCH, RATE = 120, 16, 6e-3  # of training, half of a batch real; the highest learning rate
+SHIFT = 4  # pixels by which training frames are moved, at most
+FOLDS = 2  # a session is tested by the network that was trained on the sessions of the other fold
+SIDE = 64  # larger frames are measured at this height
+POWER = 0.95  # told at least so well, rotten frames show that the measure sees
+REFERENCE = Path(__file__).with_name("rotten.npz")
+
+
+class Critic(nn.Module):
+    """Frames to one logit each: above 0 for drawn.
+
+    Attributes:
+        mean: of each color channel of the frames to learn from, (1, 3, 1, 1).
+        deviation: the same; games are dark or bright, and the network should not have to learn that first.
+    """
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        """With random weights."""
+        super().__init__()
+        self.mean, self.deviation = mean, deviation
+        layers: list[nn.Module] = []
+        for few, many in zip((3, *WIDTHS[:-1]), WIDTHS, strict=True):
+            convolution = nn.Conv2d(few, many, 4 if few == 3 else 3, stride=2, padding=1)
+            layers += [convolution, nn.GroupNorm(4, many), nn.SiLU()]
+        self.trunk, self.head = nn.Sequential(*layers), nn.Linear(2 * WIDTHS[-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N,) of frames float -1..1 (N, 3, H, W)."""
+        seen = self.trunk((x - self.mean) / self.deviation)
+        return self.head(torch.cat([seen.mean(dim=(2, 3)), seen.amax(dim=(2, 3))], dim=1))[:, 0]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a test says.
+
+    Attributes:
+        accuracy: balanced, 0..1; None where there are too few sessions.
+        interval: 95 %, over sessions.
+        real: mean logit of each real session by a network that was not trained on it, nan for an empty one.
+        drawn: the same of the drawn sessions.
+    """
+
+    accuracy: float | None
+    interval: Interval | None
+    real: Tensor
+    drawn: Tensor
+
+
+def prepared(frames: Tensor) -> Tensor:
+    """Frames uint8 (N, H, W, 3) as the network sees them, float -1..1 (N, 3, h, w)."""
+    x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+    height, width = x.shape[2:]
+    return x if height <= SIDE else F.interpolate(x, (SIDE, round(width * SIDE / height)), mode="area")
+
+
+def train(real: Tensor, drawn: Tensor, seed: int) -> Critic:
+    """A network that tells the frames of one set from those of the other, both as `prepared` gives them."""
+    both = torch.cat([real, drawn])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Critic(both.mean(dim=(0, 2, 3), keepdim=True), both.std(dim=(0, 2, 3), keepdim=True) + 1e-3)
+    rng = np.random.default_rng([seed, 50])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
+    target = torch.cat([torch.zeros(BATCH // 2), torch.ones(BATCH // 2)])
+    pad = (SHIFT, SHIFT, SHIFT, SHIFT)
+    height, width = real.shape[2:]
+    for _ in range(STEPS):
+        x = torch.cat([part[rng.integers(len(part), size=BATCH // 2)] for part in (real, drawn)])
+        top, left = rng.integers(2 * SHIFT + 1, size=2)
+        x = F.pad(x, pad, mode="replicate")[:, :, top : top + height, left : left + width]
+        x = x.flip(3) if rng.random() < 0.5 else x
+        loss = F.binary_cross_entropy_with_logits(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rates.step()
+    return model.eval()
+
+
+def tell(real: Sequence[Tensor], drawn: Sequence[Tensor], folds: Sequence[int], seed: int = 0) -> Told:
+    """Tell drawn sessions from real ones.
+
+    Args:
+        real: the frames of each real session, uint8 (n, H, W, 3); n may be 0.
+        drawn: the same of as many drawn ones; those at one place have the same start and are kept in one fold.
+        folds: the fold of each place, 0 to FOLDS - 1.
+        seed: of the networks.
+    """
+    logits = torch.full((2, len(folds)), float("nan"))
+    rights = torch.zeros(len(folds), 4)  # share told right of the real session, whether there is one; of the drawn one
+    sides = [[prepared(frames) for frames in part] for part in (real, drawn)]
+    for fold in range(FOLDS):
+        learned = [[x for x, f in zip(part, folds, strict=True) if f != fold and len(x)] for part in sides]
+        if not all(learned):
+            continue
+        model = train(torch.cat(learned[0]), torch.cat(learned[1]), seed + fold)
+        for side, part in enumerate(sides):
+            for i, x in enumerate(part):
+                if folds[i] == fold and len(x):
+                    with torch.no_grad():
+                        found = model(x)
+                    logits[side, i] = found.mean()
+                    rights[i, 2 * side : 2 * side + 2] = torch.tensor([((found > 0) == bool(side)).float().mean(), 1.0])
+    sums = rights.double().numpy()
+    if not (sums[:, 1].sum() and sums[:, 3].sum()):
+        return Told(None, None, logits[0], logits[1])
+
+    def balanced(total: np.ndarray) -> np.ndarray:
+        return (total[..., 0] / total[..., 1] + total[..., 2] / total[..., 3]) / 2
+
+    return Told(float(balanced(sums.sum(axis=0))), bootstrap(sums, range(len(folds)), balanced), logits[0], logits[1])
+
+
+def folds_of(count: int) -> list[int]:
+    """A fold for each of some starts: neighbours go together, so that every fold has starts in motion and at rest."""
+    return [i // 2 % FOLDS for i in range(count)]
+
+
+def tell_itself(sessions: Sequence[Tensor], seed: int = 0) -> Told:
+    """Tell one half of some sessions from their other half: what a figure is when nothing can be told, about .5."""
+    halves = [[frames for i, frames in enumerate(sessions) if i // 4 % 2 == half] for half in range(2)]
+    pairs = min(map(len, halves))
+    return tell(halves[0][:pairs], halves[1][:pairs], folds_of(pairs), seed)
+
+
+@torch.no_grad()
+def decoded(autoencoder: FrameAutoencoder, frames: Tensor) -> Tensor:
+    """Frames uint8 (N, H, W, 3) encoded and decoded again."""
+    if not len(frames):
+        return frames
+    return torch.cat([autoencoder.decode(autoencoder.encode(part)).cpu() for part in frames.split(64)])
+
+
+def line(told: Told) -> dict[str, Any]:
+    """The figure for a report."""
+    return {"told": told.accuracy, "told_interval": told.interval}
+
+
+@functools.cache
+def power() -> float:
+    """How well rotten frames are told: those of a world whose picture had decayed after 300 steps without a key.
+
+    They are kept beside this module, with the encoded and decoded truth of the same 16 starts, so that the check stays
+    the same whatever worlds do later. Below POWER the measure is blind and must give no figures.
+
+    Raises:
+        DataError: the kept frames are missing or damaged.
+    """
+    try:
+        with np.load(REFERENCE, allow_pickle=False) as file:
+            real, drawn = (torch.from_numpy(file[name]) for name in ("real", "drawn"))  # uint8 (S, n, H, W, 3)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{REFERENCE} cannot be read ({error}); install this package again.") from error
+    accuracy = tell(list(real), list(drawn), folds_of(len(real))).accuracy
+    return accuracy if accuracy is not None else 0.0
