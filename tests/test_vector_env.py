@@ -90,7 +90,7 @@ def same(mine: Any, other: Any) -> bool:
 
 
 def test_disabled_autoreset_waits_for_a_mask(world_path: Path) -> None:
-    env = vector(world_path, 3, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=2)
+    env = vector(world_path, 3, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=2, end_above=1.0)
     env.reset(seed=0)
     actions = np.zeros(3, np.int64)
     env.step(actions)
@@ -140,7 +140,7 @@ def test_seeds_and_options_for_each(world_path: Path) -> None:
 
 
 def test_snapshots_go_back(world_path: Path) -> None:
-    env = vector(world_path)
+    env = vector(world_path, end_above=1.0)
     env.reset(seed=4)
     snapshot, actions = env.snapshot(1), np.ones(3, np.int64)
     frames = [env.step(actions)[0][1] for _ in range(3)]
@@ -189,7 +189,7 @@ def test_stable_baselines_learns(world_path: Path) -> None:
     from worldsim.envs.stable_baselines import SB3VecEnv
 
     env = SB3VecEnv(gym.make_vec("worldsim/World-v0", 2, world=str(world_path), autoreset_mode="SameStep",
-                                 max_episode_steps=5))  # fmt: skip
+                                 max_episode_steps=5, end_above=1.0))  # fmt: skip
     env.seed(3)
     first: Any = env.reset()
     infos: list[dict[str, Any]] = []
@@ -207,7 +207,7 @@ def test_stable_baselines_learns(world_path: Path) -> None:
 
 def test_wrappers_of_gymnasium_work(world_path: Path) -> None:
     """A loop as CleanRL writes it: episode statistics, and next observations where an episode ended."""
-    env = gym.wrappers.vector.RecordEpisodeStatistics(vector(world_path, 2, max_episode_steps=4))
+    env = gym.wrappers.vector.RecordEpisodeStatistics(vector(world_path, 2, max_episode_steps=4, end_above=1.0))
     observations, _ = env.reset(seed=1)
     storage = create_empty_array(env.single_observation_space, 10 * 2)
     returns, rows = [], []
