@@ -110,7 +110,7 @@ def export(
             "recording": dataset.card["provenance"],
             **({"more_recordings": [part.card["provenance"] for part in more]} if more else {}),
             "train_episodes_sha256": digest.hexdigest(),
-            "training": json.loads(json.dumps(dataclasses.asdict(task.config), default=str)),
+            "training": json.loads(json.dumps(dataclasses.asdict(task.config), default=lambda path: path.name)),
             "steps": trainer.step,
         },
     )
