@@ -386,7 +386,9 @@ class Engine:
         if key in self._clips:
             self._clips.move_to_end(key)
             return self._clips[key].session
-        latents = self.runtime.autoencoder.encode(torch.from_numpy(frames))
+        # One by one, as `observe` encodes them: kernels may differ in their last bits by how many there are.
+        encode = self.runtime.autoencoder.encode
+        latents = torch.cat([encode(frame) for frame in torch.from_numpy(frames).split(1)])
         session = self.table.newborn(0, prompt, 1.0)
         for i, frame in enumerate(frames):
             state = self.table.gather([session])

@@ -39,6 +39,7 @@ from worldsim.models.layers import (
 
 SPACE_THETA = 100.0  # slowest period of patch positions, in patches
 TIME_THETA = 100.0  # the same of times, in frames; caches are tens of frames long
+END_START = -7.0  # logit: ends are rare, and a world that has learned nothing yet does not end
 GATE_OPEN, GATE_START = 20.0, 2.0  # logits: all that is drawn, exactly (in float32); and mostly that
 REWARD_BINS = 41
 
@@ -223,7 +224,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(len(config.pattern)))
         self.modulation = Linear(width, (6 * len(config.pattern) + 2) * width)  # of all blocks and the output
         self.final = OutLinear(width, config.latent_channels * patch_size)
-        self.gate = nn.Linear(width, patch_size)
+        self.gate = OutLinear(width, patch_size)
         self.reward_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, REWARD_BINS))
         self.end_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
         self._compiled: list[Callable[..., Any]] = []
@@ -250,6 +251,7 @@ class DiT(nn.Module):
         for last in (self.modulation, self.final, self.reward_head[-1], self.end_head[-1]):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
+        nn.init.constant_(self.end_head[-1].bias, END_START)  # type: ignore[arg-type]
         self.open_gate(GATE_START if self.config.newest_base else GATE_OPEN)
 
     def open_gate(self, logit: float) -> None:
@@ -371,10 +373,13 @@ class DiT(nn.Module):
 
     def _from_newest(self, drawn: Tensor, features: Tensor, shared: Shared) -> Tensor:
         """The frames (B, T, C, h, w) as drawn, or where the gate closes as the newest frame was."""
-        gate = torch.sigmoid(self.gate(features).float())  # (B, T, P, high wide)
-        gate = torch.lerp(torch.ones_like(gate), gate, shared.based[..., None, None].to(gate))  # a first frame has none
-        opened = self._unpatch(gate, torch.Size((*drawn.shape[:2], 1, *drawn.shape[3:])))
-        return torch.lerp(shared.newest.to(opened), drawn.float(), opened)
+        # Bits must not depend on the batch, and kernels compute the last few numbers of a tensor by other code. A double
+        # sigmoid differs by far less than is kept; sums and products are rounded alike, which a lerp is not.
+        closed = 1 - torch.sigmoid(self.gate(features).double()).float()  # (B, T, P, high wide)
+        closed = closed * shared.based[..., None, None].to(closed)  # a first frame has no newest one
+        closed = self._unpatch(closed, torch.Size((*drawn.shape[:2], 1, *drawn.shape[3:])))
+        drawn = drawn.float()
+        return drawn + closed * (shared.newest.to(drawn) - drawn)
 
     def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Reward logits (B, T, REWARD_BINS) and end logits (B, T) from the features of a pass over frames."""
