@@ -248,7 +248,11 @@ class Simulator:
             self.vectors((sigma,), history=True),
             self.vectors(tuple(sigmas)),
         )
-        parts = [embedded, modulation, keys, state.cache.values, bias, state.history[:, -1], present[:, -1]]
+        newest, based = (
+            state.history[:, -1].contiguous(),
+            present[:, -1].contiguous(),
+        )
+        parts = [embedded, modulation, keys, state.cache.values, bias, newest, based]
         return [torch.cat([part, part[again]]) for part in parts] if again else parts
 
     def _pass(self, x: Tensor, level: int, prepared: list[Tensor], words: list[Tensor], again: list[int]) -> list:

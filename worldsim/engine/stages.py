@@ -223,7 +223,7 @@ def example(
                 values,
                 bias,
                 random(rows, *frame, like=full),
-                present[:, 0],
+                present[:, 0].contiguous(),
                 *words,
             ),
             (),

@@ -39,7 +39,6 @@ from worldsim.models.layers import (
 
 SPACE_THETA = 100.0  # slowest period of patch positions, in patches
 TIME_THETA = 100.0  # the same of times, in frames; caches are tens of frames long
-END_START = -7.0  # logit: ends are rare, and a world that has learned nothing yet does not end
 GATE_OPEN, GATE_START = 20.0, 2.0  # logits: all that is drawn, exactly (in float32); and mostly that
 REWARD_BINS = 41
 
@@ -251,7 +250,6 @@ class DiT(nn.Module):
         for last in (self.modulation, self.final, self.reward_head[-1], self.end_head[-1]):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
-        nn.init.constant_(self.end_head[-1].bias, END_START)  # type: ignore[arg-type]
         self.open_gate(GATE_START if self.config.newest_base else GATE_OPEN)
 
     def open_gate(self, logit: float) -> None:
@@ -373,7 +371,7 @@ class DiT(nn.Module):
 
     def _from_newest(self, drawn: Tensor, features: Tensor, shared: Shared) -> Tensor:
         """The frames (B, T, C, h, w) as drawn, or where the gate closes as the newest frame was."""
-        # Bits must not depend on the batch, and kernels compute the last few numbers of a tensor by other code. A double
+        # Bits must not depend on the batch, and kernels compute the last numbers of a tensor by other code. A double
         # sigmoid differs by far less than is kept; sums and products are rounded alike, which a lerp is not.
         closed = 1 - torch.sigmoid(self.gate(features).double()).float()  # (B, T, P, high wide)
         closed = closed * shared.based[..., None, None].to(closed)  # a first frame has no newest one
