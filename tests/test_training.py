@@ -422,3 +422,15 @@ def test_errors_of_rollouts_are_put_on_other_pasts(dataset: Dataset, autoencoder
     again.load_state(task.state())
     one, two = (part._windows(20, torch.Generator().manual_seed(1)).seen for part in (task, again))
     assert torch.equal(one[1:], two[1:])
+
+
+def test_a_resumed_run_computes_as_before(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """Whatever a second measurement would choose; unless the config says otherwise."""
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, own=0)
+    free = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, matmul=None))
+    for kept, other in (("medium", "highest"), ("highest", "medium")):
+        _, trainer, *_ = prepare(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, matmul=kept)))
+        trainer.save()
+        assert prepare(free)[1].precision.matmul == kept
+        told = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, matmul=other))
+        assert prepare(told)[1].precision.matmul == other

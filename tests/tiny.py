@@ -19,7 +19,7 @@ def tiny_autoencoder(dataset: Dataset, out: Path, steps: int = 5) -> Autoencoder
         data=dataset.path,
         out=out,
         model=AutoencoderConfig(widths=(16,), encoder_blocks=(1,), decoder_blocks=(1,), latent_channels=4),
-        trainer=TrainerConfig(steps=steps, log_every=2),
+        trainer=TrainerConfig(steps=steps, log_every=2, matmul="highest"),
         batch=4,
     )
 
@@ -28,7 +28,7 @@ def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6
     """A config that trains tiny dynamics for a few steps, half of them on its own rollouts."""
     settings: dict = {
         "model": DiTConfig(width=32, heads=2, pattern="st", text_layers=(0,), history=2, action_history=2, context=4),
-        "trainer": TrainerConfig(steps=steps, log_every=2, warmup=2),
+        "trainer": TrainerConfig(steps=steps, log_every=2, warmup=2, matmul="highest"),
         "windows": 3,
         "stills": 2,
         "frames": 5,

@@ -248,11 +248,9 @@ class Simulator:
             self.vectors((sigma,), history=True),
             self.vectors(tuple(sigmas)),
         )
-        newest, based = (
-            state.history[:, -1].contiguous(),
-            present[:, -1].contiguous(),
-        )
-        parts = [embedded, modulation, keys, state.cache.values, bias, newest, based]
+        # Contiguous, as a compiled graph takes the strides of its inputs for granted.
+        before = [state.history[:, -1].contiguous(), present[:, -1].contiguous()]
+        parts = [embedded, modulation, keys, state.cache.values, bias, *before]
         return [torch.cat([part, part[again]]) for part in parts] if again else parts
 
     def _pass(self, x: Tensor, level: int, prepared: list[Tensor], words: list[Tensor], again: list[int]) -> list:

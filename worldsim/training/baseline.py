@@ -22,6 +22,7 @@ from worldsim.errors import ConfigError, DataError
 from worldsim.models.action import flat_size, flatten_actions
 from worldsim.models.text import PromptBook
 from worldsim.models.unet import UNetConfig, UNetDynamics, to_pixels
+from worldsim.training.precision import choose
 from worldsim.training.trainer import Trainer, TrainerConfig
 
 SHEET_EPISODES, SHEET_FRAMES = 4, 32
@@ -161,7 +162,7 @@ class BaselineTask:
             rows = starts + n
             noise = torch.randn((len(rows), 3, *seen.shape[2:4]), generator=generator)
             actions = held.actions[rows.unsqueeze(1) + self.back[1:]]
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(self.config.trainer.bf16)):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=choose(self.config.trainer.bf16).bf16):
                 drawn = module.draw(noise, to_pixels(seen[:, -history:]), actions, text[held.prompt[rows]])
             seen = torch.cat([seen, drawn.unsqueeze(1)], dim=1)
         return seen[:, history:], held.frames[starts.unsqueeze(1) + torch.arange(frames)]

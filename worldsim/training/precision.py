@@ -51,10 +51,10 @@ class Precision:
             torch.set_float32_matmul_precision(before)
 
 
-def choose(bf16: bool | None = None) -> Precision:
-    """The fastest precision of this machine; `bf16` True or False decides that part whatever was measured."""
+def choose(bf16: bool | None = None, matmul: str | None = None) -> Precision:
+    """The fastest precision of this machine; `bf16` and `matmul` decide their part whatever was measured."""
     speeds = dict(_speeds())
-    matmul = max((name for name in speeds if name != "bf16"), key=speeds.__getitem__)
+    matmul = matmul or max((name for name in speeds if name != "bf16"), key=speeds.__getitem__)
     fast = bf16 if bf16 is not None else speeds["bf16"] > WORTH * speeds[matmul]
     found = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
     return Precision(fast, matmul, f"{'bfloat16' if fast else f'float32 ({matmul})'}; GFLOP/s: {found}")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ class TrainerConfig:
     threads: int = 1
     bf16: bool | None = None
     """Autocast to bfloat16 (default: where a measurement at the start says that it is faster)."""
+    matmul: Literal["highest", "medium"] | None = None
+    """Torch's precision of float32 products (default: the faster one that is exact, measured at the start and kept in
+    the checkpoint). Give it where two runs must be equal to the bit."""
     learning_rate: float = 1e-3
     """Of AdamW, for embeddings, norms, biases, convolutions."""
     muon_learning_rate: float = 0.02
@@ -110,7 +113,7 @@ class Trainer:
         self.step = 0
         self.smooth: float | None = None
         self.best = math.inf
-        self.precision = choose(config.bf16)
+        self.precision = choose(config.bf16, config.matmul)
         self.optimizers = build_optimizers(
             task.module,
             learning_rate=config.learning_rate,
@@ -261,6 +264,7 @@ class Trainer:
         """Write the checkpoint; a reader sees the old one or the new one, never half of it."""
         state = {
             "step": self.step,
+            "matmul": self.precision.matmul,
             "smooth": self.smooth,
             "best": self.best,
             "module": self.task.module.state_dict(),
@@ -280,6 +284,8 @@ class Trainer:
         except RuntimeError as error:
             raise ConfigError(f"{path} holds another model: {error}. Choose another run folder.") from error
         self.step, self.smooth, self.best, self.ema = state["step"], state["smooth"], state["best"], state["ema"]
+        # A second measurement could choose otherwise, and the run would not go on with the same bits.
+        self.precision = choose(self.config.bf16, self.config.matmul or state.get("matmul"))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             bases = [group["base_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
