@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,30 @@ from worldsim.world import World
 KEYS = {"": 0, "up": 1, "left": 2}
 
 
+class Sentinel:
+    """An explorer whose action is itself, so that one sees who played."""
+
+    def begin(self, rng: np.random.Generator, split: str) -> dict:
+        return {}
+
+    def act(self, env: object, observation: object, info: dict) -> object:
+        return self
+
+
 def test_a_beginner_holds_or_taps() -> None:
-    seen = {True: [], False: []}
+    seen, before = {True: [], False: []}, []
     for seed in range(20):
-        player = Beginner(KEYS, RandomExplorer())
+        explorer = Sentinel()
+        player = Beginner(KEYS, explorer)
         player.begin(np.random.default_rng(seed), "train")
+        before.append(player.before)
+        for _ in range(player.before):
+            assert player.act(None, None, {}) is explorer  # type: ignore[arg-type]
         actions = [player.act(None, None, {}) for _ in range(40)]  # type: ignore[arg-type]
         changes = sum(a != b for a, b in zip(actions, actions[1:], strict=False))
         seen[player.holding].append((changes, actions.count(0)))
     assert seen[True] and seen[False]
+    assert 5 < sum(steps == 0 for steps in before) < 15 and all(10 <= steps < 80 for steps in before if steps)
     assert all(changes <= 1 and idle == 0 for changes, idle in seen[True])
     assert all(changes >= 8 and idle > 5 for changes, idle in seen[False])
 
@@ -39,7 +55,11 @@ def test_rests_last_as_long_as_they_should(protect: dict) -> None:
     some = [rest for rest in rests if rest.begins is not None]
     assert 70 < len(some) < 130
     assert all(Rest.AFTER[0] <= (rest.begins or 0) <= Rest.AFTER[1] for rest in some)
-    assert all(Rest.STEPS[0] <= rest.steps <= Rest.STEPS[1] for rest in some)
+    for rest in some:
+        for_good = bool(protect) and not rest.options  # of a game that can protect: until the game ends it
+        assert rest.steps == math.inf if for_good else Rest.STEPS[0] <= rest.steps <= Rest.STEPS[1]
+        begins = rest.begins or 0
+        assert not rest.over(begins + 63) and rest.over(begins + 400) == (not for_good)
     assert 0.6 * bool(protect) <= np.mean([bool(rest.options) for rest in some]) <= 0.9 * bool(protect)
     assert not any(rest.resting(step) for rest in rests if rest.begins is None for step in range(1000))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -72,24 +73,29 @@ class Beginner:
     """Plays as somebody who has never seen the game: holds one key for long, or taps any of them now and then.
 
     A world that was only trained on a skilled policy does not know what follows from this, and it is how most people
-    meet it first.
+    meet it first. In half of the episodes that policy plays for a while before, so that a key is held in motion too.
     """
 
     HOLD, TAP, LIFT = (40, 400), (1, 4), (1, 8)  # shortest and longest, in steps: a key held, tapped, none
     HOLDING = 0.5  # of the episodes hold a key, the others tap
+    TAKING_OVER, AFTER = 0.5, (10, 80)  # of the episodes begin with the explorer, for so many steps
 
     def __init__(self, keys: Mapping[str, Any], explorer: Explorer) -> None:
-        """Press `keys`; `explorer` is only asked how episodes begin."""
+        """Press `keys`; `explorer` says how episodes begin, and plays before this beginner takes over."""
         self.keys, self.explorer = keys, explorer
 
     def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
         """Start a new episode; return the options that the explorer would start it with."""
         self.rng, self.left, self.key = rng, 0, ""
         self.holding = bool(rng.random() < self.HOLDING)
+        self.before = int(rng.integers(*self.AFTER)) if rng.random() < self.TAKING_OVER else 0
         return self.explorer.begin(rng, split)
 
     def act(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> Any:
-        """The key that is down, or none."""
+        """The key that is down, or none; the explorer's action before it takes over."""
+        if self.before > 0:
+            self.before -= 1
+            return self.explorer.act(env, observation, info)
         if self.left == 0:
             lift = not self.holding and self.key != ""
             names = [name for name in self.keys if name]
@@ -103,8 +109,8 @@ class Beginner:
 class Rest:
     """A long rest at the end of some episodes: the policy plays for a while, then holds no key until it is over.
 
-    Most are protected from what ends the episode, where the game can do that (`Recipe.protect`), so that the truth
-    lasts; the others go on until the game ends them.
+    Where the game can do that (`Recipe.protect`), most are protected from what ends the episode, so that the truth
+    lasts, and the others go on until the game ends them.
     """
 
     AFTER, STEPS = (10, 100), (64, 400)  # steps before it, steps of it
@@ -114,13 +120,15 @@ class Rest:
         """Rest in `share` of the episodes; `rng` decides whether in this one."""
         self.begins: int | None = None
         self.options: dict[str, Any] = {}
-        self.steps = 0
+        self.steps: float = 0
         if rng.random() < share:
             self.begins = int(rng.integers(self.AFTER[0], self.AFTER[1] + 1))
             low, high = np.log(self.STEPS)
             self.steps = round(float(np.exp(rng.uniform(low, high))))
             if protect and rng.random() < self.PROTECTED:
                 self.options = dict(protect)
+            elif protect:
+                self.steps = math.inf
 
     def resting(self, step: int) -> bool:
         """Whether `step` is part of the rest."""
@@ -128,7 +136,7 @@ class Rest:
 
     def over(self, step: int) -> bool:
         """Whether the rest, and with it the episode, is over before `step`."""
-        return self.begins is not None and bool(self.options) and step >= self.begins + self.steps
+        return self.begins is not None and step >= self.begins + self.steps
 
 
 @dataclass(frozen=True, kw_only=True)

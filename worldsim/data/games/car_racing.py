@@ -221,7 +221,7 @@ class Driver:
     }
     CHANGING = 0.35  # of the episodes change their palette on the way
     KEYBOARD = 0.2  # of the episodes are played by keyboard
-    LEAVING = 0.05  # of the episodes drive off the edge of the world
+    LEAVING = 0.1  # of the episodes drive off the edge of the world
     ROAMING = (20, 60), (3.0, 12.0)  # a wanderer's way off the road: steps, and how many road widths
 
     def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
