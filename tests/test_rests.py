@@ -11,7 +11,7 @@ import torch
 
 from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData, _still
-from worldsim.data.recipe import Beginner, RandomExplorer, Rest
+from worldsim.data.recipe import Beginner, Rest
 from worldsim.data.record import RecordConfig, recipe_for, record_episode
 from worldsim.engine.simulator import Simulator
 from worldsim.errors import ConfigError
@@ -69,7 +69,7 @@ def test_a_game_without_keys_has_none_of_it(name: str, tmp_path: Path) -> None:
     from worldsim.data.record import record
 
     with pytest.raises(ConfigError, match=f"{name} is 0.5, but .* record with {name} 0"):
-        record(RecordConfig(game="CartPole-v1", out=tmp_path / "d", frames=10, **{name: 0.5}))
+        record(RecordConfig(game="CartPole-v1", out=tmp_path / "d", frames=10, **{name: 0.5}))  # type: ignore[arg-type]
 
 
 def test_the_truth_of_a_protected_rest_stands_still_and_lasts() -> None:

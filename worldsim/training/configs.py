@@ -41,6 +41,9 @@ class DynamicsTraining:
     none gets likelier; without them (`prompt_dropout`) a little."""
     stills: int = 8
     """Single frames from nothing but the prompt, beside the windows."""
+    still_reach: int = 32
+    """They are of the first so many frames of episodes, as play begins there, and later ones may show what no session
+    should begin with: a car off the road, say (0: of all frames)."""
     given: float | None = None
     """Share of frames that take the part of the past, seen and not drawn (default: .15 for energy, .3 for flow)."""
     history_noise: float = 0.2
@@ -97,7 +100,7 @@ class DynamicsTraining:
         """Check what belongs together."""
         if self.frames < 2:
             raise ConfigError(f"frames is {self.frames}; a window has at least 2, or nothing in it has a past.")
-        for name in ("own", "ends", "events", "stills"):
+        for name in ("own", "ends", "events", "stills", "still_reach"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         if self.objective not in ("energy", "flow"):

@@ -91,6 +91,8 @@ class DynamicsTask:
         )
         self.end_share = data.terminated.sum() / data.mortal.sum().clamp(min=1)
         self.errors = ErrorBank()
+        age = torch.arange(len(data.first)) - data.first
+        self.beginnings = torch.nonzero(age < (config.still_reach or len(age)))[:, 0]  # rows of which stills are
         self.odds = odds(cluster(data.latents, data.actions), config.evenness) if config.evenness else None
         self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
         self.typical: Tensor | None = None  # what is mostly at each place, (C, h, w)
@@ -256,7 +258,8 @@ class DynamicsTask:
 
     def _stills(self, generator: torch.Generator) -> Tensor:
         """The loss of single frames drawn from nothing but their prompt: how a session without a clip begins."""
-        rows = torch.randint(len(self.data.latents), (self.config.stills, 1), generator=generator)  # (S, 1)
+        chosen = torch.randint(len(self.beginnings), (self.config.stills, 1), generator=generator)
+        rows = self.beginnings[chosen]  # (S, 1)
         target = self.data.latents[rows].float()
         sigma = training_levels(tuple(rows.shape), generator)
         noisy = mix(target, torch.randn(target.shape, generator=generator), sigma)
