@@ -167,7 +167,7 @@ class ErrorBank:
 
     def add(self, errors: Tensor) -> None:
         """Keep the errors of windows (R, K + T, C, h, w); the oldest ones go."""
-        kept = errors.half() if self.kept is None else torch.cat([self.kept, errors.half()])
+        kept = errors if self.kept is None else torch.cat([self.kept, errors])
         self.kept = kept[-BANK:]
 
     def some(self, frames: Tensor, share: float, generator: torch.Generator) -> Tensor:
