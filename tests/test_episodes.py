@@ -1,13 +1,23 @@
 """Episodes and action spaces on disk: what is written is read back, and what is damaged is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 from safetensors.numpy import save_file
 
-from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, count_steps, read_episode, write_episode
+from worldsim.data.episodes import (
+    FORMAT,
+    FORMAT_VERSION,
+    Dataset,
+    Episode,
+    FrameTable,
+    count_steps,
+    read_episode,
+    write_episode,
+)
 from worldsim.data.frames import check_frames, resize_frame
 from worldsim.errors import ConfigError, DataError, FrameError
 from worldsim.models.action import flat_size, flatten_actions, space_from_json, space_to_json, stack_actions
@@ -206,3 +216,25 @@ def test_resize_frame():
             resize_frame(bad, (2, 2))  # pyright: ignore[reportArgumentType]  -- what a game's render may give
     with pytest.raises(FrameError, match=r"clip has dtype uint8 .* \(T, H, W, 3\)"):
         check_frames(frame, "clip", dims=4)
+
+
+def test_a_table_reads_the_frames_that_are_asked_for(dataset: Dataset) -> None:
+    """What reading whole episodes gives, in any order, with repetitions, across episodes."""
+    table = FrameTable(dataset.episodes("train"))
+    frames = np.concatenate([episode.frames for episode in dataset.read("train")])
+    assert len(table) == len(frames)
+    rows = np.random.default_rng(0).integers(len(frames), size=50)
+    np.testing.assert_array_equal(table.read(rows), frames[rows])
+    np.testing.assert_array_equal(table.read([len(frames) - 1, 0]), frames[[-1, 0]])
+    np.testing.assert_array_equal(table.evenly(10), frames[:: len(frames) // 10])
+    with pytest.raises(DataError, match="no episodes"):
+        FrameTable([])
+
+
+def test_a_table_says_which_episode_is_damaged(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "0.safetensors"
+    path.write_bytes(dataset.episodes("train")[0].read_bytes())
+    table = FrameTable([path])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="cannot read episode .*0.safetensors"):
+        table.read([0])

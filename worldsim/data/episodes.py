@@ -13,6 +13,7 @@ Safetensors, because a clip can be read without the rest of its file, nothing is
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,50 @@ def count_steps(path: Path) -> int:
             return file.get_slice("rewards").get_shape()[0]
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
+
+
+class FrameTable:
+    """The frames of some episodes, one after the other, read from disk when asked for: they need not fit in memory."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Count the frames.
+
+        Raises:
+            DataError: there are no episodes, or one is damaged.
+        """
+        if not paths:
+            raise DataError("no episodes to read frames from; record more of this split.")
+        self.paths = list(paths)
+        self.ends = np.cumsum([count_steps(path) + 1 for path in self.paths])  # rows at which each is over
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return int(self.ends[-1])
+
+    def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The frames `rows`, each in 0..len - 1, in this order, uint8 (N, H, W, 3).
+
+        Raises:
+            DataError: an episode is damaged.
+        """
+        rows = np.asarray(rows)
+        episodes = np.searchsorted(self.ends, rows, side="right")
+        found: list[np.ndarray] = [np.empty(0, np.uint8)] * len(rows)
+        for episode in np.unique(episodes).tolist():
+            first = int(self.ends[episode - 1]) if episode else 0
+            try:
+                with safe_open(self.paths[episode], framework="numpy") as file:
+                    frames = file.get_slice("frames")
+                    for place in np.flatnonzero(episodes == episode).tolist():
+                        row = int(rows[place]) - first
+                        found[place] = frames[row : row + 1][0]
+            except (OSError, SafetensorError) as error:
+                raise _unreadable(self.paths[episode], error) from error
+        return np.stack(found)
+
+    def evenly(self, count: int) -> np.ndarray:
+        """About `count` frames, at equal distances, uint8 (N, H, W, 3)."""
+        return self.read(np.arange(0, len(self), max(1, len(self) // count)))
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldsim.data.episodes import Dataset
+from worldsim.data.episodes import Dataset, FrameTable
 from worldsim.errors import ConfigError
 from worldsim.models.autoencoder import AutoencoderConfig, FrameAutoencoder
 from worldsim.training.trainer import Trainer, TrainerConfig
 from worldsim.world import describe_autoencoder, load_autoencoder, save_autoencoder
 
+SHEET_FRAMES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTraining:
@@ -43,19 +44,20 @@ class AutoencoderTask:
     """Squared error on pixels plus absolute error on their differences, on random frames of the training split."""
 
     def __init__(self, config: AutoencoderTraining, dataset: Dataset) -> None:
-        """Read all frames of the training split into memory."""
+        """Count the frames of the training split; batches are read from disk."""
         self.config = config
         self.module = config.model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.frames = torch.from_numpy(np.concatenate([episode.frames for episode in dataset.read("train")]))
+        self.frames = FrameTable(dataset.episodes("train"))
         if self.module.linear:
-            sample = self.frames[:: max(1, len(self.frames) // 4096)]
+            sample = torch.from_numpy(self.frames.evenly(4096))
             self.module.start_linear(sample.permute(0, 3, 1, 2).float() / 127.5 - 1)
-        self.held = torch.from_numpy(np.concatenate([e.frames[::40] for e in dataset.read("heldout")]))[:64]
+        self.held = torch.from_numpy(FrameTable(dataset.episodes("heldout")).evenly(SHEET_FRAMES))[:SHEET_FRAMES]
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of random frames."""
         index = torch.randint(len(self.frames), (self.config.batch,), generator=generator)
-        pixels = self.frames[index].permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W), channels_last
+        frames = torch.from_numpy(self.frames.read(index.numpy()))
+        pixels = frames.permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W), channels_last
         latents = self.module.encode_raw(pixels)
         noise = torch.randn(latents.shape, generator=generator)
         spread = latents.detach().float().std(dim=(0, 2, 3), keepdim=True)
@@ -70,7 +72,7 @@ class AutoencoderTask:
     def sheet(self, module: nn.Module) -> np.ndarray:
         """Held-out frames above what the autoencoder makes of them."""
         assert isinstance(module, FrameAutoencoder)
-        frames = self.held[:16]
+        frames = self.held
         rows = torch.cat([torch.cat(list(frames), 1), torch.cat(list(module.decode(module.encode(frames))), 1)], 0)
         return rows.numpy()
 
@@ -112,8 +114,7 @@ def train_autoencoder(config: AutoencoderTraining) -> FrameAutoencoder:
     trainer = Trainer(task, config.trainer, config.folder())
     trainer.run()
     task.module.load_state_dict(trainer.ema)
-    sample = task.frames[:: max(1, len(task.frames) // 2048)].numpy()
-    task.module.set_statistics(*latent_statistics(task.module, sample))
+    task.module.set_statistics(*latent_statistics(task.module, task.frames.evenly(2048)))
     save_run(task.module, config.folder())
     return task.module
 
