@@ -18,7 +18,7 @@ from worldsim.data.episodes import Dataset, read_episode, write_episode
 from worldsim.data.latents import LatentData
 from worldsim.data.record import RecordConfig, record
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
-from worldsim.models.dit import REWARD_BINS
+from worldsim.models.dit import REWARD_BINS, DiTConfig
 from worldsim.training.autoencoder import load_run, train_autoencoder
 from worldsim.training.run import prepare, train_dynamics
 from worldsim.training.trainer import Trainer, TrainerConfig
@@ -400,6 +400,23 @@ def test_rare_situations_are_sampled_as_often_as_common_ones(dataset: Dataset, a
     starts = data.sample_starts(4000, 1, torch.Generator().manual_seed(SEED), odds=even)
     shares = torch.bincount(groups[starts], minlength=6) / len(starts)
     torch.testing.assert_close(shares, torch.full((6,), 1 / 6), rtol=0, atol=0.03)
+
+
+def test_some_steps_have_fewer_and_longer_windows(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """All recorded, as many frames in all, and play remembers what they showed."""
+    model = DiTConfig(width=32, heads=2, pattern="st", text_layers=(0,), history=2, action_history=2, context=8)
+    config = tiny_dynamics(
+        dataset, autoencoder_run, tmp_path, model=model, own_after=0, windows=4, long_frames=9, long_every=3, errors=0.5
+    )
+    task, *_ = prepare(config)
+    for step in range(6):
+        windows, long = task._windows(step, torch.Generator().manual_seed(step)), step % 3 == 2
+        assert tuple(windows.rows.shape) == ((2, 9) if long else (4, 5)) and windows.own == (0 if long else 2)
+        loss, _ = task.loss(step, torch.Generator().manual_seed(step))
+        assert torch.isfinite(loss)
+    assert task.module.config.context == 8
+    with pytest.raises(ConfigError, match="long_frames is 30; allowed: 0, or more than frames .5. and at most the 20"):
+        dataclasses.replace(config, long_frames=30)
 
 
 def test_errors_of_rollouts_are_put_on_other_pasts(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ class DiT(nn.Module):
             sigma: noise level of each frame in 0..1, (B, T).
             given: history, actions and prompts.
             cache: earlier frames of the sessions; with one, T must be 1.
-            causal: a frame sees only itself and earlier frames; otherwise all (offline video).
+            causal: a frame sees only itself and `context` earlier frames; otherwise all (offline video).
         """
         shared = self.share(given, cache=cache, causal=causal)
         latents, features, written = self.denoise(noisy, self.modulate(self.level(sigma), shared.condition), shared)
@@ -304,7 +304,8 @@ class DiT(nn.Module):
         times = torch.arange(given.history.shape[1], device=device)
         if cache is None:
             cos, sin = rope(times.unsqueeze(-1), self.config.width // self.config.heads, TIME_THETA)  # (T, E)
-            mask = times.unsqueeze(1) >= times if causal else torch.ones(2 * [len(times)], dtype=torch.bool)
+            ages = times.unsqueeze(1) - times  # a frame remembers as many in a window as it does in play
+            mask = (ages >= 0) & (ages <= self.config.context) if causal else torch.ones_like(ages, dtype=torch.bool)
             seen = Window((cos[:, None, None, None], sin[:, None, None, None]), mask.to(device))
         else:
             seen = self.past(cache)

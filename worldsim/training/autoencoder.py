@@ -19,6 +19,7 @@ from worldsim.world import describe_autoencoder, load_autoencoder, save_autoenco
 
 SHEET_FRAMES = 16
 
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTraining:
     """What `worldsim train autoencoder` does."""

@@ -32,6 +32,10 @@ class DynamicsTraining:
     frames: int = 8
     """Frames of a window. In play a world remembers `context` of them, at most one less, as no frame of a window sees
     more. For a longer memory give both; it is taken from here also where a world is gone on from."""
+    long_frames: int = 0
+    """Frames of the windows of every `long_every`-th step, all recorded, and as many in all as in other steps: a longer
+    memory (give `context` too) at the cost of short windows (0: no such steps; Dreamer 4, arXiv:2509.24527)."""
+    long_every: int = 6
     fresh: float = 0.15
     """Share of windows that begin from nothing but the prompt."""
     ends: int = 1
@@ -100,6 +104,13 @@ class DynamicsTraining:
         """Check what belongs together."""
         if self.frames < 2:
             raise ConfigError(f"frames is {self.frames}; a window has at least 2, or nothing in it has a past.")
+        if self.long_frames and not self.frames < self.long_frames <= self.frames * self.windows:
+            raise ConfigError(
+                f"long_frames is {self.long_frames}; allowed: 0, or more than frames ({self.frames}) and at most the "
+                f"{self.frames * self.windows} of a batch."
+            )
+        if self.long_every < 1:
+            raise ConfigError(f"long_every is {self.long_every}; it must be at least 1.")
         for name in ("own", "ends", "events", "stills", "still_reach"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
@@ -120,6 +131,10 @@ class DynamicsTraining:
     def share_given(self) -> float:
         """Share of frames that take the part of the past."""
         return (0.15 if self.objective == "energy" else 0.3) if self.given is None else self.given
+
+    def longest(self) -> int:
+        """Frames of the longest windows."""
+        return max(self.frames, self.long_frames)
 
     def drawn_frames(self) -> int:
         """How many frames of a window the model draws, where it is its own."""

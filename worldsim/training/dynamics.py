@@ -113,21 +113,24 @@ class DynamicsTask:
     def _windows(self, step: int, generator: torch.Generator) -> Windows:
         config, history = self.config, self.config.model.history
         own = config.own if step >= config.own_after else 0
-        starts = self.data.sample_starts(config.windows, config.frames, generator, odds=self.odds)
-        odds = torch.ones(config.windows) if self.odds is None else self.odds[starts]
-        last = config.windows  # of those that are chosen by chance
-        for happened, count in ((self.data.terminated, config.ends), (self.data.told, config.events)):
-            around = self.data.sample_around(happened, min(count, last - own), config.frames, generator)
+        count, frames = config.windows, config.frames
+        if config.long_frames and step % config.long_every == config.long_every - 1:
+            own, count, frames = 0, count * frames // config.long_frames, config.long_frames
+        starts = self.data.sample_starts(count, frames, generator, odds=self.odds)
+        odds = torch.ones(count) if self.odds is None else self.odds[starts]
+        last = count  # of those that are chosen by chance
+        for happened, most in ((self.data.terminated, config.ends), (self.data.told, config.events)):
+            around = self.data.sample_around(happened, min(most, last - own), frames, generator)
             starts[last - len(around) : last] = around
             odds[last - len(around) : last] = 1.0  # these were not sampled so
             last -= len(around)
-        fresh = torch.rand(config.windows, generator=generator) < config.fresh
+        fresh = torch.rand(count, generator=generator) < config.fresh
         fresh[:own] = False
         lead = self.pool.lead  # recorded frames of an own window, before those drawn
         rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed) if own else None
         if rollouts is not None:
             starts[:own] = rollouts.starts - lead
-        rows = starts.unsqueeze(1) + torch.arange(-history, config.frames)  # (B, K + T)
+        rows = starts.unsqueeze(1) + torch.arange(-history, frames)  # (B, K + T)
         recorded = self.data.latents[rows.clamp(min=0)].float()
         seen = recorded.unsqueeze(1).repeat(1, self.draws, *[1] * (recorded.dim() - 1))
         noise = self._noise(seen[:, :, history:].shape, generator)
@@ -136,7 +139,7 @@ class DynamicsTask:
             noise[:own, :, lead:] = rollouts.noise
             if config.errors:
                 self.errors.add((seen - recorded.unsqueeze(1))[:own, 0])
-        if config.errors:
+        if config.errors and frames == config.frames:  # of which errors are known
             seen[own:] += config.error_scale * self.errors.some(seen[own:, 0], config.errors, generator).unsqueeze(1)
         birth = torch.where(fresh, starts, self.data.first[starts])
         inside = rows[:, history:] <= self.data.last[starts].unsqueeze(1)

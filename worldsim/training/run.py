@@ -67,7 +67,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
             )
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
     # trained foresaw ends five times too often.
-    model = dataclasses.replace(model, context=min(config.model.context, config.frames - 1))
+    model = dataclasses.replace(model, context=min(config.model.context, config.longest() - 1))
     torch.manual_seed(config.trainer.seed)
     task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
     if world is not None:
