@@ -25,6 +25,7 @@ from worldsim.world import World, WorldCard, describe_autoencoder
 PICTURE_FRAMES = 32  # frames that say what latents change in the picture
 SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use
 SHIPPED_STARTS = 8  # clips that a world carries to begin from
+IN_MOTION = 24  # steps after which a policy has started to move
 
 
 def train_dynamics(config: DynamicsTraining) -> World:
@@ -115,9 +116,10 @@ def export(
         },
     )
     starts = []
-    for path in dataset.episodes("heldout")[:SHIPPED_STARTS]:
+    for index, path in enumerate(dataset.episodes("heldout")[:SHIPPED_STARTS]):
         steps = count_steps(path)
-        begin = min(40, max(0, steps - 2 * config.model.history))  # past the first moments, which look alike
+        # Early, as policies begin well and then try things out: every second clip at rest, the others in motion.
+        begin = min(IN_MOTION * (index % 2), max(0, steps - 2 * config.model.history))
         clip = read_episode(path, begin, min(steps, begin + 2 * config.model.history))
         starts.append({"frames": clip.frames, "actions": clip.actions, "prompt": clip.texts()[-1]})
     world = World(card, autoencoder, dynamics, task.book, starts)
