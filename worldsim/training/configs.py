@@ -67,6 +67,10 @@ class DynamicsTraining:
     own_reuse: int = 1
     own_rests: float = 0.25
     """Share of these windows in which nothing moves, where the recording has such: up to 256 frames deep."""
+    own_trust: float = 0.0
+    """How far the model's own past may be from the recorded one, as a share of how far unrelated frames are, until what
+    happened next counts half, place by place, in its own windows: what went another way is not to jump back (0: all of
+    it counts)."""
     head_weight: float = 0.1
     """Of the loss of the reward."""
     end_weight: float = 1.0
@@ -118,7 +122,7 @@ class DynamicsTraining:
             raise ConfigError(f"objective is {self.objective!r}; allowed: 'energy', 'flow'.")
         if self.objective == "energy" and self.steps_drawn() != 1:
             raise ConfigError(f"draw_steps is {self.draw_steps}; the energy objective trains drawing in 1 step only.")
-        for name in ("focus", "own_rests", "evenness", "errors", "error_scale"):
+        for name in ("focus", "own_rests", "own_trust", "evenness", "errors", "error_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1.")
         if self.own > self.windows:

@@ -95,6 +95,7 @@ class DynamicsTask:
         self.beginnings = torch.nonzero(age < (config.still_reach or len(age)))[:, 0]  # rows of which stills are
         self.odds = odds(cluster(data.latents, data.actions), config.evenness) if config.evenness else None
         self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
+        self.unrelated: Tensor | None = None  # squared distance of unrelated places, ()
         self.typical: Tensor | None = None  # what is mostly at each place, (C, h, w)
         if config.focus:
             self.typical = data.latents[:: max(1, len(data.latents) // TYPICAL_FRAMES)].float().mean(dim=0)
@@ -177,7 +178,7 @@ class DynamicsTask:
                     embedded = module.embed_history(conditions.history + clean * other, conditions.present)
                     shared = dataclasses.replace(shared, embedded=embedded, newest=shared.newest + other[:, :, -1])
                 second = module.denoise(noisy[:, :, 1], modulation, shared)[0].float()
-        places = self._places(target)
+        places = self._trusted(self._places(target), windows)
         score = self._score(first, second, target, places)  # (B, T)
         apart = {}
         if own:
@@ -217,6 +218,24 @@ class DynamicsTask:
         unlike = self._picture(target - self.typical).square().sum(dim=2)
         unlike = unlike / unlike.mean(dim=(2, 3), keepdim=True).clamp(min=1e-6)
         return 1 - self.config.focus + self.config.focus * unlike
+
+    def _trusted(self, weight: Tensor | None, windows: Windows) -> Tensor | None:
+        """The weight of places (B, T, h, w), less of it where the model's own past is not what was recorded.
+
+        There the recorded next frame is not what follows: a road that the own past has lost would be taught to appear
+        at once, at any frame.
+        """
+        trust, own, history = self.config.own_trust, windows.own, self.config.model.history
+        if not (trust and own):
+            return weight
+        if self.unrelated is None:
+            some = self._picture(self.data.latents[:: max(1, len(self.data.latents) // TYPICAL_FRAMES)].float())
+            self.unrelated = 2 * some.var(dim=0).sum(dim=0).mean()
+        past = windows.seen[:own, :, history - 1 : -1]  # (own, D, T, C, h, w)
+        apart = self._picture(past - windows.target[:own, None, :-1]).square().sum(dim=3).amax(dim=1)  # (own, T, h, w)
+        apart = nn.functional.avg_pool2d(apart, 3, stride=1, padding=1, count_include_pad=False)  # things move
+        weight = torch.ones(*windows.rows.shape, *apart.shape[2:]) if weight is None else weight
+        return torch.cat([weight[:own] / (1 + (apart / (trust * self.unrelated)).square()), weight[own:]])
 
     def _flow(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The clean latents of every frame from its past and from itself at some noise level (flow matching)."""
