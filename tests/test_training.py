@@ -388,6 +388,29 @@ def test_focus_is_on_what_differs_from_what_is_mostly_there(
         dataclasses.replace(config, focus=1.5)
 
 
+def test_what_went_another_way_than_the_recording_counts_less(
+    dataset: Dataset, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    """At its place and those beside it, in the model's own windows alone."""
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, own=2, own_after=0, own_trust=0.2)
+    task, *_ = prepare(config)
+    windows, first = task._windows(0, torch.Generator().manual_seed(0)), config.model.history - 1
+    windows.seen[:, :, first:-1] = windows.target[:, None, :-1]
+    weight = task._trusted(None, windows)
+    assert weight is not None and torch.equal(weight, torch.ones_like(weight))
+    windows.seen[1:, 1, first + 2, :, 0, 0] += 100.0  # in one of both futures, of an own and of a recorded window
+    weight = task._trusted(None, windows)
+    assert weight is not None
+    changed = torch.zeros_like(weight, dtype=torch.bool)
+    changed[1, 2, :2, :2] = True
+    assert (weight[changed] < 0.1).all() and torch.equal(weight[~changed], torch.ones_like(weight[~changed]))
+    both = task._trusted(torch.full_like(weight, 0.5), windows)
+    torch.testing.assert_close(both, weight / 2)
+    task.config = dataclasses.replace(config, own_trust=0.0)
+    assert task._trusted(None, windows) is None
+    assert torch.isfinite(prepare(config)[1].train_step()["loss"] * torch.ones(()))
+
+
 def test_rare_situations_are_sampled_as_often_as_common_ones(dataset: Dataset, autoencoder_run: Path) -> None:
     """With evenness 1 each cluster has the same share of the windows; without, that of the recording."""
     data = LatentData.encode(dataset, "train", load_run(autoencoder_run))
