@@ -45,9 +45,9 @@ class DynamicsTraining:
     none gets likelier; without them (`prompt_dropout`) a little."""
     stills: int = 8
     """Single frames from nothing but the prompt, beside the windows."""
-    still_reach: int = 32
-    """They are of the first so many frames of episodes, as play begins there, and later ones may show what no session
-    should begin with: a car off the road, say (0: of all frames)."""
+    reach: int = 32
+    """These frames, and windows that begin from nothing, are of the first so many frames of episodes, as play begins
+    there: later ones may show what no session should begin with, such as a car off the road (0: of all frames)."""
     given: float | None = None
     """Share of frames that take the part of the past, seen and not drawn (default: .15 for energy, .3 for flow)."""
     history_noise: float = 0.2
@@ -115,7 +115,7 @@ class DynamicsTraining:
             )
         if self.long_every < 1:
             raise ConfigError(f"long_every is {self.long_every}; it must be at least 1.")
-        for name in ("own", "ends", "events", "stills", "still_reach"):
+        for name in ("own", "ends", "events", "stills", "reach"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         if self.objective not in ("energy", "flow"):

@@ -92,7 +92,7 @@ class DynamicsTask:
         self.end_share = data.terminated.sum() / data.mortal.sum().clamp(min=1)
         self.errors = ErrorBank()
         age = torch.arange(len(data.first)) - data.first
-        self.beginnings = torch.nonzero(age < (config.still_reach or len(age)))[:, 0]  # rows of which stills are
+        self.early = torch.nonzero(age < (config.reach or len(age)))[:, 0]  # rows that play could begin with
         self.odds = odds(cluster(data.latents, data.actions), config.evenness) if config.evenness else None
         self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
         self.unrelated: Tensor | None = None  # squared distance of unrelated places, ()
@@ -126,7 +126,8 @@ class DynamicsTask:
             odds[last - len(around) : last] = 1.0  # these were not sampled so
             last -= len(around)
         fresh = torch.rand(count, generator=generator) < config.fresh
-        fresh[:own] = False
+        fresh[:own] = fresh[last:] = False
+        starts[fresh] = self._beginnings(int(fresh.sum()), frames, generator)
         lead = self.pool.lead  # recorded frames of an own window, before those drawn
         rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed) if own else None
         if rollouts is not None:
@@ -145,6 +146,11 @@ class DynamicsTask:
         birth = torch.where(fresh, starts, self.data.first[starts])
         inside = rows[:, history:] <= self.data.last[starts].unsqueeze(1)
         return Windows(rows[:, history:], birth, fresh, seen, noise, recorded[:, history - 1 :], inside, own, odds)
+
+    def _beginnings(self, count: int, frames: int, generator: torch.Generator) -> Tensor:
+        """Rows (count,) that play could begin with. Windows of `frames` frames from there lie within the recording."""
+        chosen = torch.randint(len(self.early), (count,), generator=generator)
+        return self.early[chosen].clamp(max=len(self.data.first) - frames)
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Noise (B, D, T, C, h, w) to draw frames from, some of its channels the same at every place."""
@@ -280,8 +286,7 @@ class DynamicsTask:
 
     def _stills(self, generator: torch.Generator) -> Tensor:
         """The loss of single frames drawn from nothing but their prompt: how a session without a clip begins."""
-        chosen = torch.randint(len(self.beginnings), (self.config.stills, 1), generator=generator)
-        rows = self.beginnings[chosen]  # (S, 1)
+        rows = self._beginnings(self.config.stills, 1, generator).unsqueeze(1)  # (S, 1)
         target = self.data.latents[rows].float()
         sigma = training_levels(tuple(rows.shape), generator)
         noisy = mix(target, torch.randn(target.shape, generator=generator), sigma)
