@@ -73,6 +73,7 @@ class DynamicsTask:
         self.text, self.text_mask = book.batch(data.prompts)
         self.sampler = SamplerConfig(
             steps=config.steps_drawn(),
+            history_sigma=config.history_sigma,
             shared_noise=config.shared_noise if config.objective == "energy" else 0.0,
             clean_pass=config.clean_pass,
         )
