@@ -69,7 +69,7 @@ class DynamicsTraining:
     own_reuse: int = 1
     own_rests: float = 0.25
     """Share of these windows in which nothing moves, where the recording has such: up to 256 frames deep."""
-    own_trust: float = 0.0
+    own_trust: float = 0.15
     """How far the model's own past may be from the recorded one, as a share of how far unrelated frames are, until what
     happened next counts half, place by place, in its own windows: what went another way is not to jump back (0: all of
     it counts)."""

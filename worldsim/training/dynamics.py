@@ -237,9 +237,10 @@ class DynamicsTask:
             return weight
         if self.unrelated is None:
             some = self._picture(self.data.latents[:: max(1, len(self.data.latents) // TYPICAL_FRAMES)].float())
-            self.unrelated = 2 * some.var(dim=0).sum(dim=0).mean()
+            self.unrelated = 2 * some.float().var(dim=0).sum(dim=0).mean().clamp(min=1e-6)
         past = windows.seen[:own, :, history - 1 : -1]  # (own, D, T, C, h, w)
-        apart = self._picture(past - windows.target[:own, None, :-1]).square().sum(dim=3).amax(dim=1)  # (own, T, h, w)
+        apart = self._picture(past - windows.target[:own, None, :-1]).float()
+        apart = apart.square().sum(dim=3).amax(dim=1)  # (own, T, h, w)
         apart = nn.functional.avg_pool2d(apart, 3, stride=1, padding=1, count_include_pad=False)  # things move
         weight = torch.ones(*windows.rows.shape, *apart.shape[2:]) if weight is None else weight
         return torch.cat([weight[:own] / (1 + (apart / (trust * self.unrelated)).square()), weight[own:]])
