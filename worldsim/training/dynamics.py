@@ -120,15 +120,16 @@ class DynamicsTask:
             own, count, frames = 0, count * frames // config.long_frames, config.long_frames
         starts = self.data.sample_starts(count, frames, generator, odds=self.odds)
         odds = torch.ones(count) if self.odds is None else self.odds[starts]
+        fresh = torch.rand(count, generator=generator) < config.fresh
+        early = self._beginnings(count, frames, generator)
         last = count  # of those that are chosen by chance
         for happened, most in ((self.data.terminated, config.ends), (self.data.told, config.events)):
             around = self.data.sample_around(happened, min(most, last - own), frames, generator)
             starts[last - len(around) : last] = around
             odds[last - len(around) : last] = 1.0  # these were not sampled so
             last -= len(around)
-        fresh = torch.rand(count, generator=generator) < config.fresh
         fresh[:own] = fresh[last:] = False
-        starts[fresh] = self._beginnings(int(fresh.sum()), frames, generator)
+        starts = torch.where(fresh, early, starts)
         lead = self.pool.lead  # recorded frames of an own window, before those drawn
         rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed) if own else None
         if rollouts is not None:
