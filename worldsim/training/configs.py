@@ -92,9 +92,9 @@ class DynamicsTraining:
     """Steps of the energy objective with one draw, which only learns to be near: half the work, to begin with."""
     shared_noise: float = 0.5
     """Share of the noise's channels that are the same at every place of a frame, for energy."""
-    temperature: float = 0.5
-    """Scale of the noise that the trained world draws frames from, for energy: below 1, likelier frames. It costs no
-    detail, as its frames are draws, and the strange ones, which a long play cannot get rid of, become rare."""
+    temperature: float = 1.0
+    """Scale of the noise that the trained world draws frames from, for energy: below 1, likelier frames. Then strange
+    ones are rare, but what is uncertain fades in long play, such as the far end of a road."""
     scales: tuple[int, ...] = (1, 2, 4)
     """Sides of the blocks of latents that the energy score compares as one vector each."""
     picture: bool = True
