@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ def test_a_stack_is_its_matrices() -> None:
 def test_is_torchs_muon_but_for_rounding() -> None:
     ours, theirs = ([nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(k)))
                      for k, s in enumerate(((8, 24), (24, 8), (8, 24)))] for _ in range(2))  # fmt: skip
-    settings = {"lr": 0.05, "momentum": 0.95, "weight_decay": 0.1}
+    settings: dict[str, Any] = {"lr": 0.05, "momentum": 0.95, "weight_decay": 0.1}
     optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
     for step in range(4):
         for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
