@@ -1,6 +1,9 @@
-"""The README's moving pictures: recorded play above the world's own, from the same start under the same actions.
+"""The README's moving pictures: the real game above, the world below, from the same starts.
 
-python -m worldsim.demos.pictures car-racing data/car-racing --out docs/media/car-racing.gif
+A beginner who steers gently by what he sees plays both; or with a recording the world is given its actions.
+
+python -m worldsim.demos.pictures car-racing --out docs/media/car-racing.gif
+python -m worldsim.demos.pictures car-racing --data data/car-racing --out docs/media/car-racing.gif
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.envs.world_env import world_path
-from worldsim.errors import DataError
+from worldsim.errors import ConfigError, DataError
+from worldsim.evaluation.first_minute import policies, real_game
+from worldsim.evaluation.played import play_world, segments_of
+from worldsim.evaluation.probe import probe_of
 from worldsim.evaluation.rollout import Runner, Stretches, context_of, recorded
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
@@ -22,10 +29,11 @@ from worldsim.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig:
-    """Which world beside which recording."""
+    """Which world beside what."""
 
     world: str
-    data: Path
+    data: Path | None = None
+    """A recording whose actions the world is given (default: the beginner of `worldsim eval --first-minute` plays)."""
     out: Path = Path("play.gif")
     episodes: int = 4
     first: int = 0
@@ -35,8 +43,33 @@ class PictureConfig:
 
 
 def compare(config: PictureConfig) -> np.ndarray:
-    """Truth and play of some held-out episodes, uint8 (T, rows, columns, 3): truth above, play below."""
-    world, dataset = World.from_pretrained(world_path(config.world)), Dataset(config.data)
+    """Truth and play of some sessions, uint8 (T, rows, columns, 3): truth above, play below.
+
+    Raises:
+        ConfigError: without a recording, where the real game is not known or not installed.
+        DataError: the recording has no episode that is long enough.
+    """
+    world = World.from_pretrained(world_path(config.world))
+    pair = _steered(config, world) if config.data is None else _given(config, world, Dataset(config.data))
+    return torch.cat([torch.cat(list(frames), dim=2) for frames in pair], dim=1).numpy()  # (T, 2 H, S W, 3)
+
+
+def _steered(config: PictureConfig, world: World) -> tuple[Tensor, Tensor]:
+    """The real game and the world under a beginner, each (S, T, H, W, 3)."""
+    probe = probe_of(world)
+    if probe is None:
+        raise ConfigError(f"the real game of {config.world} is not known or not installed; give a recording: --data.")
+    game, ages = real_game(world, probe, config.episodes, config.seed), range(1, config.frames + 1)
+    real = game.play("steer", config.frames, ages, config.seed)
+    policy = policies(probe, real.labels, "steer", config.seed)
+    begin = segments_of(game.starts, world.action_space, context_of(world))
+    runner = Runner(world, batch=config.episodes, seed=config.seed)
+    played = play_world(runner, begin, real.labels, policy, config.frames, ages)
+    return real.frames, played.frames
+
+
+def _given(config: PictureConfig, world: World, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Held-out episodes and the world's play under their actions, each (S, T, H, W, 3)."""
     warm = context_of(world)
     long = [path for path in dataset.episodes("heldout") if count_steps(path) >= warm + config.frames]
     paths = long[config.first : config.first + config.episodes]
@@ -50,9 +83,8 @@ def compare(config: PictureConfig) -> np.ndarray:
         sources=list(range(len(clips))),
         context=warm,
     )
-    played = Runner(world, batch=len(clips), seed=config.seed).free(stretches, recorded(stretches))  # (S, T, H, W, 3)
-    rows = [torch.cat(list(frames), dim=2) for frames in (stretches.truth, played)]  # (T, H, S W, 3) each
-    return torch.cat(rows, dim=1).numpy()
+    played = Runner(world, batch=len(clips), seed=config.seed).free(stretches, recorded(stretches))
+    return stretches.truth, played
 
 
 def save_gif(frames: np.ndarray, path: Path, fps: float, scale: int = 2) -> None:
@@ -69,7 +101,7 @@ def main() -> None:
     import tyro
 
     config = tyro.cli(PictureConfig, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,))
-    save_gif(compare(config), config.out, Dataset(config.data).card["fps"])
+    save_gif(compare(config), config.out, World.from_pretrained(world_path(config.world)).card.fps)
     print(config.out)
 
 
