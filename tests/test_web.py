@@ -488,9 +488,9 @@ def pause(page: Page) -> int:
     """Pause, and wait until the last frame is shown, which may be on its way for long on a busy machine; its number."""
     page.click("pause")
     page.until("document.getElementById('pause').textContent === 'Run'")
-    stood = -1
-    while stood != page.step:
-        stood = page.step
+    stood, looks = -1, 0
+    while looks < 3:  # a frame was once longer under way than two looks apart
+        stood, looks = page.step, looks + 1 if stood == page.step else 0
         time.sleep(0.7)
     return stood
 
