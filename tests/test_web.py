@@ -484,6 +484,13 @@ def link_of(page: Page, button: str) -> str:
     return link
 
 
+def reload(page: Page) -> None:
+    """Load the page anew, and wait until the old one is gone, which may go on for some frames."""
+    page.js("document.body.dataset.old = 'yes'")
+    page.call("Page.reload")
+    page.until("document.readyState === 'complete' && document.body && !document.body.dataset.old")
+
+
 def pause(page: Page) -> int:
     """Pause, and wait until the last frame is shown, which may be on its way for long on a busy machine; its number."""
     page.click("pause")
@@ -528,12 +535,12 @@ def test_a_reload_goes_on_with_the_session(chromium: Chromium, address: str):
     token = session_of(page)
     page.click("play")
     page.until("document.getElementById('canvas').dataset.step > 10")
-    page.call("Page.reload")
-    page.until("document.readyState === 'complete' && document.getElementById('canvas').dataset.step > 15")
+    reload(page)
+    page.until("document.getElementById('canvas').dataset.step > 15")
     assert session_of(page) == token
     stood = pause(page)
-    page.call("Page.reload")
-    page.until("document.readyState === 'complete' && document.getElementById('canvas').dataset.step")
+    reload(page)
+    page.until("document.getElementById('canvas').dataset.step")
     time.sleep(0.5)
     assert page.step == stood  # what was paused stays so
 

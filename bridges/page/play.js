@@ -108,6 +108,10 @@ async function pause() {
   mine.fps = 0;
   mine.step = header.step;
   refresh();
+  if (canvas.dataset.step < header.step) { // the last frame was not sent, as there was no credit for it
+    const last = await client.call("render", { session: mine.session, ...picture });
+    await shows(last.header, last.buffers);
+  }
 }
 
 async function reset() {
