@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -363,6 +365,38 @@ def test_interrupt_saves(tmp_path: Path) -> None:
     task.loss = loss  # type: ignore[method-assign]
     trainer.run()
     assert Trainer(_Faulty(1), TrainerConfig(steps=20), tmp_path).step == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", ["taken", "stepped"])
+def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(
+    number: signal.Signals, place: str, dataset: Dataset, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    """Between the rollouts that a step takes and their use, or between two optimizers: the run goes on exactly."""
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path / "whole", steps=8, own_after=0)
+    prepare(config)[1].run()
+    stopped = dataclasses.replace(config, out=tmp_path / "stopped")
+    task, trainer, *_ = prepare(stopped)
+    part, name = (task.pool, "take") if place == "taken" else (trainer.optimizers[0], "step")
+    inner, calls = getattr(part, name), []
+
+    def disturbed(*args: Any, **options: Any) -> Any:
+        found = inner(*args, **options)
+        calls.append(name)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return found
+
+    setattr(part, name, disturbed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
+    try:
+        trainer.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert trainer.step == 3
+    prepare(stopped)[1].run()
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("bad", [{}, {"minutes": 1, "cooldown": 5}, {"steps": 1, "ema": 1.0}])

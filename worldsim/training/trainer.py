@@ -7,12 +7,13 @@ run that is resumed at k goes on exactly as one that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -126,7 +127,9 @@ class Trainer:
             self.load(self.out / "checkpoint.pt")
 
     def run(self) -> dict[str, float]:
-        """Train until the budget is spent; return the last scalars. Ctrl-C (or SIGTERM) saves and returns.
+        """Train until the budget is spent; return the last scalars.
+
+        On Ctrl-C or SIGTERM finish the step, save and return.
 
         Raises:
             TrainingDiverged: the loss is not finite or has exploded; the last checkpoint is good.
@@ -142,7 +145,8 @@ class Trainer:
         bar.write(f"computing in {self.precision.why}")
         try:
             while not self._done(start):
-                values = self.train_step()
+                with unbroken():
+                    values = self.train_step()
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value / config.log_every
                 bar.update()
@@ -308,6 +312,28 @@ def stop_on_terminate() -> Any:
         raise KeyboardInterrupt
 
     return signal.signal(signal.SIGTERM, stop)
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block is over: half a step, saved, is not where a run went on from.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, if a signal came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = [signal.signal(number, lambda number, frame: heard.append(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _writer(out: Path) -> Any:
