@@ -42,14 +42,13 @@ class PictureConfig:
     seed: int = 0
 
 
-def compare(config: PictureConfig) -> np.ndarray:
+def compare(config: PictureConfig, world: World) -> np.ndarray:
     """Truth and play of some sessions, uint8 (T, rows, columns, 3): truth above, play below.
 
     Raises:
         ConfigError: without a recording, where the real game is not known or not installed.
         DataError: the recording has no episode that is long enough.
     """
-    world = World.from_pretrained(world_path(config.world))
     pair = _steered(config, world) if config.data is None else _given(config, world, Dataset(config.data))
     return torch.cat([torch.cat(list(frames), dim=2) for frames in pair], dim=1).numpy()  # (T, 2 H, S W, 3)
 
@@ -101,7 +100,8 @@ def main() -> None:
     import tyro
 
     config = tyro.cli(PictureConfig, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,))
-    save_gif(compare(config), config.out, World.from_pretrained(world_path(config.world)).card.fps)
+    world = World.from_pretrained(world_path(config.world))
+    save_gif(compare(config, world), config.out, world.card.fps)
     print(config.out)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,11 @@ class Windows:
     own: int
     odds: Tensor
 
+    @property
+    def before(self) -> Tensor:
+        """The frame before each frame, as it was seen in each future, (B, D, T, C, h, w)."""
+        return self.seen[:, :, -1 - self.rows.shape[1] : -1]
+
 
 class DynamicsTask:
     """The loss of the dynamics on a recording's latents."""
@@ -96,10 +102,9 @@ class DynamicsTask:
         self.early = torch.nonzero(age < (config.reach or len(age)))[:, 0]  # rows that play could begin with
         self.odds = odds(cluster(data.latents, data.actions), config.evenness) if config.evenness else None
         self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
-        self.unrelated: Tensor | None = None  # squared distance of unrelated places, ()
         self.typical: Tensor | None = None  # what is mostly at each place, (C, h, w)
         if config.focus:
-            self.typical = data.latents[:: max(1, len(data.latents) // TYPICAL_FRAMES)].float().mean(dim=0)
+            self.typical = self._some_frames().mean(dim=0)
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -190,7 +195,7 @@ class DynamicsTask:
         score = self._score(first, second, target, places)  # (B, T)
         apart = {}
         if own:
-            before = windows.seen[:own, :, config.model.history - 1 : -1].unbind(1)  # each (own, T, C, h, w)
+            before = windows.before[:own].unbind(1)  # each (own, T, C, h, w)
             moved = first[:own] - before[0], second[:own] - before[int(two)]
             motion = self._score(*moved, target[:own] - last[:own], None if places is None else places[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
@@ -227,20 +232,25 @@ class DynamicsTask:
         unlike = unlike / unlike.mean(dim=(2, 3), keepdim=True).clamp(min=1e-6)
         return 1 - self.config.focus + self.config.focus * unlike
 
+    def _some_frames(self) -> Tensor:
+        """Some thousand recorded frames at equal distances, (N, C, h, w)."""
+        return self.data.latents[:: max(1, len(self.data.latents) // TYPICAL_FRAMES)].float()
+
+    @functools.cached_property
+    def unrelated(self) -> Tensor:
+        """Squared distance of two recorded frames that have nothing to do with each other, at a place, ()."""
+        return 2 * self._picture(self._some_frames()).float().var(dim=0).sum(dim=0).mean().clamp(min=1e-6)
+
     def _trusted(self, weight: Tensor | None, windows: Windows) -> Tensor | None:
         """The weight of places (B, T, h, w), less of it where the model's own past is not what was recorded.
 
         There the recorded next frame is not what follows: a road that the own past has lost would be taught to appear
         at once, at any frame.
         """
-        trust, own, history = self.config.own_trust, windows.own, self.config.model.history
+        trust, own = self.config.own_trust, windows.own
         if not (trust and own):
             return weight
-        if self.unrelated is None:
-            some = self._picture(self.data.latents[:: max(1, len(self.data.latents) // TYPICAL_FRAMES)].float())
-            self.unrelated = 2 * some.float().var(dim=0).sum(dim=0).mean().clamp(min=1e-6)
-        past = windows.seen[:own, :, history - 1 : -1]  # (own, D, T, C, h, w)
-        apart = self._picture(past - windows.target[:own, None, :-1]).float()
+        apart = self._picture(windows.before[:own] - windows.target[:own, None, :-1]).float()  # (own, D, T, C, h, w)
         apart = apart.square().sum(dim=3).amax(dim=1)  # (own, T, h, w)
         apart = nn.functional.avg_pool2d(apart, 3, stride=1, padding=1, count_include_pad=False)  # things move
         weight = torch.ones(*windows.rows.shape, *apart.shape[2:]) if weight is None else weight
