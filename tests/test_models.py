@@ -12,7 +12,8 @@ from torch import Tensor
 from worldsim.errors import ConfigError
 from worldsim.models.attention import attend
 from worldsim.models.cache import FrameCache
-from worldsim.models.dit import GATE_OPEN, GATE_START, Conditions, DiT, DiTConfig
+from worldsim.models.conditions import Conditions
+from worldsim.models.dit import GATE_OPEN, GATE_START, DiT, DiTConfig
 from worldsim.models.layers import SquaredReLU, rope, rotate
 
 B, T, K, A, C, SIZE, WORDS = 2, 6, 2, 2, 4, 4, 3

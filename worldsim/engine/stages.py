@@ -18,7 +18,8 @@ from worldsim.diffusion.flow import mix
 from worldsim.models.attention import Words
 from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.cache import FrameCache
-from worldsim.models.dit import DiT, Past, Shared
+from worldsim.models.conditions import Past, Shared
+from worldsim.models.dit import DiT
 from worldsim.models.heads import reward_mean
 from worldsim.models.text import WORDS
 

@@ -24,7 +24,8 @@ from worldsim.data.latents import LatentData
 from worldsim.diffusion.energy import scaled_energy_score, share_places, shared_channels, through_one_draw
 from worldsim.diffusion.flow import loss_weight, mix, schedule, training_levels
 from worldsim.engine.simulator import SamplerConfig, Simulator
-from worldsim.models.dit import Conditions, DiT
+from worldsim.models.conditions import Conditions
+from worldsim.models.dit import DiT
 from worldsim.models.heads import reward_loss
 from worldsim.models.text import PromptBook
 from worldsim.training.configs import DynamicsTraining

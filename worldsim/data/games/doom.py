@@ -15,12 +15,12 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-from worldsim.data.games.doom_events import EVENTS, RESET, TELL
-from worldsim.data.games.doom_scenarios import CONTROLS, KINDS, SCENARIOS
+from worldsim.data.games.doom_events import EVENTS, RESET, TELL, check_event
+from worldsim.data.games.doom_scenarios import CONTROLS, KINDS, SCENARIOS, check_scenario
 from worldsim.data.games.doom_view import WIDTH, Narrator, Thing, View
 from worldsim.data.games.doom_walker import EPISODE_STEPS, Walker
 from worldsim.data.recipe import Recipe
-from worldsim.errors import ActionError, ConfigError, MissingDependency, SessionError, did_you_mean
+from worldsim.errors import ActionError, ConfigError, MissingDependency, SessionError
 
 if TYPE_CHECKING:
     import vizdoom
@@ -69,7 +69,7 @@ class DoomGame(gym.Env):
             MissingDependency: vizdoom is not installed.
             ConfigError: an unknown scenario, set of controls or render mode, or `repeat` or `size` out of range.
         """
-        _check_scenario(scenario)
+        check_scenario(scenario)
         if controls not in CONTROLS:
             raise ConfigError(f"Doom has no controls {controls!r}; allowed: {', '.join(CONTROLS)}.")
         if render_mode not in (None, "rgb_array"):
@@ -115,8 +115,8 @@ class DoomGame(gym.Env):
         """
         super().reset(seed=seed)
         options = options or {}
-        self._pending = [(int(step), _check_event(name)) for step, name in options.get("events", ())]
-        scenario = _check_scenario(options.get("scenario", self.scenario))
+        self._pending = [(int(step), check_event(name)) for step, name in options.get("events", ())]
+        scenario = check_scenario(options.get("scenario", self.scenario))
         if self._game is None or scenario != self.scenario:
             self.close()
             self.scenario = scenario
@@ -143,7 +143,7 @@ class DoomGame(gym.Env):
             ConfigError: an unknown event.
         """
         game = self._running()
-        self._triggered.append(_check_event(event))
+        self._triggered.append(check_event(event))
         for command in EVENTS[event].commands:
             game.send_game_command(command)
 
@@ -298,18 +298,6 @@ class DoomGame(gym.Env):
             "event": self._event,
         }
         return {"prompt": self._prompt, "labels": labels}
-
-
-def _check_scenario(name: str) -> str:
-    if name not in SCENARIOS:
-        raise ConfigError(f"Doom has no scenario {name!r} here.{did_you_mean(name, SCENARIOS)}")
-    return name
-
-
-def _check_event(name: str) -> str:
-    if name not in EVENTS:
-        raise ConfigError(f"Doom has no event {name!r}; allowed: {', '.join(EVENTS)}.")
-    return name
 
 
 def _import_vizdoom() -> Any:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldsim.errors import ConfigError
+
 TELL = 12  # steps, about a second: so long the words of an event are in force
 STATES = 1.5  # lights and fog are drawn more often than things, as most of the time they are in force already
 
@@ -131,3 +133,10 @@ def plan_events(scenario: str, split: str, steps: int, rng: np.random.Generator)
                 free[slot] = end + TELL
         step += int(rng.integers(12, 32))
     return sorted(plan)
+
+
+def check_event(name: str) -> str:
+    """An event's name. Raises ConfigError for one that there is not."""
+    if name not in EVENTS:
+        raise ConfigError(f"Doom has no event {name!r}; allowed: {', '.join(EVENTS)}.")
+    return name

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from worldsim.errors import ConfigError, did_you_mean
+
 Buttons = Mapping[str, tuple[str, ...]]  # keys held -> game buttons, in the order of the action space
 
 WALK: Buttons = {
@@ -136,3 +138,10 @@ NOUNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # kind -> word
     "skull": (("a golden skull", "a yellow skull"), ("golden skulls", "yellow skulls")),
     "barrel": (("a barrel", "a metal barrel"), ("barrels", "metal barrels")),
 }
+
+
+def check_scenario(name: str) -> str:
+    """A scenario's name. Raises ConfigError for one that there is not."""
+    if name not in SCENARIOS:
+        raise ConfigError(f"Doom has no scenario {name!r} here.{did_you_mean(name, SCENARIOS)}")
+    return name
