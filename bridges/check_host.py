@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from worldsim.bridges import protocol
-from worldsim.bridges.checks import Failed, Lab, Result, attempt, expect
+from worldsim.bridges.checks import Failed, Result, attempt, expect
 from worldsim.bridges.host_checks import clock, messages, repeats, roles, sessions, shares
 from worldsim.bridges.host_checks.registry import Check
+from worldsim.bridges.host_lab import Lab
 from worldsim.errors import WorldsimError
 from worldsim.models.action import space_from_json
 

@@ -25,10 +25,11 @@ import zmq
 from hosting import HostProcess, drive, hosting
 
 from worldsim.bridges import protocol
-from worldsim.bridges.check_client import TROUBLES, check_client
+from worldsim.bridges.check_client import check_client
 from worldsim.bridges.check_host import CHECKS, check_host
 from worldsim.bridges.checks import Result, reply_faults
 from worldsim.bridges.client import RemoteEngine
+from worldsim.bridges.client_troubles import TROUBLES
 from worldsim.bridges.connection import ConnectionConfig
 from worldsim.bridges.protocol import Message
 from worldsim.engine.records import Opening

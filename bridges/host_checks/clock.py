@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import zmq
 
-from worldsim.bridges.checks import Game, Lab, Skipped, equal, expect
+from worldsim.bridges.checks import Skipped, expect
 from worldsim.bridges.host_checks.registry import Checks
+from worldsim.bridges.host_lab import Game, Lab, equal
 
 SHORT_LEASE = 5.0  # seconds that the check of leases waits for at most
 MARGIN = 0.02  # seconds by which a slow reader may delay others, besides a frame

@@ -10,8 +10,9 @@ import numpy as np
 from gymnasium import spaces
 
 from worldsim.bridges import protocol
-from worldsim.bridges.checks import NOBODY, Lab, Peer, Skipped, equal, expect
+from worldsim.bridges.checks import NOBODY, Skipped, expect
 from worldsim.bridges.host_checks.registry import Checks
+from worldsim.bridges.host_lab import Lab, Peer, equal
 
 LARGEST = 2**26  # bytes of a message that is sent to be refused
 

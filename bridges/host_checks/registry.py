@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from worldsim.bridges.checks import Lab
+from worldsim.bridges.host_lab import Lab
 
 FEW = 16  # a limit up to which it is tried out
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 from worldsim.bridges import protocol
-from worldsim.bridges.checks import Lab, brief_header, equal, expect
+from worldsim.bridges.checks import brief_header, expect
 from worldsim.bridges.host_checks.registry import Checks
+from worldsim.bridges.host_lab import Lab, equal
 from worldsim.bridges.protocol import Message
 
 CHECKS = Checks()

@@ -9,8 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 from worldsim.bridges import protocol
-from worldsim.bridges.checks import NOBODY, Game, Lab, equal, expect
+from worldsim.bridges.checks import NOBODY, expect
 from worldsim.bridges.host_checks.registry import Checks
+from worldsim.bridges.host_lab import Game, Lab, equal
 
 CHECKS = Checks()
 

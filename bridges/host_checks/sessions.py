@@ -6,9 +6,10 @@ import numpy as np
 import zmq
 from gymnasium import spaces
 
-from worldsim.bridges.checks import NOBODY, Lab, Skipped, equal, expect
+from worldsim.bridges.checks import NOBODY, Skipped, expect
 from worldsim.bridges.frames import SharedReader, from_jpeg
 from worldsim.bridges.host_checks.registry import FEW, Checks
+from worldsim.bridges.host_lab import Lab, equal
 from worldsim.errors import MissingDependency
 
 CHECKS = Checks()

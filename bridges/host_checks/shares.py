@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from worldsim.bridges.checks import NOBODY, Lab, Skipped, expect
+from worldsim.bridges.checks import NOBODY, Skipped, expect
 from worldsim.bridges.host_checks.registry import FEW, Checks
+from worldsim.bridges.host_lab import Lab
 
 SLOW_RATE = 2000  # requests a second up to which a limit is tried out
 
