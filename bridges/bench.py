@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from worldsim.bridges import protocol
+from worldsim.bridges import messages
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.connection import ConnectionConfig
 from worldsim.bridges.host import Host, HostConfig, ipc_address
@@ -223,14 +223,14 @@ def drive_clients(address: str, count: int, seconds: float) -> float:
     def step(socket: zmq.Socket) -> None:
         token, now = sessions[socket]
         header = {"v": 1, "id": sockets[socket], "verb": "step", "session": token, "step": now, "action": action}
-        socket.send_multipart(protocol.pack(header), copy=False)
+        socket.send_multipart(messages.pack(header), copy=False)
 
     for socket in sockets:
         step(socket)
     frames, begun = -count, 0.0  # the first round is not counted
     while frames <= 0 or time.perf_counter() - begun < seconds:
         for socket, _ in poller.poll(10_000):
-            reply = protocol.unpack(socket.recv_multipart()).header
+            reply = messages.unpack(socket.recv_multipart()).header
             sessions[socket] = sessions[socket][0], reply["step"]
             sockets[socket] += 1
             frames += 1
@@ -246,8 +246,8 @@ def drive_clients(address: str, count: int, seconds: float) -> float:
 
 
 def _ask(socket: zmq.Socket, number: int, verb: str, **fields: Any) -> dict[str, Any]:
-    socket.send_multipart(protocol.pack({"v": 1, "id": number, "verb": verb, **fields}))
-    reply = protocol.unpack(socket.recv_multipart()).header
+    socket.send_multipart(messages.pack({"v": 1, "id": number, "verb": verb, **fields}))
+    reply = messages.unpack(socket.recv_multipart()).header
     if "error" in reply:
         raise BridgeError(f"{verb}: {reply['error']['message']}")
     return reply
@@ -257,7 +257,7 @@ def _echo_client(address: str) -> Callable[[], Any]:
     """A round trip of the bytes of a step, without a protocol."""
     socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.connect(address)
-    request = protocol.pack(
+    request = messages.pack(
         {"v": 1, "id": 1, "verb": "step", "session": "0" * 32, "step": 1, "action": [0.0, 0.0, 0.0]}
     )
 

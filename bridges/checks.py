@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worldsim.bridges import protocol
-from worldsim.bridges.protocol import Message
+from worldsim.bridges import messages, protocol
+from worldsim.bridges.messages import Message
 from worldsim.errors import ProtocolError
 
 NOBODY = "0" * 32  # a token that no host gives out
@@ -102,7 +102,7 @@ def reply_faults(message: Message) -> list[str]:
             faults += [f"{verb}: no field {name!r}"] if declared.needed else []
             continue
         try:
-            protocol.check_field(declared, header[name])
+            messages.check_field(declared, header[name])
         except ProtocolError as error:
             faults.append(f"{verb}: {error}")
     if tuple(message.buffers) != known[verb].buffers:

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from worldsim.bridges import protocol
 from worldsim.bridges.actions import to_json
 from worldsim.bridges.connection import Connection, ConnectionConfig
-from worldsim.bridges.protocol import Message
+from worldsim.bridges.messages import Message
 from worldsim.engine.records import Opening, Step
 from worldsim.envs.vector_env import WorldVectorEnv
 from worldsim.envs.world_env import WorldEnv

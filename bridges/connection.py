@@ -13,9 +13,9 @@ from typing import Any
 import zmq
 import zmq.auth
 
-from worldsim.bridges import protocol
+from worldsim.bridges import messages, protocol
 from worldsim.bridges.frames import SharedReader, from_jpeg
-from worldsim.bridges.protocol import Message
+from worldsim.bridges.messages import Message
 from worldsim.errors import (
     ActionError,
     BridgeError,
@@ -109,7 +109,7 @@ class Connection:
             self.close()
             raise
 
-    def call(self, verb: str, buffers: protocol.Buffers | None = None, **fields: Any) -> Message:
+    def call(self, verb: str, buffers: messages.Buffers | None = None, **fields: Any) -> Message:
         """Ask, and wait for the answer.
 
         A request whose answer is lost is sent again; the host does nothing twice. A host that was started anew is
@@ -117,7 +117,7 @@ class Connection:
 
         Args:
             verb: one of `protocol.VERBS`.
-            buffers: as `protocol.pack` takes them.
+            buffers: as `messages.pack` takes them.
             fields: of the request; those that are None are left out.
 
         Raises:
@@ -127,7 +127,7 @@ class Connection:
         self._ids += 1
         header = {"v": protocol.VERSION, "id": self._ids, "verb": verb}
         header |= {name: value for name, value in fields.items() if value is not None}
-        return self._ask(protocol.pack(header, buffers), self._ids, time.monotonic() + self.config.patience)
+        return self._ask(messages.pack(header, buffers), self._ids, time.monotonic() + self.config.patience)
 
     def poll(self, seconds: float) -> Message | None:
         """The next message that comes unasked, within some seconds."""
@@ -182,7 +182,7 @@ class Connection:
         self._ids += 1
         fields = {"client": self.client, "name": self.name}
         header = {"v": protocol.VERSION, "id": self._ids, "verb": "hello", **fields}
-        self.hello = self._ask(protocol.pack(header), self._ids, end, greet=False).header
+        self.hello = self._ask(messages.pack(header), self._ids, end, greet=False).header
         self._greeted = True
         sizes = [3 * height * width for height, width in (world["frame_size"] for world in self.hello["worlds"])]
         self._large = max(sizes, default=0) >= LARGE
@@ -235,8 +235,8 @@ class Connection:
         self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * seconds))
         try:
             if not self._large:
-                return protocol.unpack(self._socket.recv_multipart())
-            return protocol.unpack([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+                return messages.unpack(self._socket.recv_multipart())
+            return messages.unpack([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
         except zmq.Again:
             return None
 

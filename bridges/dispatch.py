@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from worldsim.bridges import protocol
+from worldsim.bridges import messages, protocol
 from worldsim.bridges.records import Call, Client
 from worldsim.bridges.service import MOST_PEERS, Service
 from worldsim.bridges.verbs import HANDLERS
@@ -26,20 +26,20 @@ def receive(service: Service, peer: bytes, parts: Sequence[Any], key: str = "") 
     """
     now, header = time.monotonic(), {}
     try:
-        header = protocol.read_header(parts)
+        header = messages.read_header(parts)
         size = sum(map(len, parts))
         if size > service.message_bytes:
             raise ProtocolError("too-large", f"the message has {size} bytes; allowed: {service.message_bytes}.")
         client = _client(service, peer, header, key, now)
-        message = protocol.unpack(parts, header)
-        verb = protocol.check_request(message)
+        message = messages.unpack(parts, header)
+        verb = messages.check_request(message)
         service.counts[verb] += 1
         if service.stopping:
             raise ProtocolError("stopping", "the host is about to stop; try again in a while.")
         answer = HANDLERS[verb](service, Call(peer, client, header, message.buffers, now))
         if answer is not None:
             fields, buffers = answer
-            service.send_to(peer, protocol.pack(protocol.reply_to(header, **fields), buffers))
+            service.send_to(peer, messages.pack(messages.reply_to(header, **fields), buffers))
     except Exception as error:
         service.refuse(peer, header, error)
 

@@ -14,10 +14,10 @@ import numpy as np
 import zmq
 from gymnasium import spaces
 
-from worldsim.bridges import protocol
+from worldsim.bridges import messages, protocol
 from worldsim.bridges.actions import to_json
 from worldsim.bridges.checks import Failed, Skipped, expect, reply_faults
-from worldsim.bridges.protocol import Message
+from worldsim.bridges.messages import Message
 
 
 @dataclass
@@ -133,11 +133,11 @@ class Peer:
         number = next(self.lab.ids) if number is None else number
         return {"v": protocol.VERSION, "id": number, "verb": verb, **fields}
 
-    def send(self, header: Mapping[str, Any], buffers: protocol.Buffers | None = None) -> None:
+    def send(self, header: Mapping[str, Any], buffers: messages.Buffers | None = None) -> None:
         """Send a request."""
         if isinstance(number := header.get("id"), int):
             self._verbs[number] = header.get("verb")
-        self.socket.send_multipart(protocol.pack(header, buffers))
+        self.socket.send_multipart(messages.pack(header, buffers))
 
     def answer(self, number: int | None) -> Message:
         """The reply to a request.
@@ -160,7 +160,7 @@ class Peer:
         """The next reply within some seconds; what is pushed meanwhile is kept."""
         end = time.monotonic() + seconds
         while self.socket.poll(max(0, int(1000 * (end - time.monotonic())))):
-            message = protocol.unpack(self.socket.recv_multipart())
+            message = messages.unpack(self.socket.recv_multipart())
             self._note(message)
             if message.header.get("verb") not in protocol.PUSHES:
                 return message
@@ -177,7 +177,7 @@ class Peer:
         taken, self.pushed[:count] = self.pushed[:count], []
         return taken
 
-    def exchange(self, header: Mapping[str, Any], buffers: protocol.Buffers | None = None) -> Message:
+    def exchange(self, header: Mapping[str, Any], buffers: messages.Buffers | None = None) -> Message:
         """Send a request and wait for its reply; who is too fast waits and asks again."""
         while True:
             self.send(header, buffers)
@@ -189,11 +189,11 @@ class Peer:
                 return reply
             time.sleep(error["wait"])
 
-    def ask(self, verb: str, buffers: protocol.Buffers | None = None, **fields: Any) -> Message:
+    def ask(self, verb: str, buffers: messages.Buffers | None = None, **fields: Any) -> Message:
         """Send a request that must be granted."""
         return self.must(self.header(verb, **fields), buffers)
 
-    def must(self, header: Mapping[str, Any], buffers: protocol.Buffers | None = None) -> Message:
+    def must(self, header: Mapping[str, Any], buffers: messages.Buffers | None = None) -> Message:
         """The same for a header."""
         reply = self.exchange(header, buffers)
         expect("error" not in reply.header, f"{header['verb']} to be granted", reply)

@@ -1,26 +1,19 @@
-"""The bridge's protocol: every verb, field, limit and error, and how a message becomes bytes. No sockets, no torch.
+"""The bridge's protocol: every verb, field, limit and error. How a message becomes bytes is in `messages`.
 
 A message is a ZeroMQ multipart: [header, buffer, ...]. The header is JSON (UTF-8, one object); its "buffers" say
 what the other parts are. Client: a DEALER (or REQ) socket. Host: a ROUTER. Every request gets one reply with its "id";
 besides, the host pushes "frame" messages to those who watch and a "bye" when it stops.
 
 `docs/protocol.md` is made from this file: `python -m worldsim.bridges.protocol_page > docs/protocol.md`.
-Past 400 lines, because it is that document.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from dataclasses import field as dataclass_field
 from typing import Any
-
-import numpy as np
-
-from worldsim.errors import ProtocolError
 
 VERSION = 1
 PORT = 5570
@@ -70,13 +63,6 @@ ERRORS: dict[str, str] = {
     "stopping": "the host is about to stop; it may come back with the same sessions",
     "failed": "something inside the host that should not happen; its log says more",
 }
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-_PARSER = json.JSONDecoder(parse_constant=_refuse)
 
 
 @dataclass(frozen=True)
@@ -263,186 +249,24 @@ PUSHES: dict[str, Verb] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Message:
-    """A message that was taken apart: the header, and its buffers by name (arrays; bytes where they are jpeg)."""
-
-    header: dict[str, Any]
-    buffers: dict[str, Any] = dataclass_field(default_factory=dict)
-
-
-_NAMES = {np.dtype(name): name for name in DTYPES}  # numpy takes long to name them
-_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-Buffers = Mapping[str, "np.ndarray | bytes | Mapping[str, Any]"]
-
-
-def pack(header: Mapping[str, Any], buffers: Buffers | None = None) -> list[Any]:
-    """The parts of a message.
-
-    Args:
-        header: its fields, without "buffers".
-        buffers: by name; an array is sent raw, bytes are a JPEG, a mapping describes a place in shared memory.
-    """
-    described, parts = [], []
-    for name, buffer in (buffers or {}).items():
-        if isinstance(buffer, Mapping):
-            described.append({"name": name, "encoding": "shm", **buffer})
-        elif isinstance(buffer, bytes):
-            described.append({"name": name, "encoding": "jpeg"})
-            parts.append(buffer)
-        else:
-            array = np.asarray(buffer, order="C")
-            dtype = _NAMES.get(array.dtype) or str(array.dtype)
-            described.append({"name": name, "dtype": dtype, "shape": list(array.shape), "encoding": "raw"})
-            parts.append(array.reshape(-1).data.cast("B") if array.size else b"")
-    whole = {**header, "buffers": described} if described else header
-    return [_JSON.encode(whole).encode(), *parts]
-
-
-def unpack(parts: Sequence[Any], header: dict[str, Any] | None = None) -> Message:
-    """Take a message apart.
-
-    Args:
-        parts: bytes, or memory that numpy can look into; arrays share it.
-        header: if `read_header` has read it already.
-
-    Raises:
-        ProtocolError: bad-message, bad-buffer, too-large.
-    """
-    header = read_header(parts) if header is None else header
-    described = header.get("buffers", [])
-    if not isinstance(described, list) or len(described) > MAX_BUFFERS:
-        raise ProtocolError("bad-buffer", f"'buffers' must be a list of at most {MAX_BUFFERS} objects.")
-    buffers: dict[str, Any] = {}
-    rest = iter(parts[1:])
-    for about in described:
-        if not isinstance(about, dict) or not isinstance(about.get("name"), str):
-            raise ProtocolError("bad-buffer", "each of 'buffers' must be an object with a 'name'.")
-        name, encoding = about["name"], about.get("encoding", "raw")
-        if name in buffers:
-            raise ProtocolError("bad-buffer", f"two buffers are called {name[:MAX_NAME]!r}.")
-        if encoding == "shm":
-            buffers[name] = about
-            continue
-        part = next(rest, None)
-        if part is None:
-            raise ProtocolError("bad-buffer", f"the part of buffer {name[:MAX_NAME]!r} is missing.")
-        if encoding == "jpeg":
-            buffers[name] = bytes(part)
-        elif encoding == "raw":
-            buffers[name] = _array(name[:MAX_NAME], about, part)
-        else:
-            raise ProtocolError("bad-buffer", f"encoding is {str(encoding)[:80]!r}; allowed: {', '.join(ENCODINGS)}.")
-    if next(rest, None) is not None:
-        raise ProtocolError("bad-message", "there are more parts than 'buffers' describes.")
-    return Message(header, buffers)
-
-
-def read_header(parts: Sequence[Any]) -> dict[str, Any]:
-    """The header alone, of a message whose rest may be wrong.
-
-    Raises:
-        ProtocolError: bad-message, too-large.
-    """
-    if not parts or len(parts) > MAX_BUFFERS + 1:
-        raise ProtocolError("bad-message", f"the message has {len(parts)} parts; allowed: 1 to {MAX_BUFFERS + 1}.")
-    if len(parts[0]) > MAX_HEADER:
-        raise ProtocolError("too-large", f"the header has {len(parts[0])} bytes; allowed: {MAX_HEADER}.")
-    try:
-        header = _PARSER.decode(bytes(parts[0]).decode())
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError("bad-message", f"the first part is not JSON: {str(error)[:200]}.") from None
-    if not isinstance(header, dict):
-        raise ProtocolError("bad-message", f"the header is a JSON {type(header).__name__}; allowed: an object.")
-    return header
-
-
-def check_request(message: Message) -> str:
-    """The verb of a request whose every field is of the kind that `VERBS` says.
-
-    Raises:
-        ProtocolError: wrong-version, unknown-verb, bad-field, too-large.
-    """
-    header = message.header
-    if not _is_id(header.get("id")):
-        raise ProtocolError("bad-field", f"'id' is {_short(header.get('id'))}; allowed: an integer from 0.")
-    if header.get("v") != VERSION or isinstance(header["v"], bool):
-        error = f"'v' is {_short(header.get('v'))}; this host speaks {VERSION}."
-        raise ProtocolError("wrong-version", error, {"versions": [VERSION]})
-    name = header.get("verb")
-    if not isinstance(name, str) or name not in VERBS:
-        raise ProtocolError("unknown-verb", f"'verb' is {_short(name)}; allowed: {', '.join(VERBS)}.")
-    fields = {field.name: field for field in VERBS[name].request}
-    for key in header:
-        if key not in fields and key not in ("v", "id", "verb", "buffers"):
-            raise ProtocolError("bad-field", f"{name} takes no field {_short(key)}; allowed: {', '.join(fields)}.")
-    for field in fields.values():
-        if header.get(field.name) is None:
-            if field.needed:
-                raise ProtocolError("bad-field", f"{name} needs the field '{field.name}': {field.about}.")
-            continue
-        check_field(field, header[field.name])
-    return name
-
-
-def check_field(field: Field, value: Any) -> None:
-    """Check one field's value.
-
-    Raises:
-        ProtocolError: bad-field, too-large.
-    """
-    allowed, check = KINDS[field.kind]
-    if not check(value):
-        raise ProtocolError("bad-field", f"'{field.name}' is {_short(value)}; allowed: {allowed}.")
-
-
-def reply_to(header: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
-    """The header of a reply."""
-    return {"v": VERSION, "id": header.get("id"), "verb": header.get("verb"), **fields}
-
-
-def error_to(header: Mapping[str, Any], error: ProtocolError) -> dict[str, Any]:
-    """The header of a reply that says what was wrong; only an id and a verb that make sense are given back."""
-    number, verb = header.get("id"), header.get("verb")
-    fields = {"id": number if _is_id(number) else None,
-              "verb": verb if isinstance(verb, str) and verb in VERBS else None}  # fmt: skip
-    return {"v": VERSION, **fields, "error": {"code": error.code, "message": str(error), **error.more}}
-
-
-def _array(name: str, about: Mapping[str, Any], part: Any) -> np.ndarray:
-    dtype, shape = about.get("dtype"), about.get("shape")
-    if dtype not in DTYPES:
-        raise ProtocolError("bad-buffer", f"dtype of {name!r} is {_short(dtype)}; allowed: {', '.join(DTYPES)}.")
-    if (
-        not isinstance(shape, list)
-        or len(shape) > MAX_DIMENSIONS
-        or not all(_is_int(n) and 0 <= n <= MAX_LENGTH for n in shape)
-    ):
-        raise ProtocolError(
-            "bad-buffer",
-            f"shape of {name!r} is {_short(shape)}; allowed: up to {MAX_DIMENSIONS} sizes up to {MAX_LENGTH}.",
-        )
-    expected = math.prod(shape) * np.dtype(dtype).itemsize
-    if len(part) != expected:
-        raise ProtocolError("bad-buffer", f"buffer {name!r} has {len(part)} bytes; {dtype} {shape} has {expected}.")
-    return np.frombuffer(part, np.dtype(dtype).newbyteorder("<")).reshape(shape)
-
-
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether a value is an integer; a bool is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_id(value: Any) -> bool:
-    return _is_int(value) and 0 <= value <= MAX_INT
+def is_id(value: Any) -> bool:
+    """Whether a value can be a request's id."""
+    return is_int(value) and 0 <= value <= MAX_INT
 
 
 def _is_number(value: Any) -> bool:
-    return (_is_int(value) and abs(value) <= MAX_INT) or (isinstance(value, float) and math.isfinite(value))
+    return (is_int(value) and abs(value) <= MAX_INT) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_text(value: Any, most: int) -> bool:
@@ -462,7 +286,7 @@ def _is_token(value: Any) -> bool:
 def _is_start(value: Any) -> bool:
     if isinstance(value, dict):  # names of buffers; actions may be JSON
         return set(value) in ({"frames"}, {"frames", "actions"}) and isinstance(value["frames"], str)
-    return _is_int(value) and 0 <= value <= MAX_INT
+    return is_int(value) and 0 <= value <= MAX_INT
 
 
 def _is_openings(value: Any) -> bool:
@@ -479,7 +303,7 @@ def _is_list(value: Any) -> bool:
 
 
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "int": ("an integer from 0 to 2^63 - 1", lambda v: _is_int(v) and 0 <= v <= MAX_INT),
+    "int": ("an integer from 0 to 2^63 - 1", lambda v: is_int(v) and 0 <= v <= MAX_INT),
     "number": ("a finite number", _is_number),
     "guidance": (f"a number from 0 to {MAX_GUIDANCE}", lambda v: _is_number(v) and 0 <= v <= MAX_GUIDANCE),
     "bool": ("true or false", lambda v: isinstance(v, bool)),
@@ -492,7 +316,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "ints": (
         f"a list of 1 to {MAX_BATCH} integers from 0",
-        lambda v: _is_list(v) and all(_is_int(n) and 0 <= n <= MAX_INT for n in v),
+        lambda v: _is_list(v) and all(is_int(n) and 0 <= n <= MAX_INT for n in v),
     ),
     "list": (f"a list of 1 to {MAX_BATCH} entries", _is_list),
     "object": ("an object", lambda v: isinstance(v, dict)),
@@ -503,8 +327,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "openings": (f"a list of 1 to {MAX_BATCH} objects with the fields seed, prompt, start, guidance", _is_openings),
     "encoding": (", ".join(ENCODINGS), lambda v: isinstance(v, str) and v in ENCODINGS),
-    "quality": ("an integer from 1 to 100", lambda v: _is_int(v) and 1 <= v <= 100),
-    "credits": (f"an integer from 0 to {MAX_CREDITS}", lambda v: _is_int(v) and 0 <= v <= MAX_CREDITS),
+    "quality": ("an integer from 1 to 100", lambda v: is_int(v) and 1 <= v <= 100),
+    "credits": (f"an integer from 0 to {MAX_CREDITS}", lambda v: is_int(v) and 0 <= v <= MAX_CREDITS),
     "fps": ("a number over 0, at most 1000", lambda v: _is_number(v) and 0 < v <= 1000),
     "share": ("turns, split", lambda v: isinstance(v, str) and v in ("turns", "split")),
 }

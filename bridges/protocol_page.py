@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from worldsim.bridges import protocol
-from worldsim.bridges.protocol import ERRORS, KINDS, PUSHES, VERBS, Field, Verb, pack
+from worldsim.bridges.messages import pack
+from worldsim.bridges.protocol import ERRORS, KINDS, PUSHES, VERBS, Field, Verb
 
 INTRODUCTION = f"""# The bridge's protocol, version {protocol.VERSION}
 

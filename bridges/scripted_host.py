@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import zmq
 
-from worldsim.bridges import protocol
+from worldsim.bridges import messages, protocol
 from worldsim.bridges.checks import Failed, brief
 from worldsim.bridges.hosted import new_token
-from worldsim.bridges.protocol import Message
+from worldsim.bridges.messages import Message
 from worldsim.errors import ProtocolError
 
 FRAMES = 8  # fewer would end before the troubles do
@@ -154,8 +154,8 @@ class ScriptedHost:
         assert asked.reply is not None
         if self._unanswered == asked.message.header["id"]:
             self._unanswered = None
-        header = protocol.reply_to(asked.message.header, **asked.reply, **more)
-        self._send(asked, protocol.pack(header, None if asked.frame is None else {"frame": asked.frame}))
+        header = messages.reply_to(asked.message.header, **asked.reply, **more)
+        self._send(asked, messages.pack(header, None if asked.frame is None else {"frame": asked.frame}))
 
     def later(self, seconds: float, asked: Asked) -> None:
         """Send the reply in a while."""
@@ -164,7 +164,7 @@ class ScriptedHost:
     def push(self, asked: Asked, header: Mapping[str, Any], frame: np.ndarray | None) -> None:
         """Send what was not asked for."""
         buffers = None if frame is None else {"frame": frame}
-        self._send(asked, protocol.pack({"v": protocol.VERSION, **header}, buffers))
+        self._send(asked, messages.pack({"v": protocol.VERSION, **header}, buffers))
 
     def forget(self) -> None:
         """Know no connection any more."""
@@ -192,12 +192,12 @@ class ScriptedHost:
         peer, enveloped = parts[0], len(parts) > 1 and not parts[1]
         parts = parts[2 if enveloped else 1 :]
         try:
-            message = protocol.unpack(parts)
-            verb = protocol.check_request(message)
+            message = messages.unpack(parts)
+            verb = messages.check_request(message)
         except ProtocolError as error:
             self.faults.append(f"a request that is not in order ({error.code}): {error}")
-            header = protocol.error_to(_header(parts), error)
-            self._send(Asked(peer, enveloped, Message({}), parts), protocol.pack(header))
+            header = messages.error_to(_header(parts), error)
+            self._send(Asked(peer, enveloped, Message({}), parts), messages.pack(header))
             return
         asked = self._note(Asked(peer, enveloped, message, parts))
         error = None
@@ -213,7 +213,7 @@ class ScriptedHost:
             return
         if self._unanswered == message.header["id"]:
             self._unanswered = None
-        self._send(asked, protocol.pack(protocol.reply_to(message.header, error=error)))
+        self._send(asked, messages.pack(messages.reply_to(message.header, error=error)))
 
     def _note(self, asked: Asked) -> Asked:
         """Write a request down; one that came before comes with what it got."""
@@ -343,6 +343,6 @@ def made_up(step: int) -> np.ndarray:
 
 def _header(parts: Sequence[bytes]) -> dict[str, Any]:
     try:
-        return protocol.read_header(parts)
+        return messages.read_header(parts)
     except ProtocolError:
         return {}

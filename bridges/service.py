@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from worldsim.bridges import protocol
+from worldsim.bridges import messages, protocol
 from worldsim.bridges.actions import to_json
 from worldsim.bridges.checkpoints import Checkpoints
 from worldsim.bridges.frames import Ring, SharedFolder, to_jpeg
@@ -108,7 +108,7 @@ class Service:
 
     def refuse(self, peer: bytes, header: Mapping[str, Any], error: Exception) -> None:
         """Answer a request with what is wrong with it."""
-        self.send_to(peer, protocol.pack(protocol.error_to(header, self.explain(error))))
+        self.send_to(peer, messages.pack(messages.error_to(header, self.explain(error))))
 
     def send_to(self, peer: bytes, parts: list[Any]) -> bool:
         """Send a message; False where it could not be sent."""
@@ -377,9 +377,9 @@ class Service:
         assert wish.call is not None
         try:
             fields, buffers = self.drawn_reply(wish.call, wish.sessions)
-            parts = protocol.pack(protocol.reply_to(wish.call.header, **fields), buffers)
+            parts = messages.pack(messages.reply_to(wish.call.header, **fields), buffers)
         except Exception as error:
-            parts = protocol.pack(protocol.error_to(wish.call.header, self.explain(error)))
+            parts = messages.pack(messages.error_to(wish.call.header, self.explain(error)))
         for peer in wish.peers:
             self.send_to(peer, parts)
 
@@ -389,7 +389,7 @@ class Service:
         explained = self.explain(error)
         if wish.call is not None:
             for peer in wish.peers:
-                self.send_to(peer, protocol.pack(protocol.error_to(wish.call.header, explained)))
+                self.send_to(peer, messages.pack(messages.error_to(wish.call.header, explained)))
 
     def push_all(self, hosted: Hosted) -> None:
         """Send everyone who watches the last frame."""
@@ -412,7 +412,7 @@ class Service:
             "dropped": dropped,
         }
         header = {"v": protocol.VERSION, "id": watch.id, "verb": "frame", **fields}
-        if self.send_to(peer, protocol.pack(header, {"frame": self.picture(hosted, watch.encoding, watch.quality)})):
+        if self.send_to(peer, messages.pack(header, {"frame": self.picture(hosted, watch.encoding, watch.quality)})):
             watch.credits, watch.dropped, watch.waiting = watch.credits - 1, 0, False
         else:
             watch.dropped = dropped + 1
@@ -438,7 +438,7 @@ class Service:
             self.save(hosted)
         farewell = {"v": protocol.VERSION, "id": 0, "verb": "bye", "resume": resume}
         for peer in list(self.peers):
-            self.send_to(peer, protocol.pack(farewell))
+            self.send_to(peer, messages.pack(farewell))
 
     def stats(self) -> dict[str, Any]:
         """Counts, latencies, and a line for each session; tokens are cut short, for they are secrets."""

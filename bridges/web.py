@@ -25,7 +25,7 @@ import zmq.asyncio
 import zmq.auth
 from zmq.utils.monitor import parse_monitor_message
 
-from worldsim.bridges import protocol
+from worldsim.bridges import messages, protocol
 from worldsim.errors import BridgeError, ConfigError, MissingDependency, ProtocolError, WorldsimError
 
 try:
@@ -276,7 +276,7 @@ async def _down(browser: web.WebSocketResponse, socket: zmq.asyncio.Socket, tran
 
 def _is_frame(parts: Sequence[bytes]) -> bool:
     try:
-        return protocol.read_header(parts).get("verb") == "frame"
+        return messages.read_header(parts).get("verb") == "frame"
     except ProtocolError:
         return False
 

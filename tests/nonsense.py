@@ -15,6 +15,7 @@ from hosting import digest
 
 from worldsim.bridges import protocol
 from worldsim.bridges.client import RemoteEngine
+from worldsim.bridges.messages import pack, unpack
 from worldsim.engine.records import Opening
 
 BURST = 32  # messages that are sent before replies are read
@@ -124,7 +125,7 @@ def fuzz(address: str, process: int, messages: int, seed: int, report_every: flo
     warm = before
     while counts["sent"] < messages:
         if counts["sent"] % (BURST * 40) == 0:
-            socket.send_multipart(protocol.pack({"v": 1, "id": 1, "verb": "hello", "client": "fuzzer-of-hosts"}))
+            socket.send_multipart(pack({"v": 1, "id": 1, "verb": "hello", "client": "fuzzer-of-hosts"}))
         for _ in range(BURST):
             socket.send_multipart(nonsense(rng, tokens, counts["sent"]))
             counts["sent"] += 1
@@ -171,7 +172,7 @@ def _read(socket: zmq.Socket, patience_ms: int) -> Iterator[dict[str, Any]]:
     """Headers of replies, until none comes for a while."""
     while socket.poll(patience_ms):
         parts = socket.recv_multipart()
-        yield protocol.unpack(parts if parts[0] else parts[1:]).header  # as to a REQ socket, if it was asked as one
+        yield unpack(parts if parts[0] else parts[1:]).header  # as to a REQ socket, if it was asked as one
 
 
 def memory_mb(process: int) -> float:

@@ -15,7 +15,8 @@ from nonsense import fuzz, nonsense
 from worldsim.bridges.checkpoints import Checkpoints
 from worldsim.bridges.dispatch import receive
 from worldsim.bridges.frames import SharedFolder
-from worldsim.bridges.protocol import ERRORS, Message, pack, unpack
+from worldsim.bridges.messages import Message, pack, unpack
+from worldsim.bridges.protocol import ERRORS
 from worldsim.bridges.records import ServiceConfig
 from worldsim.bridges.service import Service
 from worldsim.engine.engine import Engine

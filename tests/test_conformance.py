@@ -24,14 +24,14 @@ import pytest
 import zmq
 from hosting import HostProcess, drive, hosting
 
-from worldsim.bridges import protocol
+from worldsim.bridges import messages, protocol
 from worldsim.bridges.check_client import check_client
 from worldsim.bridges.check_host import CHECKS, check_host
 from worldsim.bridges.checks import Result, reply_faults
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.client_troubles import TROUBLES
 from worldsim.bridges.connection import ConnectionConfig
-from worldsim.bridges.protocol import Message
+from worldsim.bridges.messages import Message
 from worldsim.engine.records import Opening
 from worldsim.errors import SnapshotMismatch
 
@@ -458,7 +458,7 @@ class Unlimited(Proxy):
 
     def take(self, peer: bytes, parts: Parts) -> None:
         try:
-            protocol.unpack(parts)
+            messages.unpack(parts)
         except Exception:
             self.say(peer, {"id": json.loads(parts[0]).get("id"), "verb": "stats"}, stats={})
             return
@@ -840,7 +840,7 @@ class Careless:
     def wait(self, number: int) -> dict[str, Any] | None:
         end = time.monotonic() + 0.35
         while (left := end - time.monotonic()) > 0 and self.socket.poll(int(1000 * left)):
-            message = protocol.unpack(self.socket.recv_multipart())
+            message = messages.unpack(self.socket.recv_multipart())
             if "fixed-size" in self.habits and message.buffers.get("frame", FRAME).shape != FRAME.shape:
                 time.sleep(3)  # it hangs
                 raise ValueError("a frame of another size")

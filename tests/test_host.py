@@ -18,7 +18,7 @@ import zmq
 from hosting import HostProcess, digest, drive, hosting, reference
 
 from worldsim import cli
-from worldsim.bridges import protocol
+from worldsim.bridges import messages
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.connection import Connection, ConnectionConfig
 from worldsim.bridges.host import HostConfig, check_bind, ipc_address
@@ -220,14 +220,14 @@ def test_slow_readers_hold_up_nobody(host: HostProcess) -> None:
     slow.setsockopt(zmq.RCVHWM, 1)
     slow.setsockopt(zmq.RCVBUF, 4096)
     slow.connect(host.address)
-    slow.send_multipart(protocol.pack({"v": 1, "id": 1, "verb": "hello", "client": "a-slow-reader"}))
+    slow.send_multipart(messages.pack({"v": 1, "id": 1, "verb": "hello", "client": "a-slow-reader"}))
     slow.recv_multipart()
-    slow.send_multipart(protocol.pack({"v": 1, "id": 2, "verb": "open"}))
-    token = protocol.unpack(slow.recv_multipart()).header["session"]
-    slow.send_multipart(protocol.pack({"v": 1, "id": 3, "verb": "watch", "session": token, "credits": 10_000}))
-    slow.send_multipart(protocol.pack({"v": 1, "id": 4, "verb": "run", "session": token}))
+    slow.send_multipart(messages.pack({"v": 1, "id": 2, "verb": "open"}))
+    token = messages.unpack(slow.recv_multipart()).header["session"]
+    slow.send_multipart(messages.pack({"v": 1, "id": 3, "verb": "watch", "session": token, "credits": 10_000}))
+    slow.send_multipart(messages.pack({"v": 1, "id": 4, "verb": "run", "session": token}))
     for i in range(3000):
-        slow.send_multipart(protocol.pack({"v": 1, "id": 5 + i, "verb": "render", "session": token}))
+        slow.send_multipart(messages.pack({"v": 1, "id": 5 + i, "verb": "render", "session": token}))
     during = statistics.median(pace())
     stats = Connection(host.address)
     assert stats.call("stats").header["stats"]["requests"]["unsent"] > 0  # it was not waited for
@@ -305,8 +305,8 @@ def test_a_request_that_comes_late_changes_nothing(host: HostProcess) -> None:
 
     def again(number: int, verb: str, **fields: Any) -> dict[str, Any]:
         assert one._socket is not None
-        one._socket.send_multipart(protocol.pack({"v": 1, "id": number, "verb": verb, "session": token, **fields}))
-        return protocol.unpack(one._socket.recv_multipart()).header
+        one._socket.send_multipart(messages.pack({"v": 1, "id": number, "verb": verb, "session": token, **fields}))
+        return messages.unpack(one._socket.recv_multipart()).header
 
     assert again(late, "prompt", prompt="a cart")["error"]["code"] == "out-of-order"
     assert again(late, "restore", snapshot=kept)["error"]["code"] == "out-of-order"
@@ -318,8 +318,8 @@ def test_a_request_that_comes_late_changes_nothing(host: HostProcess) -> None:
     other = opened(one)["session"]
     one.call("close", session=other)
     assert one._socket is not None
-    one._socket.send_multipart(protocol.pack({"v": 1, "id": number, "verb": "open", "seed": 1, "prompt": "a cart"}))
-    assert protocol.unpack(one._socket.recv_multipart()).header["error"]["code"] == "no-session"
+    one._socket.send_multipart(messages.pack({"v": 1, "id": number, "verb": "open", "seed": 1, "prompt": "a cart"}))
+    assert messages.unpack(one._socket.recv_multipart()).header["error"]["code"] == "no-session"
     one.call("close", session=token)
     one.close()
 

@@ -15,8 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from worldsim.bridges import protocol
-from worldsim.bridges.protocol import ERRORS, KINDS, VERBS, Message, check_request, pack, unpack
+from worldsim.bridges import messages, protocol
+from worldsim.bridges.messages import Message, check_request, pack, unpack
+from worldsim.bridges.protocol import ERRORS, KINDS, VERBS
 from worldsim.bridges.protocol_page import page
 from worldsim.bridges.verbs import HANDLERS
 from worldsim.errors import ProtocolError
@@ -72,7 +73,7 @@ def test_anything_is_taken_apart_or_refused(parts: list[bytes]) -> None:
         check_request(unpack(parts))
     except ProtocolError as error:
         assert error.code in ERRORS
-        json.dumps(protocol.error_to({}, error))
+        json.dumps(messages.error_to({}, error))
 
 
 # One good value of each field, from which one is made wrong at a time.

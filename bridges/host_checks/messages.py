@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from worldsim.bridges import protocol
+from worldsim.bridges import messages, protocol
 from worldsim.bridges.checks import NOBODY, Skipped, expect
 from worldsim.bridges.host_checks.registry import Checks
 from worldsim.bridges.host_lab import Lab, Peer, equal
@@ -273,7 +273,7 @@ def _odd_clips(lab: Lab) -> None:
     """Actions of a clip that are no list of actions are refused, whatever they are."""
     game = lab.open()
     clip = np.stack([game.frame, game.frame, game.frame])
-    described = protocol.pack({}, {"clip": clip})
+    described = messages.pack({}, {"clip": clip})
     frames, start = json.loads(described[0])["buffers"][0], {"frames": "clip", "actions": "odd"}
     cases: tuple[tuple[dict[str, Any], list[bytes]], ...] = (
         ({"dtype": "int64", "shape": []}, [bytes(8)]),

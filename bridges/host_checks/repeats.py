@@ -8,7 +8,7 @@ from worldsim.bridges import protocol
 from worldsim.bridges.checks import brief_header, expect
 from worldsim.bridges.host_checks.registry import Checks
 from worldsim.bridges.host_lab import Lab, equal
-from worldsim.bridges.protocol import Message
+from worldsim.bridges.messages import Message
 
 CHECKS = Checks()
 
