@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from worldsim.bridges.checks import Result
 from worldsim.bridges.client import RemoteEngine
 from worldsim.engine.records import Opening
 
@@ -89,3 +90,8 @@ def reference(address: str, seed: int, actions: Sequence[Any], prompt: str = "a 
 def digest(frame: np.ndarray) -> str:
     """SHA-256 of a frame's bytes."""
     return hashlib.sha256(frame.tobytes()).hexdigest()
+
+
+def failed(results: Sequence[Result]) -> dict[str, str]:
+    """What did not pass, and why."""
+    return {result.name: result.detail for result in results if result.ok is False}
