@@ -204,9 +204,9 @@ class Driver:
     again and again; a "beginner" steers late and taps the gas, slowly.
     """
 
-    CHARACTERS = {"mixed": 0.4, "expert": 0.2, "wanderer": 0.2, "beginner": 0.2}
+    CHARACTERS = {"mixed": 0.3, "expert": 0.2, "wanderer": 0.2, "beginner": 0.3}
     LATE = 3  # steps that a beginner steers behind what there is to see
-    TAPPED = 0.6, (0.06, 0.15)  # share of a beginner's steps with gas, and how much
+    TAPPED = 0.6, (0.01, 0.15)  # share of a beginner's steps with gas, and how much of it one gives
 
     # name: (weight, shortest, longest) in steps
     SPANS = {
@@ -237,6 +237,7 @@ class Driver:
             self.discipline, self.noise = 1.0, min(self.noise, 0.1)
         if self.character == "beginner":
             self.discipline, self.noise, self.gain = 1.0, 0.03, rng.uniform(0.8, 1.6)
+            self.foot = math.exp(rng.uniform(*np.log(self.TAPPED[1])))
         self.seen = [0.0] * self.LATE  # what a beginner steers by, newest last
         self.distance = 2.5  # of an excursion, in road widths
         self.keyboard = rng.random() < self.KEYBOARD
@@ -261,9 +262,9 @@ class Driver:
         self.wobble += -0.2 * self.wobble + self.noise * np.array((0.6, 0.3)) * self.rng.standard_normal(2)
         steer, gas, brake = self._controls(env.unwrapped)
         if self.character == "beginner":
-            share, (low, high) = self.TAPPED
             self.seen.append(steer)
-            steer, gas, brake = self.seen.pop(0), self.rng.uniform(low, high) * (self.rng.random() < share), 0.0
+            gas = self.foot * self.rng.uniform(0.7, 1.4) * (self.rng.random() < self.TAPPED[0])
+            steer, brake = self.seen.pop(0), 0.0
         action = np.array([steer + self.wobble[0], gas + self.wobble[1], brake])
         if self.span == "random":
             action = self._random_controls()
