@@ -49,6 +49,19 @@ def test_a_beginner_holds_or_taps() -> None:
     assert all(changes >= 8 and idle > 5 for changes, idle in seen[False])
 
 
+def test_what_a_beginner_holds_leads_on_more_often_than_not() -> None:
+    keys = {"": 0, "left": 1, "right": 2, "up": 3, "left+up": 4}
+    held = []
+    for seed in range(200):
+        player = Beginner(keys, Sentinel())
+        player.begin(np.random.default_rng(seed), "train")
+        player.before = 0
+        action = player.act(None, None, {})  # type: ignore[arg-type]
+        held += [action] if player.holding else []
+    assert set(held) == {1, 2, 3, 4}
+    assert 0.5 < held.count(3) / len(held) < 0.75  # half of them, and a share of the others
+
+
 @pytest.mark.parametrize("protect", [{}, {"invulnerable": True}])
 def test_rests_last_as_long_as_they_should(protect: dict) -> None:
     rests = [Rest(0.5, protect, np.random.default_rng(seed)) for seed in range(200)]

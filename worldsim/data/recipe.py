@@ -78,6 +78,7 @@ class Beginner:
 
     HOLD, TAP, LIFT = (40, 400), (1, 4), (1, 8)  # shortest and longest, in steps: a key held, tapped, none
     HOLDING = 0.5  # of the episodes hold a key, the others tap
+    ONWARD, KEY = 0.5, "up"  # share of keys held that are this one, where a game has it: on into a wall, most often
     TAKING_OVER, AFTER = 0.5, (10, 80)  # of the episodes begin with the explorer, for so many steps
 
     def __init__(self, keys: Mapping[str, Any], explorer: Explorer) -> None:
@@ -99,7 +100,8 @@ class Beginner:
         if self.left == 0:
             lift = not self.holding and self.key != ""
             names = [name for name in self.keys if name]
-            self.key = "" if lift else names[int(self.rng.integers(len(names)))]
+            onward = self.holding and self.KEY in names and self.rng.random() < self.ONWARD
+            self.key = "" if lift else self.KEY if onward else names[int(self.rng.integers(len(names)))]
             low, high = self.LIFT if lift else self.HOLD if self.holding else self.TAP
             self.left = int(self.rng.integers(low, high + 1))
         self.left -= 1
