@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from worldsim.diffusion.flow import schedule
-from worldsim.engine.noise import HISTORY, NEVER, SAMPLE, draw_end, keyed_noise
 from worldsim.engine.simulator import SamplerConfig, Simulator, State
 from worldsim.world import World
 
@@ -19,29 +18,6 @@ def play(simulator: Simulator, seeds: list[int], prompts: list[str], steps: int 
         action = torch.eye(2)[[step % 2] * len(seeds)]
         frames.append(simulator.step(state, action).latents)
     return torch.stack(frames, dim=1), state
-
-
-def test_noise_is_a_function_of_its_key() -> None:
-    steps = torch.tensor([3, 3, 4])
-    noise = keyed_noise([1, 2, 1], steps, SAMPLE, (2, 50))
-    assert torch.equal(noise, keyed_noise([1, 2, 1], steps, SAMPLE, (2, 50)))
-    assert torch.equal(noise[2:], keyed_noise([1], torch.tensor([4]), SAMPLE, (2, 50)))
-    assert len({tuple(row.flatten().tolist()) for row in noise}) == 3
-    assert not torch.equal(noise, keyed_noise([1, 2, 1], steps, HISTORY, (2, 50)))
-    assert abs(float(keyed_noise([5], torch.tensor([0]), 0, (20000,)).std()) - 1) < 0.02
-
-
-@pytest.mark.parametrize("probability", [0.01, 0.3, 0.9])
-def test_ends_are_as_frequent_as_they_should_be(probability: float) -> None:
-    ends = [draw_end(probability, seed, step) for seed in range(40) for step in range(100)]
-    spread = (probability * (1 - probability) / len(ends)) ** 0.5
-    assert abs(sum(ends) / len(ends) - probability) < 4 * spread
-    assert ends == [draw_end(probability, seed, step) for seed in range(40) for step in range(100)]
-
-
-def test_an_end_that_is_most_unlikely_never_comes() -> None:
-    assert not any(draw_end(0.99 * NEVER, seed, 7) for seed in range(3000))
-    assert draw_end(1.0, 5, 0) and not draw_end(0.0, 5, 0)
 
 
 def test_same_seed_same_bits(world: World) -> None:

@@ -62,7 +62,7 @@ def test_what_is_scored_of_an_own_window_is_what_was_played(
     windows = task._windows(0, torch.Generator().manual_seed(0))
     first = windows.seen.shape[2] - config.frames  # the first frame drawn, whose past is recorded
     for future, noise in zip(windows.seen.unbind(1), windows.noise.unbind(1), strict=True):
-        given = task._conditions(windows.rows, windows.birth, future, torch.Generator().manual_seed(1))
+        given = task._conditions(windows.rows, windows.birth, future, 0, torch.Generator().manual_seed(1))
         shared = task.module.share(given)
         modulation = task.module.modulate(task.module.level(torch.ones(windows.rows.shape)), shared.condition)
         with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldsim.diffusion.energy import share_places, shared_channels
 from worldsim.diffusion.flow import euler, schedule
-from worldsim.engine.noise import HISTORY, SAMPLE, SHARED, keyed_noise
+from worldsim.diffusion.noise import HISTORY, SAMPLE, SHARED, keys_of, normal
 from worldsim.engine.stages import Stages, eager, flat
 from worldsim.errors import ConfigError
 from worldsim.models.cache import FrameCache
@@ -65,7 +65,7 @@ class State:
         known: which of these actions exist, (B, A).
         step: how many frames each session has, (B,).
         cache: keys and values of earlier frames.
-        seeds: of the sessions' noise.
+        keys: of the sessions' noise, see `noise.keys_of`, (B,).
         prompts: in force for the next frame.
         guidance: on the prompt; None is the sampler's.
     """
@@ -75,7 +75,7 @@ class State:
     known: Tensor
     step: Tensor
     cache: FrameCache
-    seeds: list[int]
+    keys: Tensor
     prompts: list[str]
     guidance: list[float] | None = None
 
@@ -159,7 +159,7 @@ class Simulator:
             known=torch.zeros(batch, config.action_history, device=device),
             step=torch.zeros(batch, dtype=torch.long),
             cache=self.dynamics.empty_cache(batch, size),
-            seeds=list(seeds),
+            keys=keys_of(seeds),
             prompts=list(prompts),
         )
 
@@ -185,7 +185,7 @@ class Simulator:
     @torch.no_grad()
     def draw(self, state: State, *, first: bool = False) -> Outcome:
         """The next frame of every session, whose last action is in the state; the state is not changed."""
-        sampler, batch = self.sampler, len(state.seeds)
+        sampler, batch = self.sampler, len(state.prompts)
         levels = schedule(sampler.first_steps) if first else schedule(sampler.steps, sampler.shift)
         sigmas = levels if sampler.clean_pass else levels[:-1]
         guidance = [sampler.guidance] * batch if state.guidance is None else state.guidance
@@ -193,7 +193,7 @@ class Simulator:
         guided = [row for row, strength in enumerate(guidance) if strength != 1]
         prompts = state.prompts + [""] * len(guided)
         # Sessions with guidance have a second row, without their prompt.
-        prepared = self._prepare(state, sigmas, state.seeds, guided)
+        prepared = self._prepare(state, sigmas, state.keys, guided)
         rows = self.words(tuple(prompts))
         strengths = torch.tensor([guidance[row] for row in guided], device=self.device)[:, None, None, None]
         passed: list[Tensor] = []
@@ -216,9 +216,9 @@ class Simulator:
     def noise(self, state: State, *, first: bool = False) -> Tensor:
         """The noise (B, C, h, w) that the sessions' next frames are drawn from, before the temperature."""
         frame = tuple(state.history.shape[2:])  # (C, h, w)
-        noise = keyed_noise(state.seeds, state.step, SAMPLE, frame)
+        noise = normal(state.keys, state.step, SAMPLE, frame)
         if (count := shared_channels(frame[0], self.sampler.shared_noise)) and not first:
-            noise = share_places(noise, keyed_noise(state.seeds, state.step, SHARED, (count, 1, 1)))
+            noise = share_places(noise, normal(state.keys, state.step, SHARED, (count, 1, 1)))
         return noise
 
     @torch.no_grad()
@@ -227,14 +227,14 @@ class Simulator:
 
         What is remembered does not depend on the sessions' seeds, so that sessions that begin alike can share it.
         """
-        prepared = self._prepare(state, [0.0], [0] * len(state.seeds), [])
+        prepared = self._prepare(state, [0.0], torch.zeros_like(state.keys), [])
         _, *passed = self._pass(latents, 0, prepared, self.words(tuple(state.prompts)), [])
         return self._outcome(latents, passed)
 
-    def _prepare(self, state: State, sigmas: list[float], seeds: list[int], again: list[int]) -> list[Tensor]:
+    def _prepare(self, state: State, sigmas: list[float], noise_keys: Tensor, again: list[int]) -> list[Tensor]:
         """What the passes at `sigmas` share, for all rows and once more for the rows `again`."""
         sigma, frames = self.sampler.history_sigma, state.history.shape[1]
-        noise = keyed_noise(seeds, state.step, HISTORY, tuple(state.history.shape[1:])).to(self.device)
+        noise = normal(noise_keys, state.step, HISTORY, tuple(state.history.shape[1:])).to(self.device)
         present = (torch.arange(frames, 0, -1) <= state.step.unsqueeze(1)).to(noise)
         embedded, modulation, keys, bias = self.stages.prepare(
             state.history,

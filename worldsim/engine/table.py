@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldsim.diffusion.noise import keys_of
 from worldsim.engine.pool import NOTHING, BlockPool
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import Outcome, State
@@ -205,7 +206,7 @@ class SessionTable:
                 self.pool.values.index_select(0, past).unflatten(0, (batch, -1)),
                 step,
             ),
-            seeds=[session.seed for session in sessions],
+            keys=keys_of([session.seed for session in sessions]),
             prompts=[session.prompt for session in sessions],
             guidance=[session.guidance for session in sessions],
         )

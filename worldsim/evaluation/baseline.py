@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from worldsim.engine.noise import SAMPLE, keyed_noise
+from worldsim.diffusion.noise import SAMPLE, keys_of, normal
 from worldsim.engine.simulator import State
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation.report import EvalConfig, Evaluation
@@ -139,7 +139,7 @@ class UNetRunner(Runner):
             self._means[prompt] = prompt_means(self.world.book, [prompt])[0]
         text = torch.stack([self._means[prompt] for prompt in prompts])
         shape = (3, *seen.shape[2:4])
-        noise = keyed_noise([self.seed + row for row in rows], torch.full((len(rows),), n), SAMPLE, shape)
+        noise = normal(keys_of([self.seed + row for row in rows]), torch.full((len(rows),), n), SAMPLE, shape)
         return self.model.draw(noise, to_pixels(seen), actions, text)
 
 

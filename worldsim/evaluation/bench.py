@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from worldsim.diffusion.noise import HISTORY, SAMPLE, normal
 from worldsim.engine.batching import in_pieces
-from worldsim.engine.noise import HISTORY, SAMPLE, keyed_noise
 from worldsim.engine.runtimes import Runtime
 from worldsim.engine.simulator import SamplerConfig, Simulator, State
 from worldsim.engine.stages import Stages, eager
@@ -177,8 +177,8 @@ def _seconds(call: Callable[[], Any], budget: float = 0.2) -> float:
 
 
 def _noise(simulator: Simulator, state: State) -> None:
-    keyed_noise(state.seeds, state.step, SAMPLE, tuple(state.history.shape[2:]))
-    keyed_noise(state.seeds, state.step, HISTORY, tuple(state.history.shape[1:]))
+    normal(state.keys, state.step, SAMPLE, tuple(state.history.shape[2:]))
+    normal(state.keys, state.step, HISTORY, tuple(state.history.shape[1:]))
 
 
 def _flops(runtime: Runtime, simulator: Simulator, state: State) -> dict[str, int]:

@@ -81,7 +81,7 @@ def forgetful(runner: Runner, stretches: Stretches) -> Tensor:
 
     def forget(state: State) -> None:
         latent = state.history.shape[-2:]
-        state.cache = runner.simulator.dynamics.empty_cache(len(state.seeds), (latent[0], latent[1]))
+        state.cache = runner.simulator.dynamics.empty_cache(len(state.prompts), (latent[0], latent[1]))
 
     drawn = torch.empty_like(stretches.truth)
     act = recorded(stretches)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldsim.data.frames import resize_frame
-from worldsim.engine.noise import draw_end
+from worldsim.diffusion import noise
 from worldsim.engine.simulator import State
 from worldsim.errors import DataError
 from worldsim.evaluation.beginners import Policy
@@ -274,8 +274,7 @@ def play_world(
                     outcome = runner.simulator.step(state, taken[rows, step - 1])
                     last = runner.decode(outcome.latents).cpu()
                     rewards[rows, step - 1] = outcome.reward.float().cpu()
-                    drawn = zip(outcome.ended.tolist(), state.seeds, state.step.tolist(), strict=True)
-                    over = torch.tensor([draw_end(*one) for one in drawn])
+                    over = noise.ends(outcome.ended.cpu(), state.keys, state.step)
                     ends[rows] = torch.where(over & (ends[rows] > steps), step, ends[rows])
                     bar.update()
                 if step in kept:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldsim.engine.noise import keyed_noise
+from worldsim.diffusion.noise import keys_of, normal
 from worldsim.evaluation.minute_measures import mean_interval
 from worldsim.evaluation.rollout import Runner, Stretches
 
 PATCH = 3  # latents across
 PASTED = 2  # frames of context that it is pasted into
 AFTER = (1, 4, 16, 48)  # frames after which the place is looked at
-TOKEN = 77  # of the noise, beside those of `engine.noise`
+TOKEN = 77  # of the noise, beside those of `diffusion.noise`
 SIDE = 8  # a place is compared at this size
 
 
@@ -51,7 +51,7 @@ def rollout(runner: Runner, segments: Stretches, actions: Tensor, frames: int, p
             latents = runner.world.autoencoder.encode(segments.frames[rows, t]).to(runner.simulator.device)
             if pasted and t >= segments.context - PASTED:
                 shape = (latents.shape[1], PATCH, PATCH)
-                noise = keyed_noise([runner.seed + row for row in rows], torch.full((len(rows),), t), TOKEN, shape)
+                noise = normal(keys_of([runner.seed + row for row in rows]), torch.full((len(rows),), t), TOKEN, shape)
                 size = (latents.shape[2], latents.shape[3])
                 patched = [
                     paste(z, place(size, row), n) for z, row, n in zip(latents, rows, noise.to(latents), strict=True)

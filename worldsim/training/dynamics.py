@@ -23,6 +23,15 @@ from worldsim.data.coverage import cluster, odds
 from worldsim.data.latents import LatentData
 from worldsim.diffusion.energy import scaled_energy_score, share_places, shared_channels, through_one_draw
 from worldsim.diffusion.flow import loss_weight, mix, schedule, training_levels
+from worldsim.diffusion.noise import (
+    TRAIN_CORRUPT,
+    TRAIN_HISTORY,
+    TRAIN_SAMPLE,
+    TRAIN_SHARED,
+    TRAIN_STILL,
+    normal,
+    row_keys,
+)
 from worldsim.engine.simulator import SamplerConfig, Simulator
 from worldsim.models.conditions import Conditions
 from worldsim.models.dit import DiT
@@ -115,7 +124,7 @@ class DynamicsTask:
         objective = self._energy if config.objective == "energy" else self._flow
         loss, scalars = objective(windows, generator, step)
         if config.stills:
-            loss = loss + config.stills / windows.rows.numel() * self._stills(generator)
+            loss = loss + config.stills / windows.rows.numel() * self._stills(step, generator)
         return loss, {name: float(value.detach()) for name, value in scalars.items()}
 
     def _windows(self, step: int, generator: torch.Generator) -> Windows:
@@ -143,7 +152,7 @@ class DynamicsTask:
         rows = starts.unsqueeze(1) + torch.arange(-history, frames)  # (B, K + T)
         recorded = self.data.latents[rows.clamp(min=0)].float()
         seen = recorded.unsqueeze(1).repeat(1, self.draws, *[1] * (recorded.dim() - 1))
-        noise = self._noise(seen[:, :, history:].shape, generator)
+        noise = self._noise(seen[:, :, history:].shape, step)
         if rollouts is not None:
             seen[:own, :, lead:] = rollouts.seen
             noise[:own, :, lead:] = rollouts.noise
@@ -160,11 +169,16 @@ class DynamicsTask:
         chosen = torch.randint(len(self.early), (count,), generator=generator)
         return self.early[chosen].clamp(max=len(self.data.first) - frames)
 
-    def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    def _noise(self, shape: torch.Size, step: int) -> Tensor:
         """Noise (B, D, T, C, h, w) to draw frames from, some of its channels the same at every place."""
         count = shared_channels(shape[3], self.sampler.shared_noise)
-        shapes = shape, (*shape[:3], count, 1, 1)
-        return share_places(*(torch.randn(shape, generator=generator) for shape in shapes))
+        shared = self._normal(TRAIN_SHARED, step, (*shape[:3], count, 1, 1))
+        return share_places(self._normal(TRAIN_SAMPLE, step, shape), shared)
+
+    def _normal(self, draw: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Noise of a shape (B, ...) for one purpose at one step; that of a row is the same in any batch."""
+        keys = row_keys(self.config.trainer.seed, shape[0])
+        return normal(keys, torch.full_like(keys, step), draw, shape[1:])
 
     def _energy(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Two draws of every frame by one pass each; their energy score against what happened.
@@ -179,7 +193,7 @@ class DynamicsTask:
         given[:, 0] |= windows.fresh  # a first frame is drawn in many steps, see `_stills`
         given[:own] = False
         noisy = torch.where(given[..., None, None, None, None], target.unsqueeze(2), windows.noise.transpose(1, 2))
-        conditions = self._conditions(windows.rows, windows.birth, windows.seen[:, 0], generator)
+        conditions = self._conditions(windows.rows, windows.birth, windows.seen[:, 0], step, generator)
         shared = module.share(conditions)
         modulation = module.modulate(module.level((~given).float()), shared.condition)
         latents, features, _ = module.denoise(noisy[:, :, 0], modulation, shared)
@@ -265,12 +279,12 @@ class DynamicsTask:
         given = torch.rand(shape, generator=generator) < config.share_given()
         sigma = training_levels(tuple(shape), generator)
         sigma = torch.where(given, self.past_sigma * torch.rand(shape, generator=generator), sigma)
-        noise = torch.randn(target.shape, generator=generator)
+        noise = self._normal(TRAIN_CORRUPT, step, target.shape)
         clean = torch.where(given[..., None, None, None], seen[:, config.model.history :], target)
         counted = windows.inside.float()
         counted[:own] -= given[:own].float()  # the model's own frames are no targets
 
-        conditions = self._conditions(windows.rows, windows.birth, seen, generator)
+        conditions = self._conditions(windows.rows, windows.birth, seen, step, generator)
         predicted = self.module(mix(clean, noise, sigma), sigma, conditions)
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
         denoise = (error * loss_weight(sigma) * counted).sum() / counted.sum()
@@ -298,24 +312,26 @@ class DynamicsTask:
         ends = ends / weight.sum().clamp(min=1)
         return config.head_weight * rewards + config.end_weight * ends, {"reward": rewards, "ended": ends}
 
-    def _stills(self, generator: torch.Generator) -> Tensor:
+    def _stills(self, step: int, generator: torch.Generator) -> Tensor:
         """The loss of single frames drawn from nothing but their prompt: how a session without a clip begins."""
         rows = self._beginnings(self.config.stills, 1, generator).unsqueeze(1)  # (S, 1)
         target = self.data.latents[rows].float()
         sigma = training_levels(tuple(rows.shape), generator)
-        noisy = mix(target, torch.randn(target.shape, generator=generator), sigma)
+        noisy = mix(target, self._normal(TRAIN_STILL, step, target.shape), sigma)
         nothing = torch.zeros(len(rows), self.config.model.history + 1, *target.shape[2:])
-        predicted = self.module(noisy, sigma, self._conditions(rows, rows[:, 0], nothing, generator))
+        predicted = self.module(noisy, sigma, self._conditions(rows, rows[:, 0], nothing, step, generator))
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (S, 1)
         return (error * loss_weight(sigma)).mean()
 
-    def _conditions(self, rows: Tensor, birth: Tensor, seen: Tensor, generator: torch.Generator) -> Conditions:
+    def _conditions(
+        self, rows: Tensor, birth: Tensor, seen: Tensor, step: int, generator: torch.Generator
+    ) -> Conditions:
         """What is known of frames `rows` (B, T): `seen` (B, K + T, ...) holds the past from frame rows[:, 0] - K on."""
         model = self.config.model
         shape = rows.shape
         past = self._history(seen)  # (B, T, K, C, h, w)
         sigma = self.config.history_noise * torch.rand(shape, generator=generator)
-        history = mix(past, torch.randn(past.shape, generator=generator), sigma)
+        history = mix(past, self._normal(TRAIN_HISTORY, step, past.shape), sigma)
         birth = birth[:, None, None]
         ages = torch.arange(model.history, 0, -1)
         present = (rows.unsqueeze(-1) - ages >= birth).float()  # (B, T, K)
