@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import UNET, tiny_baseline
 from torch import Tensor
 
 from worldsim.data.episodes import Dataset
@@ -17,28 +18,19 @@ from worldsim.evaluation.baseline import BaselineEval, UNetRunner, compare, tabl
 from worldsim.evaluation.rollout import Stretches, context_of, cut, recorded
 from worldsim.models.unet import UNetConfig, UNetDynamics, to_frames, to_pixels
 from worldsim.training.baseline import (
-    BaselineTraining,
     PixelData,
     load_baseline,
     prepare_baseline,
     train_baseline,
 )
-from worldsim.training.trainer import TrainerConfig
 from worldsim.world import World
-
-MODEL = UNetConfig(widths=(8, 16), layers=1, groups=4, embedding=16, action_size=2)
-
-
-def tiny(dataset: Dataset, out: Path, steps: int = 4) -> BaselineTraining:
-    trainer = TrainerConfig(steps=steps, log_every=2, warmup=2)
-    return BaselineTraining(data=dataset.path, out=out, model=MODEL, trainer=trainer, batch=4)
 
 
 @pytest.fixture(scope="module")
 def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a tiny trained U-Net."""
     out = tmp_path_factory.mktemp("unet")
-    train_baseline(tiny(dataset, out, steps=12))
+    train_baseline(tiny_baseline(dataset, out, steps=12))
     return out
 
 
@@ -47,7 +39,7 @@ def stretches(dataset: Dataset, world: World, frames: int = 4) -> Stretches:
     return cut(episodes, dataset.action_space, 3, context_of(world), frames, np.random.default_rng(1))
 
 
-def lively(config: UNetConfig = MODEL) -> UNetDynamics:
+def lively(config: UNetConfig = UNET) -> UNetDynamics:
     """A model in which nothing is left of the zeros that it begins with."""
     model = config.build()
     for parameter in model.parameters():
@@ -96,14 +88,14 @@ def inputs(batch: int = 2) -> tuple[Tensor, ...]:
 
 def test_a_new_model_is_the_preconditioning_alone() -> None:
     noisy, sigma, past, actions, text = inputs()
-    skip = edm.scales(sigma, MODEL.offset_noise).skip.view(-1, 1, 1, 1)
-    torch.testing.assert_close(MODEL.build().denoise(noisy, sigma, past, actions, text), skip * noisy)
+    skip = edm.scales(sigma, UNET.offset_noise).skip.view(-1, 1, 1, 1)
+    torch.testing.assert_close(UNET.build().denoise(noisy, sigma, past, actions, text), skip * noisy)
 
 
 @pytest.mark.parametrize("patch", [1, 2])
 def test_each_condition_reaches_the_frame(patch: int) -> None:
     """Changing the noise level, any past frame, any action or the prompt changes what the network says, of one row."""
-    model = lively(dataclasses.replace(MODEL, patch=patch))
+    model = lively(dataclasses.replace(UNET, patch=patch))
     given = inputs()
     with torch.no_grad():
         base = model(*given)
@@ -136,9 +128,9 @@ def test_bad_shapes_are_refused(bad: dict) -> None:
 
 def test_resume_is_exact(dataset: Dataset, tmp_path: Path) -> None:
     """5 steps at once equal 3 steps, a stop, and 2 more: bit for bit; and what is saved is what is loaded."""
-    whole = train_baseline(tiny(dataset, tmp_path / "whole", 5)).state_dict()
-    train_baseline(tiny(dataset, tmp_path / "parts", 3))
-    train_baseline(tiny(dataset, tmp_path / "parts", 5))
+    whole = train_baseline(tiny_baseline(dataset, tmp_path / "whole", 5)).state_dict()
+    train_baseline(tiny_baseline(dataset, tmp_path / "parts", 3))
+    train_baseline(tiny_baseline(dataset, tmp_path / "parts", 5))
     parts = load_baseline(tmp_path / "parts").state_dict()
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -146,7 +138,7 @@ def test_resume_is_exact(dataset: Dataset, tmp_path: Path) -> None:
 
 def test_learns(dataset: Dataset, tmp_path: Path) -> None:
     """The loss can go down: forty steps on a small recording halve it."""
-    config = tiny(dataset, tmp_path, 40)
+    config = tiny_baseline(dataset, tmp_path, 40)
     settings = dataclasses.replace(config.trainer, bf16=False, learning_rate=3e-3)
     task, trainer = prepare_baseline(dataclasses.replace(config, batch=8, trainer=settings))
     losses = [trainer.train_step()["loss"] for _ in range(40)]
@@ -169,7 +161,7 @@ def test_rows_stay_within_an_episode(dataset: Dataset) -> None:
 
 
 def test_what_cannot_be_trained_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    config = tiny(dataset, tmp_path)
+    config = tiny_baseline(dataset, tmp_path)
     with pytest.raises(ConfigError, match="multiples of 32"):
         train_baseline(dataclasses.replace(config, model=UNetConfig(widths=(8,) * 6)))
     with pytest.raises(ConfigError, match="no trained U-Net"):
@@ -219,7 +211,7 @@ def test_compares(dataset: Dataset, world_path: Path, run: Path, tmp_path: Path)
 
 
 def test_a_longer_history_than_the_stretches_is_refused(world: World) -> None:
-    model = dataclasses.replace(MODEL, history=50).build()
+    model = dataclasses.replace(UNET, history=50).build()
     assert isinstance(model, UNetDynamics)
     with pytest.raises(DataError, match="stacks 50 frames"):
         UNetRunner(model, world)

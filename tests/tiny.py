@@ -8,9 +8,13 @@ from typing import Any
 from worldsim.data.episodes import Dataset
 from worldsim.models.autoencoder import AutoencoderConfig
 from worldsim.models.dit import DiTConfig
+from worldsim.models.unet import UNetConfig
 from worldsim.training.autoencoder import AutoencoderTraining
+from worldsim.training.baseline import BaselineTraining
 from worldsim.training.configs import DynamicsTraining
 from worldsim.training.trainer import TrainerConfig
+
+UNET = UNetConfig(widths=(8, 16), layers=1, groups=4, embedding=16, action_size=2)
 
 
 def tiny_autoencoder(dataset: Dataset, out: Path, steps: int = 5) -> AutoencoderTraining:
@@ -38,6 +42,12 @@ def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6
         "compile": False,
     }
     return DynamicsTraining(data=dataset.path, autoencoder=autoencoder, out=out, **(settings | changes))
+
+
+def tiny_baseline(dataset: Dataset, out: Path, steps: int = 4) -> BaselineTraining:
+    """A config that trains a tiny U-Net for a few steps."""
+    trainer = TrainerConfig(steps=steps, log_every=2, warmup=2)
+    return BaselineTraining(data=dataset.path, out=out, model=UNET, trainer=trainer, batch=4)
 
 
 # Ways for a session to begin.
