@@ -17,7 +17,7 @@ from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData
 from worldsim.data.record import RecordConfig, record
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
-from worldsim.training.autoencoder import load_run, train_autoencoder
+from worldsim.training.autoencoder import load_run, prepare_autoencoder, train_autoencoder
 from worldsim.training.run import prepare, train_dynamics
 from worldsim.training.trainer import Trainer, TrainerConfig
 from worldsim.world import World
@@ -66,6 +66,17 @@ def test_missing_dataset_is_a_data_error(dataset: Dataset, tmp_path: Path) -> No
     config = dataclasses.replace(tiny_autoencoder(dataset, tmp_path), data=tmp_path / "nothing")
     with pytest.raises(DataError, match="no dataset"):
         train_autoencoder(config)
+
+
+def test_a_run_follows_from_its_seed(dataset: Dataset, tmp_path: Path) -> None:
+    def begun(folder: str, seed: int) -> dict[str, Tensor]:
+        config = tiny_autoencoder(dataset, tmp_path / folder)
+        config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, seed=seed))
+        return prepare_autoencoder(config)[0].module.state_dict()
+
+    first, again, other = begun("first", 3), begun("again", 3), begun("other", 4)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_autoencoder_starts_at_the_principal_components(dataset: Dataset, tmp_path: Path) -> None:

@@ -108,11 +108,17 @@ def latent_statistics(autoencoder: FrameAutoencoder, frames: np.ndarray) -> tupl
     return mean, std / (weight / weight.mean()).sqrt()
 
 
+def prepare_autoencoder(config: AutoencoderTraining) -> tuple[AutoencoderTask, Trainer]:
+    """Build (or resume) the run, without a step of training."""
+    dataset = Dataset(config.data)
+    torch.manual_seed(config.trainer.seed)
+    task = AutoencoderTask(config, dataset)
+    return task, Trainer(task, config.trainer, config.folder())
+
+
 def train_autoencoder(config: AutoencoderTraining) -> FrameAutoencoder:
     """Train, and save the EMA weights with their latent statistics in the run folder."""
-    dataset = Dataset(config.data)
-    task = AutoencoderTask(config, dataset)
-    trainer = Trainer(task, config.trainer, config.folder())
+    task, trainer = prepare_autoencoder(config)
     trainer.run()
     task.module.load_state_dict(trainer.ema)
     task.module.set_statistics(*latent_statistics(task.module, task.frames.evenly(2048)))
