@@ -36,7 +36,7 @@ class WorldVectorEnv(VectorEnv):
             step, or never (then `reset(options={"reset_mask": mask})` does it).
         prompt: what resets use when their options say nothing; one for all, or one each.
         max_episode_steps: truncate after so many steps, besides what the world's card says.
-        steps, history_sigma, guidance, temperature: of the sampler; None keeps the card's.
+        num_denoising_steps, history_sigma, guidance, noise_scale: of the sampler; None keeps the card's.
         threads: CPU cores to use (default: all).
         runtime: what computes, see `Engine`.
         engine: share this one.
@@ -59,13 +59,13 @@ class WorldVectorEnv(VectorEnv):
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         prompt: str | Sequence[str | None] | None = None,
         max_episode_steps: int | None = None,
-        steps: int | None = None,
+        num_denoising_steps: int | None = None,
         history_sigma: float | None = None,
         guidance: float | None = None,
         threads: int | None = None,
         runtime: str = "auto",
         engine: EngineLike | None = None,
-        temperature: float | None = None,
+        noise_scale: float | None = None,
         starts: Sequence[dict[str, Any]] | None = None,
         end_above: float | None = None,
     ) -> None:
@@ -76,7 +76,12 @@ class WorldVectorEnv(VectorEnv):
         self.num_envs, self.render_mode = num_envs, render_mode
         self._own_engine = engine is None
         if engine is None:
-            sampler = {"steps": steps, "history_sigma": history_sigma, "guidance": guidance, "temperature": temperature}
+            sampler = {
+                "num_denoising_steps": num_denoising_steps,
+                "history_sigma": history_sigma,
+                "guidance": guidance,
+                "noise_scale": noise_scale,
+            }
             more: dict[str, Any] = {
                 **sampler,
                 "threads": threads,

@@ -30,24 +30,29 @@ def world_path(name: str | Path) -> str | Path:
 def make_engine(
     world: str | Path | World,
     memory_mb: int,
-    steps: int | None = None,
+    num_denoising_steps: int | None = None,
     history_sigma: float | None = None,
     guidance: float | None = None,
     threads: int | None = None,
     runtime: str = "auto",
     max_sessions: int | None = None,
     alone: bool = False,
-    temperature: float | None = None,
+    noise_scale: float | None = None,
     clips: int | None = None,
 ) -> Engine:
     """An engine of a world by name, with some settings of its sampler changed."""
+    from worldsim.diffusion.sampler import SamplerConfig
     from worldsim.engine.engine import CLIPS, Engine
-    from worldsim.engine.simulator import SamplerConfig
     from worldsim.world import World
 
     found = world if isinstance(world, World) else World.from_pretrained(world_path(world))
-    changes = {"steps": steps, "history_sigma": history_sigma, "guidance": guidance, "temperature": temperature}
-    sampler = SamplerConfig(**{**found.card.sampler, **{k: v for k, v in changes.items() if v is not None}})
+    changes = {
+        "num_denoising_steps": num_denoising_steps,
+        "history_sigma": history_sigma,
+        "guidance": guidance,
+        "noise_scale": noise_scale,
+    }
+    sampler = SamplerConfig.of(found.card.sampler, **changes)
     limits = {"memory_mb": memory_mb, "max_sessions": max_sessions, "clips": CLIPS if clips is None else clips}
     return Engine(found, sampler=sampler, runtime=runtime, threads=threads, alone=alone, **limits)
 
@@ -77,7 +82,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
     ## Arguments
     - `world`: a shipped world ("car-racing", "car-racing-wild", "doom"), a world folder, or a hub id.
     - `prompt`: what `reset` uses when its options say nothing.
-    - `steps`, `history_sigma`, `guidance`, `temperature`: of the sampler; None keeps the card's.
+    - `num_denoising_steps`, `history_sigma`, `guidance`, `noise_scale`: of the sampler; None keeps the card's.
     - `runtime`: what computes, see `worldsim.engine.engine.Engine`.
 
     ## Version History
@@ -91,12 +96,12 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         world: str | Path = "car-racing",
         render_mode: str | None = None,
         prompt: str | None = None,
-        steps: int | None = None,
+        num_denoising_steps: int | None = None,
         history_sigma: float | None = None,
         guidance: float | None = None,
         runtime: str = "auto",
         engine: EngineLike | None = None,
-        temperature: float | None = None,
+        noise_scale: float | None = None,
     ) -> None:
         """Load the world, or share the `engine` of another environment.
 
@@ -108,7 +113,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
             raise ConfigError(f"render_mode is {render_mode!r}; allowed: None, 'rgb_array', 'human'.")
         self._own_engine = engine is None
         self.engine: EngineLike = engine or make_engine(
-            world, MEMORY_MB, steps, history_sigma, guidance, 1, runtime, temperature=temperature
+            world, MEMORY_MB, num_denoising_steps, history_sigma, guidance, 1, runtime, noise_scale=noise_scale
         )
         self.world = self.engine.world
         card = self.world.card

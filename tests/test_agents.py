@@ -286,9 +286,9 @@ def test_starts_come_from_the_recording(dataset, world_path):
 
 
 def test_temperature_and_ends_reach_the_world(world_path):
-    envs = dreams(world_path, 4, temperature=0.5, end_above=0.0, threads=1)
+    envs = dreams(world_path, 4, noise_scale=0.5, end_above=0.0, threads=1)
     engine = world_of(envs).engine
-    assert isinstance(engine, Engine) and engine.sampler.temperature == 0.5
+    assert isinstance(engine, Engine) and engine.sampler.noise_scale == 0.5
     envs.reset()
     assert envs.step(np.zeros(4, np.int64))[2].all()  # every probability is above 0
     envs.close()
@@ -439,7 +439,7 @@ def test_the_verbs(world_path, tmp_path, capsys):
         ({"num_envs": 0}, "num_envs is 0"),
         ({"batch_size": 7}, "does not divide"),
         ({"gamma": 0.0}, "gamma"),
-        ({"temperature": 0.5}, "for learning in a world"),
+        ({"noise_scale": 0.5}, "for learning in a world"),
     ],
 )
 def test_settings(changes, says):

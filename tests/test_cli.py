@@ -1,5 +1,6 @@
 """The command line: every verb explains itself, and what goes wrong is said in one line."""
 
+import dataclasses
 import subprocess
 import sys
 from importlib.metadata import version
@@ -7,6 +8,8 @@ from importlib.metadata import version
 import pytest
 
 from worldsim import cli
+from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.renamed import OPTIONS
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -84,3 +87,24 @@ def test_the_command_is_installed_and_light():
         [sys.executable, "-m", "worldsim.cli", "--version"], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == version("worldsim-engine")
+
+
+@pytest.mark.parametrize(("verb", "old"), [(verb, old) for verb, names in OPTIONS.items() for old in names])
+def test_an_option_of_before_is_refused_by_its_new_name(verb, old, capsys):
+    new = OPTIONS[verb][old]
+    for words in ([f"--{old}", "3"], [f"--{old}=3"], [f"--{old.replace('-', '_')}"]):
+        assert cli.main([*verb.split(), *words]) == 2
+        assert f"--{old} is called --{new} now" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*verb.split(), "--help"])
+    options = set(capsys.readouterr().out.replace(",", " ").split())
+    assert f"--{new}" in options and f"--{old}" not in options
+
+
+def test_a_saved_sampler_of_before_is_read():
+    old = {"steps": 3, "first_steps": 4, "temperature": 0.5, "shared_noise": 0.25, "guidance": 2.0}
+    config = SamplerConfig.of(old, guidance=None, history_sigma=0.3)
+    assert (config.num_denoising_steps, config.first_frame_steps, config.noise_scale) == (3, 4, 0.5)
+    assert (config.spatially_shared_noise, config.guidance, config.history_sigma) == (0.25, 2.0, 0.3)
+    assert SamplerConfig.of({**old, "num_denoising_steps": 5}).num_denoising_steps == 5
+    assert SamplerConfig.of(dataclasses.asdict(config)) == config

@@ -17,6 +17,7 @@ TOP = Path(__file__).resolve().parent.parent
 # Longest prefix wins. A module may import from its own floor and from those below.
 FLOORS = {
     "worldsim.errors": 0,
+    "worldsim.renamed": 0,
     "worldsim.models": 1,
     "worldsim.diffusion": 1,
     "worldsim.world": 2,

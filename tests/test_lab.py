@@ -31,8 +31,9 @@ args = ["CartPole-v1", "--frames", 220, "--workers", 1, "--frame-size", 40, 40, 
 [runs.cart]
 recordings = ["cart"]
 start = "{world}"
-args = ["--steps", {steps}, "--log-every", 1, "--windows", 2, "--frames", 4, "--own", 1, "--own-after", 5,
-        "--own-pool", 2, "--stills", 1, "--context", 3, "--compile", "False", "--bf16", "False",
+args = ["--steps", {steps}, "--log-every", 1, "--segments", 2, "--frames", 4, "--rollout-segments", 1,
+        "--rollout-start", 5, "--rollout-buffer", 2,
+        "--image-samples", 1, "--context", 3, "--compile", "False", "--bf16", "False",
         "--matmul", "highest"]
 """  # `start` may be an absolute path as well
 

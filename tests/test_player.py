@@ -23,7 +23,7 @@ from worldsim.demos.session import LEAD_IN, Session, Side  # noqa: E402
 from worldsim.demos.view import Overlay, view_of  # noqa: E402
 from worldsim.demos.window import Player  # noqa: E402
 from worldsim.demos.worlds import make_env  # noqa: E402
-from worldsim.engine import noise  # noqa: E402
+from worldsim.diffusion import noise  # noqa: E402
 from worldsim.errors import DataError, PromptError, SessionError  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("dummy_screen")

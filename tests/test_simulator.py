@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from worldsim.diffusion.flow import schedule
-from worldsim.engine.simulator import SamplerConfig, Simulator, State
+from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.engine.simulator import Simulator, State
 from worldsim.world import World
 
 
@@ -60,7 +61,7 @@ def test_what_is_observed_does_not_depend_on_the_seed(world: World) -> None:
 
 def test_guidance_is_a_matter_of_each_session(world: World) -> None:
     """Rows with and without guidance share a pass, and each is what it is alone."""
-    simulator = Simulator.of(world, SamplerConfig(first_steps=2))
+    simulator = Simulator.of(world, SamplerConfig(first_frame_steps=2))
     rows = []
     for seeds, guidance in (([1, 2, 3], [1.0, 3.0, 1.0]), ([2], [3.0]), ([2], [1.0])):
         _, state = play(simulator, seeds, ["a cart"] * len(seeds), steps=2)
@@ -82,8 +83,8 @@ def test_a_draw_changes_nothing(world: World, clean_pass: bool) -> None:
 
 
 def test_guidance_one_is_no_guidance(world: World) -> None:
-    plain = Simulator.of(world, SamplerConfig(guidance=1.0, first_guidance=1.0, first_steps=2))
-    guided = Simulator.of(world, SamplerConfig(guidance=1.0 + 1e-6, first_guidance=1.0 + 1e-6, first_steps=2))
+    plain = Simulator.of(world, SamplerConfig(guidance=1.0, first_guidance=1.0, first_frame_steps=2))
+    guided = Simulator.of(world, SamplerConfig(guidance=1.0 + 1e-6, first_guidance=1.0 + 1e-6, first_frame_steps=2))
     torch.testing.assert_close(play(plain, [1], ["a cart"])[0], play(guided, [1], ["a cart"])[0], rtol=1e-3, atol=1e-3)
 
 
@@ -105,13 +106,15 @@ def test_schedules_fall_from_noise_to_data(shift: float) -> None:
     assert all((a < b) == (shift < 1) for a, b in zip(levels[1:-1], even[1:-1], strict=True) if shift != 1)
 
 
-def test_temperature_nought_is_one_future_and_shared_noise_another_draw(world: World) -> None:
+def test_no_noise_is_one_future_and_shared_noise_another_draw(world: World) -> None:
     """Without noise all seeds see the same next frame; with it they differ, however it is spread."""
     for shared in (0.0, 0.5, 1.0):
-        for temperature, same in ((0.0, True), (1.0, False)):
-            sampler = SamplerConfig(steps=1, temperature=temperature, shared_noise=shared, history_sigma=0.0)
+        for scale, same in ((0.0, True), (1.0, False)):
+            sampler = SamplerConfig(
+                num_denoising_steps=1, noise_scale=scale, spatially_shared_noise=shared, history_sigma=0.0
+            )
             simulator = Simulator.of(world, sampler)
             state = simulator.begin([1, 2], ["a cart", "a cart"])
             state.step += world.dynamics.config.history
             drawn = simulator.draw(state).latents
-            assert torch.equal(drawn[0], drawn[1]) == same, (shared, temperature)
+            assert torch.equal(drawn[0], drawn[1]) == same, (shared, scale)

@@ -48,7 +48,7 @@ def test_another_model_in_the_folder_is_refused(dataset: Dataset, autoencoder_ru
 
 def test_goes_on_from_a_world(dataset: Dataset, world_path: Path, tmp_path: Path) -> None:
     """A run that starts from a world has its weights before the first step, and its autoencoder."""
-    config = tiny_dynamics(dataset, tmp_path / "none", tmp_path / "out", start=world_path)
+    config = tiny_dynamics(dataset, tmp_path / "none", tmp_path / "out", init_from=world_path)
     task, trainer, _, autoencoder = prepare(config)
     world = World.from_pretrained(world_path, dtype=torch.float32)
     for name, tensor in world.dynamics.state_dict().items():
@@ -91,7 +91,7 @@ def test_autoencoder_starts_at_the_principal_components(dataset: Dataset, tmp_pa
 @pytest.mark.parametrize(("objective", "share"), [("flow", 0.5), ("energy", 0.8)])  # draws are never free of error
 def test_overfits(objective: str, share: float, dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
     """The loss can go down in forty steps on a small recording."""
-    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, steps=40, own_after=1000, objective=objective)
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, steps=40, rollout_start=1000, objective=objective)
     task, trainer, *_ = prepare(config)
     losses = [trainer.train_step()["loss"] for _ in range(40)]
     assert sum(losses[-5:]) < share * sum(losses[:5]), losses
@@ -104,12 +104,14 @@ def test_a_world_remembers_no_more_than_windows_show(dataset: Dataset, autoencod
     with pytest.raises(ConfigError, match="at least 2"):
         dataclasses.replace(config, frames=1)
     with pytest.raises(ConfigError, match="events is -1; it must be at least 0"):
-        dataclasses.replace(config, events=-1)
+        dataclasses.replace(config, event_segments=-1)
 
 
 def test_a_world_learns_to_remember_more(dataset: Dataset, world_path: Path, tmp_path: Path) -> None:
     """Going on from a world with longer windows, it remembers more, and its weights fit."""
-    config = tiny_dynamics(dataset, Path(), tmp_path, steps=1, start=world_path, frames=9, windows=2, own=1)
+    config = tiny_dynamics(
+        dataset, Path(), tmp_path, steps=1, init_from=world_path, frames=9, segments=2, rollout_segments=1
+    )
     longer = train_dynamics(dataclasses.replace(config, model=dataclasses.replace(config.model, context=8)))
     assert World.from_pretrained(world_path).dynamics.config.context == 4
     assert longer.dynamics.config.context == 8
@@ -117,8 +119,8 @@ def test_a_world_learns_to_remember_more(dataset: Dataset, world_path: Path, tmp
 
 def test_drawing_in_several_steps_needs_the_flow_objective(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1 step only"):
-        tiny_dynamics(dataset, tmp_path, tmp_path, draw_steps=2)
-    assert tiny_dynamics(dataset, tmp_path, tmp_path, objective="flow").steps_drawn() == 2
+        tiny_dynamics(dataset, tmp_path, tmp_path, num_denoising_steps=2)
+    assert tiny_dynamics(dataset, tmp_path, tmp_path, objective="flow").denoising_steps() == 2
 
 
 @pytest.mark.slow
@@ -126,7 +128,7 @@ def test_compiled_blocks_train_as_eager_ones(dataset: Dataset, autoencoder_run: 
     losses = []
     for compiled in (False, True):
         config = tiny_dynamics(
-            dataset, autoencoder_run, tmp_path / str(compiled), steps=6, own_after=2, compile=compiled
+            dataset, autoencoder_run, tmp_path / str(compiled), steps=6, rollout_start=2, compile=compiled
         )
         _, trainer, *_ = prepare(config)
         losses.append([trainer.train_step()["loss"] for _ in range(6)])
@@ -164,13 +166,13 @@ def test_several_recordings_are_one(dataset: Dataset, autoencoder_run: Path, tmp
     assert joined.last[before - 1] == before - 1 and joined.first[before] == before
     assert joined.prompts[0] == "" and set(joined.prompts) == {"", "a cart", "a pole"}
 
-    config = tiny_dynamics(dataset, autoencoder_run, tmp_path / "run", steps=2, more=(more.path,))
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path / "run", steps=2, extra_data=(more.path,))
     provenance = train_dynamics(config).card.provenance
     assert [part["seed"] for part in provenance["more_recordings"]] == [3]
 
     wide = record(dataclasses.replace(settings, out=tmp_path / "wide", frames=20, frame_size=(40, 80)))
     with pytest.raises(ConfigError, match=r"frame_size \[40, 80\].* one game"):
-        prepare(dataclasses.replace(config, out=tmp_path / "other", more=(wide.path,)))
+        prepare(dataclasses.replace(config, out=tmp_path / "other", extra_data=(wide.path,)))
 
 
 class _Line(nn.Module):
@@ -228,11 +230,11 @@ def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(
     number: signal.Signals, place: str, dataset: Dataset, autoencoder_run: Path, tmp_path: Path
 ) -> None:
     """Between the rollouts that a step takes and their use, or between two optimizers: the run goes on exactly."""
-    config = tiny_dynamics(dataset, autoencoder_run, tmp_path / "whole", steps=8, own_after=0)
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path / "whole", steps=8, rollout_start=0)
     prepare(config)[1].run()
     stopped = dataclasses.replace(config, out=tmp_path / "stopped")
     task, trainer, *_ = prepare(stopped)
-    part, name = (task.pool, "take") if place == "taken" else (trainer.optimizers[0], "step")
+    part, name = (task.rollouts, "take") if place == "taken" else (trainer.optimizers[0], "step")
     inner, calls = getattr(part, name), []
 
     def disturbed(*args: Any, **options: Any) -> Any:
@@ -262,7 +264,7 @@ def test_bad_trainer_configs_are_refused(bad: dict) -> None:
 
 def test_a_resumed_run_computes_as_before(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
     """Whatever a second measurement would choose; unless the config says otherwise."""
-    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, own=0)
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, rollout_segments=0)
     free = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, matmul=None))
     for kept, other in (("medium", "highest"), ("highest", "medium")):
         _, trainer, *_ = prepare(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, matmul=kept)))

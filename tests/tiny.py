@@ -33,12 +33,12 @@ def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6
     settings: dict = {
         "model": DiTConfig(width=32, heads=2, pattern="st", text_layers=(0,), history=2, action_history=2, context=4),
         "trainer": TrainerConfig(steps=steps, log_every=2, warmup=2, matmul="highest"),
-        "windows": 3,
-        "stills": 2,
+        "segments": 3,
+        "image_samples": 2,
         "frames": 5,
-        "own": 2,
-        "own_after": steps // 2,
-        "own_pool": 2,
+        "rollout_segments": 2,
+        "rollout_start": steps // 2,
+        "rollout_buffer": 2,
         "compile": False,
     }
     return DynamicsTraining(data=dataset.path, autoencoder=autoencoder, out=out, **(settings | changes))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worldsim.data.episodes import Dataset, Episode
     from worldsim.data.record import RecordConfig, record
-    from worldsim.engine.simulator import SamplerConfig, Simulator
+    from worldsim.diffusion.sampler import SamplerConfig
+    from worldsim.engine.simulator import Simulator
     from worldsim.errors import WorldsimError
     from worldsim.training.autoencoder import AutoencoderTraining, train_autoencoder
     from worldsim.training.configs import DynamicsTraining

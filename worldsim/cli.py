@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from worldsim.errors import ConfigError, MissingDependency, WorldsimError, did_you_mean
+from worldsim.renamed import refuse_old_options
 
 if TYPE_CHECKING:
     from worldsim.data.episodes import Dataset
@@ -29,10 +30,12 @@ def parse(
     `flat` drops the names of nested configs: --minutes, not --trainer.minutes.
 
     Raises:
+        ConfigError: an option that has another name now.
         SystemExit: wrong words (2), or --help (0).
     """
     import tyro
 
+    refuse_old_options(verb, args)
     return tyro.cli(
         config,
         prog=f"worldsim {verb}",

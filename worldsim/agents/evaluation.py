@@ -37,7 +37,7 @@ class AgentEvalConfig:
     """Play this game (default: the one that the agent learned for)."""
     world: str | None = None
     """Play in this world rather than in the real game."""
-    temperature: float | None = None
+    noise_scale: float | None = None
     """Of the world, see agent train."""
     starts_from: Path | None = None
     """A recording whose held-out clips the episodes in the world begin from."""
@@ -215,7 +215,7 @@ def _games(config: AgentEvalConfig, name: str, frame_size: tuple[int, int]) -> V
     if config.world is None:
         return real_games(recipe, 1, config.max_episode_steps)
     settings: dict[str, Any] = {"max_episode_steps": config.max_episode_steps or recipe.episode_steps}
-    settings |= {"temperature": config.temperature, "threads": config.threads, "end_above": None}
+    settings |= {"noise_scale": config.noise_scale, "threads": config.threads, "end_above": None}
     if config.starts_from is not None:
         settings["starts"] = sample_starts(
             config.starts_from, config.episodes, world_reach(config.world), config.where, config.seed,

@@ -212,7 +212,7 @@ class PlanConfig:
     """How far and how wide to look."""
     prompt: str | None = None
     """Of the world (default: its first)."""
-    temperature: float | None = None
+    noise_scale: float | None = None
     """Scale of the noise that the futures are drawn from (default: the world's)."""
     max_episode_steps: int | None = None
     """Cut episodes after so many steps (default: what the recipe or the world says)."""
@@ -241,7 +241,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     if choices is None:
         raise ConfigError("a planner chooses among a few actions; the agent gives numbers. Train one that chooses.")
     room = len(choices) * config.planner.futures + 4
-    engine = planning_engine(world, room, threads=config.threads, temperature=config.temperature)
+    engine = planning_engine(world, room, threads=config.threads, noise_scale=config.noise_scale)
     planner: Actor = Planner(engine, choices, config.planner, agent, config.prompt)
     if config.game is None:
         games = dreams(config.world, 1, engine=engine, max_episode_steps=config.max_episode_steps, end_above=None)

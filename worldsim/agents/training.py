@@ -95,9 +95,9 @@ class AgentConfig:
     """Choose among these keys only, such as left right left+up."""
     hold: int = 1
     """Steps that each choice lasts; `steps` and `n_steps` then count choices."""
-    temperature: float | None = None
+    noise_scale: float | None = None
     """Scale of the noise that the world's frames are drawn from (default: the world's)."""
-    sampler_steps: int | None = None
+    num_denoising_steps: int | None = None
     """Denoising steps of the world (default: the world's)."""
     starts_from: Path | None = None
     """A recording: episodes in the world begin from its clips rather than from those the world carries."""
@@ -132,8 +132,8 @@ class AgentConfig:
             )
         if not 0 < self.gamma <= 1:
             raise ConfigError(f"gamma is {self.gamma}; allowed: 0 < gamma <= 1.")
-        if self.world is None and (self.starts_from or self.temperature is not None):
-            raise ConfigError("starts_from and temperature are for learning in a world; name one with world.")
+        if self.world is None and (self.starts_from or self.noise_scale is not None):
+            raise ConfigError("starts_from and noise_scale are for learning in a world; name one with world.")
 
     def folder(self) -> Path:
         """Where the agent lies."""
@@ -194,8 +194,8 @@ def make_envs(config: AgentConfig) -> tuple[VecEnv, Choices | None]:
         envs = real_games(recipe, config.num_envs, config.max_episode_steps)
         return envs, find_choices(space, keys, config.actions, config.discrete_actions)
     settings: dict[str, Any] = {
-        "temperature": config.temperature,
-        "steps": config.sampler_steps,
+        "noise_scale": config.noise_scale,
+        "num_denoising_steps": config.num_denoising_steps,
         "threads": config.threads,
         "runtime": config.runtime,
         "max_episode_steps": config.max_episode_steps or find_game(config.game).episode_steps,

@@ -23,12 +23,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.batching import in_pieces, spread
 from worldsim.engine.exactness import Sizes
 from worldsim.engine.records import Opening, Step
 from worldsim.engine.runtimes import MOST_ROWS, Runtime
 from worldsim.engine.session import Session, Snapshot
-from worldsim.engine.simulator import Outcome, SamplerConfig, Simulator, State
+from worldsim.engine.simulator import Outcome, Simulator, State
 from worldsim.engine.starts import complete
 from worldsim.engine.stats import Stats
 from worldsim.engine.table import SessionTable
@@ -86,7 +87,7 @@ class Engine:
             raise ConfigError(f"threads is {threads} and max_sessions {max_sessions}; both must be at least 1.")
         self.world, self.exact, self.alone, self.clips = world, exact, alone, clips
         self.runtime: Runtime = choose(world, runtime)
-        self.sampler = sampler or SamplerConfig(**world.card.sampler)
+        self.sampler = sampler or SamplerConfig.of(world.card.sampler)
         stages = in_pieces(self.runtime.stages, lambda: self.sizes)
         self.simulator = Simulator(self.runtime.dynamics, world.book, self.sampler, stages)
         self.table = SessionTable(

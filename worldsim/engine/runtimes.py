@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.aoti import Library, unpack
 from worldsim.engine.exactness import ENOUGH, Sizes, exact_parts, exact_sizes, set_parts
 from worldsim.engine.stages import Decode, Denoise, Judge, Prepare, Stages, eager, example
@@ -120,9 +121,9 @@ def build(
 
 def try_sizes(world: World, runtime: Runtime) -> Sizes:
     """The exact batch sizes of a runtime, found by trying."""
-    sampler = world.card.sampler
-    steps = {sampler.get("steps", 2), sampler.get("first_steps", 12)}
-    passes = {1, *(count + sampler.get("clean_pass", True) for count in steps)}
+    sampler = SamplerConfig.of(world.card.sampler)
+    steps = {sampler.num_denoising_steps, sampler.first_frame_steps}
+    passes = {1, *(count + sampler.clean_pass for count in steps)}
     return exact_sizes(runtime.stages, runtime.dynamics, tuple(sorted(passes)))
 
 

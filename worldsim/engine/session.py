@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from worldsim.diffusion.noise import NEVER, ends, keys_of
+from worldsim.diffusion import noise
 from worldsim.engine.pool import NOTHING, BlockPool
 from worldsim.engine.records import Step
 from worldsim.errors import SnapshotDamaged, SnapshotMismatch
@@ -57,9 +57,9 @@ class Session:
     @property
     def terminated(self) -> bool:
         """Whether the episode ended with the last frame, see `noise.ends`."""
-        if self.ended < NEVER:
+        if self.ended < noise.NEVER:
             return False
-        return bool(ends(torch.tensor(self.ended), keys_of([self.seed]), torch.tensor([self.step])))
+        return bool(noise.ends(torch.tensor(self.ended), noise.keys_of([self.seed]), torch.tensor([self.step])))
 
     def as_step(self, frame: np.ndarray) -> Step:
         """What the last step gave, with a frame of its own."""

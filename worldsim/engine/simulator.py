@@ -17,42 +17,12 @@ from torch import Tensor
 from worldsim.diffusion.energy import share_places, shared_channels
 from worldsim.diffusion.flow import euler, schedule
 from worldsim.diffusion.noise import HISTORY, SAMPLE, SHARED, keys_of, normal
+from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.stages import Stages, eager, flat
-from worldsim.errors import ConfigError
 from worldsim.models.cache import FrameCache
 from worldsim.models.dit import DiT
 from worldsim.models.text import PromptBook
 from worldsim.world import World
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """How frames are drawn."""
-
-    steps: int = 2  # denoising steps of a frame
-    shift: float = 0.5  # of their noise levels, see `schedule`: below 1 gives fine detail more of the steps
-    first_steps: int = 12  # equal steps, of the first frame of a session that begins from its prompt alone
-    history_sigma: float = 0.1  # noise mixed into the history: hides small faults, so that they do not grow
-    guidance: float = 1.0  # classifier-free guidance on the prompt; 1 is off and half the work
-    first_guidance: float = 2.0  # the same for the first frame
-    temperature: float = (
-        1.0  # scale of the noise that frames are drawn from: below 1 the likelier ones, above 1 stranger
-    )
-    shared_noise: float = 0.0  # share of the noise's channels that are the same at every place, see `share_places`
-    clean_pass: bool = True  # reward and cache come from one more pass, over the finished frame
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if min(self.steps, self.first_steps) < 1:
-            raise ConfigError(f"steps are {self.steps} and {self.first_steps}; allowed: at least 1.")
-        if not self.shift > 0:
-            raise ConfigError(f"shift is {self.shift}; it must be above 0.")
-        if not 0 <= self.shared_noise <= 1:
-            raise ConfigError(f"shared_noise is {self.shared_noise}; allowed: 0 to 1.")
-        if not self.temperature >= 0:
-            raise ConfigError(f"temperature is {self.temperature}; it must be at least 0.")
-        if not 0 <= self.history_sigma < 1:
-            raise ConfigError(f"history_sigma is {self.history_sigma}; allowed: 0 <= history_sigma < 1.")
 
 
 @dataclass
@@ -142,7 +112,7 @@ class Simulator:
     @staticmethod
     def of(world: World, sampler: SamplerConfig | None = None) -> Simulator:
         """The simulator of a world; the default sampler is its card's."""
-        return Simulator(world.dynamics, world.book, sampler or SamplerConfig(**world.card.sampler))
+        return Simulator(world.dynamics, world.book, sampler or SamplerConfig.of(world.card.sampler))
 
     @property
     def device(self) -> torch.device:
@@ -186,7 +156,7 @@ class Simulator:
     def draw(self, state: State, *, first: bool = False) -> Outcome:
         """The next frame of every session, whose last action is in the state; the state is not changed."""
         sampler, batch = self.sampler, len(state.prompts)
-        levels = schedule(sampler.first_steps) if first else schedule(sampler.steps, sampler.shift)
+        levels = schedule(sampler.first_frame_steps) if first else schedule(sampler.num_denoising_steps, sampler.shift)
         sigmas = levels if sampler.clean_pass else levels[:-1]
         guidance = [sampler.guidance] * batch if state.guidance is None else state.guidance
         guidance = [sampler.first_guidance] * batch if first else guidance
@@ -207,17 +177,17 @@ class Simulator:
                 return both
             return clean
 
-        noise = self.noise(state, first=first).to(self.device) * sampler.temperature
+        noise = self.noise(state, first=first).to(self.device) * sampler.noise_scale
         latents = euler(predict, noise, levels)
         if sampler.clean_pass:
             _, *passed = self._pass(latents, len(levels) - 1, prepared, rows, guided)
         return self._outcome(latents, [part[:batch] for part in passed])
 
     def noise(self, state: State, *, first: bool = False) -> Tensor:
-        """The noise (B, C, h, w) that the sessions' next frames are drawn from, before the temperature."""
+        """The noise (B, C, h, w) that the sessions' next frames are drawn from, before it is scaled."""
         frame = tuple(state.history.shape[2:])  # (C, h, w)
         noise = normal(state.keys, state.step, SAMPLE, frame)
-        if (count := shared_channels(frame[0], self.sampler.shared_noise)) and not first:
+        if (count := shared_channels(frame[0], self.sampler.spatially_shared_noise)) and not first:
             noise = share_places(noise, normal(state.keys, state.step, SHARED, (count, 1, 1)))
         return noise
 

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
+from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.batching import in_pieces
 from worldsim.engine.exactness import Sizes
 from worldsim.engine.runtimes import RUNTIMES, Runtime, build, try_sizes
-from worldsim.engine.simulator import SamplerConfig, Simulator
+from worldsim.engine.simulator import Simulator
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean
 from worldsim.world import World
 
@@ -122,7 +123,7 @@ def tune(world: World, report: Callable[[str], None] = lambda line: None) -> dic
 def time_step(world: World, runtime: Runtime, sessions: int) -> float:
     """Milliseconds of a step of some sessions, decode included."""
     stages = in_pieces(runtime.stages, lambda: runtime.sizes)
-    simulator = Simulator(runtime.dynamics, world.book, SamplerConfig(**world.card.sampler), stages)
+    simulator = Simulator(runtime.dynamics, world.book, SamplerConfig.of(world.card.sampler), stages)
     state = simulator.begin(list(range(sessions)), [""] * sessions)
     action = torch.zeros(sessions, runtime.dynamics.config.action_size, device=simulator.device)
     times: list[float] = []

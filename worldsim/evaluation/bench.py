@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldsim.diffusion.noise import HISTORY, SAMPLE, normal
+from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.batching import in_pieces
 from worldsim.engine.runtimes import Runtime
-from worldsim.engine.simulator import SamplerConfig, Simulator, State
+from worldsim.engine.simulator import Simulator, State
 from worldsim.engine.stages import Stages, eager
 from worldsim.engine.tuning import choose
 from worldsim.errors import ConfigError
@@ -48,7 +49,7 @@ class BenchConfig:
     """CPU threads."""
     runtime: str = "auto"
     """What computes: auto, eager, compiled, onnx or cudagraph."""
-    denoise: int | None = None
+    num_denoising_steps: int | None = None
     """Denoising steps of a frame (default: what the world says)."""
     json: bool = False
     """Print JSON instead of a table."""
@@ -95,10 +96,10 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     before = _memory()["VmRSS"]
     world = World.from_pretrained(config.world)
-    settings: dict[str, Any] = world.card.sampler | ({} if config.denoise is None else {"steps": config.denoise})
+    settings = SamplerConfig.of(world.card.sampler, num_denoising_steps=config.num_denoising_steps)
     runtime, spent = choose(world, config.runtime), defaultdict(float)
     stages = timed(in_pieces(runtime.stages, lambda: runtime.sizes), spent)
-    simulator = Simulator(runtime.dynamics, world.book, SamplerConfig(**settings), stages)
+    simulator = Simulator(runtime.dynamics, world.book, settings, stages)
     prompt = world.card.prompts[0] if world.card.prompts else ""
     state = simulator.begin(list(range(config.sessions)), [prompt] * config.sessions)
     stages.decode(simulator.step(state, None).latents)
@@ -129,7 +130,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "sessions": config.sessions,
         "runtime": runtime.name,
         "dtype": "bf16" if half else "fp32",
-        "denoising_steps": simulator.sampler.steps,
+        "denoising_steps": simulator.sampler.num_denoising_steps,
         "step_ms": {
             "median": medians["step"],
             "p95": 1000 * sorted(steps)[int(0.95 * (len(steps) - 1))],

@@ -65,11 +65,11 @@ class EvalConfig:
     """Fresh starts from prompts of training, and as many from unseen ones, where the world has palettes (0: none)."""
     features: bool = False
     """Also judge clips of 64 frames by a network's features and VMAF (needs the extra `judge`)."""
-    steps: int | None = None
+    num_denoising_steps: int | None = None
     """Denoising steps of a frame (default: what the world says; so too the next two)."""
     history_sigma: float | None = None
     guidance: float | None = None
-    temperature: float | None = None
+    noise_scale: float | None = None
     """Scale of the noise that frames are drawn from (default: the world's)."""
     batch: int = 16
     """Sessions that are stepped together."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worldsim.data.episodes import Dataset
 from worldsim.data.sheet import contact_sheet
-from worldsim.engine.simulator import SamplerConfig
+from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.errors import DataError, MissingDependency
 from worldsim.evaluation import classifier, events, horizon, memory, metrics, real, realism
 from worldsim.evaluation.bands import WINDOW
@@ -90,8 +90,8 @@ class Evaluation:
             )
         self.dataset = dataset
         self.episodes = dataset.read(config.split, config.episodes)
-        changes = {name: getattr(config, name) for name in ("steps", "history_sigma", "guidance", "temperature")}
-        sampler = SamplerConfig(**{**world.card.sampler, **{k: v for k, v in changes.items() if v is not None}})
+        names = ("num_denoising_steps", "history_sigma", "guidance", "noise_scale")
+        sampler = SamplerConfig.of(world.card.sampler, **{name: getattr(config, name) for name in names})
         self.sampler = sampler
         self.runner = Runner(world, sampler, config.batch, config.seed, config.runtime)
         self.context = context_of(world)

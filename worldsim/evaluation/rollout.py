@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldsim.data.episodes import Episode
-from worldsim.engine.simulator import SamplerConfig, Simulator, State
+from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.engine.simulator import Simulator, State
 from worldsim.engine.tuning import choose
 from worldsim.errors import DataError
 from worldsim.models.action import flatten_actions
@@ -183,7 +184,7 @@ class Runner:
             self.simulator, self.decode = Simulator.of(world, sampler), world.autoencoder.decode
         else:
             found = choose(world, runtime)
-            settings = sampler or SamplerConfig(**world.card.sampler)
+            settings = sampler or SamplerConfig.of(world.card.sampler)
             self.simulator = Simulator(found.dynamics, world.book, settings, found.stages)
             self.decode = found.stages.decode
 

@@ -18,64 +18,65 @@ class DynamicsTraining:
 
     data: Path
     """A recorded dataset."""
-    more: tuple[Path, ...] = ()
+    extra_data: tuple[Path, ...] = ()
     """Further recordings of the same game to train on: another player's, say."""
     autoencoder: Path | None = None
     """The run folder of a trained autoencoder (default: runs/DATASET-autoencoder)."""
     out: Path | None = None
     """The run folder (default: runs/DATASET); a run that was stopped there goes on."""
-    start: Path | None = None
+    init_from: Path | None = None
     """A world to go on from: its autoencoder, its model and its weights."""
     model: DiTConfig = field(default_factory=DiTConfig)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
-    windows: int = 6
+    segments: int = 6
     frames: int = 8
-    """Frames of a window. In play a world remembers `context` of them, at most one less, as no frame of a window sees
+    """Frames of a segment. In play a world remembers `context` of them, at most one less, as no frame of a segment sees
     more. For a longer memory give both; it is taken from here also where a world is gone on from."""
     long_frames: int = 0
-    """Frames of the windows of every `long_every`-th step, all recorded, and as many in all as in other steps: a longer
-    memory (give `context` too) at the cost of short windows (0: no such steps; Dreamer 4, arXiv:2509.24527)."""
+    """Frames of the segments of every `long_every`-th step, all recorded, and as many in all as in other steps: a
+    longer context (give `context` too) for fewer short segments (0: no such steps; Dreamer 4, arXiv:2509.24527)."""
     long_every: int = 6
-    fresh: float = 0.15
-    """Share of windows that begin from nothing but the prompt."""
-    ends: int = 1
-    """Windows in which an episode ends, as few others show it (at most those that are not its own)."""
-    events: int = 1
-    """Windows in which an event is told, where a recording has any (at most those that are left). With its words given
+    no_history: float = 0.15
+    """Share of segments that begin from nothing but the prompt."""
+    terminal_segments: int = 1
+    """Segments in which an episode ends, as few others show it (at most those that are not its own)."""
+    event_segments: int = 1
+    """Segments in which an event is told, where a recording has any (at most those that are left). With its words given
     none gets likelier; without them (`prompt_dropout`) a little."""
-    stills: int = 8
-    """Single frames from nothing but the prompt, beside the windows."""
-    reach: int = 32
-    """These frames, and windows that begin from nothing, are of the first so many frames of episodes, as play begins
+    image_samples: int = 8
+    """Single frames from nothing but the prompt, beside the segments."""
+    start_frames: int = 32
+    """These frames, and segments that begin from nothing, are of the first so many frames of episodes, as play begins
     there: later ones may show what no session should begin with, such as a car off the road (0: of all frames)."""
-    given: float | None = None
+    context_prob: float | None = None
     """Share of frames that take the part of the past, seen and not drawn (default: .15 for energy, .3 for flow)."""
     history_noise: float = 0.2
     """Largest noise level mixed into the history."""
     history_sigma: float = 0.02
     """The one in play, and in the model's own rollouts. At .1 a car-racing world loses its roads twice as often."""
     prompt_dropout: float = 0.1
-    draw_steps: int | None = None
+    num_denoising_steps: int | None = None
     """Denoising steps of a frame, in its own rollouts and later in the world (default: 1 for energy, 2 for flow)."""
     clean_pass: bool = False
     """Whether reward and cache come from one more pass over each finished frame, not from its last denoising pass."""
-    own: int = 3
-    """Windows of a batch whose past is the model's own: with flow, more of them hold longer and blur the next frame."""
-    own_after: int = 700
+    rollout_segments: int = 3
+    """Self-rollout segments of a batch (self-forcing): their past is what the model drew. With flow, more of them hold
+    longer and blur the next frame."""
+    rollout_start: int = 700
     """Steps before that begins."""
-    own_frames: int = 8
-    """Frames of such a window, the last ones, that the model draws."""
-    own_pool: int = 16
-    own_reuse: int = 1
-    own_rests: float = 0.25
-    """Share of these windows in which nothing moves, where the recording has such: up to 256 frames deep."""
-    own_trust: float = 0.15
+    rollout_length: int = 8
+    """Frames of such a segment, the last ones, that the model draws."""
+    rollout_buffer: int = 16
+    rollout_reuse: int = 1
+    rollout_rests: float = 0.25
+    """Share of these segments in which nothing moves, where the recording has such: up to 256 frames deep."""
+    rollout_trust: float = 0.15
     """How far the model's own past may be from the recorded one, as a share of how far unrelated frames are, until what
-    happened next counts half, place by place, in its own windows: what went another way is not to jump back (0: all of
+    happened next counts half, place by place, in its own segments: what went another way is not to jump back (0: all of
     it counts)."""
     head_weight: float = 0.1
     """Of the loss of the reward."""
-    end_weight: float = 1.0
+    termination_weight: float = 1.0
     """Of the loss of the end."""
     objective: Literal["energy", "flow"] = "energy"
     """energy: one pass draws a frame (see `diffusion.energy`). flow: flow matching, some passes a frame."""
@@ -83,23 +84,23 @@ class DynamicsTraining:
     """Whether the gradient of that score goes through both draws. Through one it is the same on the average, as both
     are alike, for two thirds of the work."""
     evenness: float = 0.0
-    """How evenly windows are sampled over clusters of what is seen (`data.coverage`): 0 as recorded, 1 even."""
-    errors: float = 0.0
-    """Share of the recorded windows whose past has errors that the model made in its own rollouts, of other windows."""
+    """How evenly segments are sampled over clusters of what is seen (`data.coverage`): 0 as recorded, 1 even."""
+    error_prob: float = 0.0
+    """Share of the recorded segments whose past has errors that the model made in rollouts of other segments."""
     error_scale: float = 0.5
     """Scale of these errors: part of each is honest chance."""
-    draws_after: int = 0
+    second_sample_start: int = 0
     """Steps of the energy objective with one draw, which only learns to be near: half the work, to begin with."""
-    shared_noise: float = 0.5
+    spatially_shared_noise: float = 0.5
     """Share of the noise's channels that are the same at every place of a frame, for energy."""
-    temperature: float = 1.0
+    noise_scale: float = 1.0
     """Scale of the noise that the trained world draws frames from, for energy: below 1, likelier frames. Then strange
     ones are rare, but what is uncertain fades in long play, such as the far end of a road."""
     scales: tuple[int, ...] = (1, 2, 4)
     """Sides of the blocks of latents that the energy score compares as one vector each."""
-    picture: bool = True
+    pixel_metric: bool = True
     """Whether that score weighs latents by what they change in the picture, see `training.picture`."""
-    focus: float = 0.0
+    saliency_weight: float = 0.0
     """Share of that score that goes to places by how far they are from what is mostly there, frame by frame: for small
     things that matter in a scene that hardly changes. What appears by chance then does so more often than it should."""
     compile: bool | None = None
@@ -109,22 +110,32 @@ class DynamicsTraining:
     def __post_init__(self) -> None:
         """Check what belongs together."""
         if self.frames < 2:
-            raise ConfigError(f"frames is {self.frames}; a window has at least 2, or nothing in it has a past.")
-        if self.long_frames and not self.frames < self.long_frames <= self.frames * self.windows:
+            raise ConfigError(f"frames is {self.frames}; a segment has at least 2, or nothing in it has a past.")
+        if self.long_frames and not self.frames < self.long_frames <= self.frames * self.segments:
             raise ConfigError(
                 f"long_frames is {self.long_frames}; allowed: 0, or more than frames ({self.frames}) and at most the "
-                f"{self.frames * self.windows} of a batch."
+                f"{self.frames * self.segments} of a batch."
             )
         if self.long_every < 1:
             raise ConfigError(f"long_every is {self.long_every}; it must be at least 1.")
-        for name in ("own", "ends", "events", "stills", "reach"):
+        for name in ("rollout_segments", "terminal_segments", "event_segments", "image_samples", "start_frames"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0.")
         if self.objective not in ("energy", "flow"):
             raise ConfigError(f"objective is {self.objective!r}; allowed: 'energy', 'flow'.")
-        if self.objective == "energy" and self.steps_drawn() != 1:
-            raise ConfigError(f"draw_steps is {self.draw_steps}; the energy objective trains drawing in 1 step only.")
-        for name in ("history_noise", "focus", "own_rests", "own_trust", "evenness", "errors", "error_scale"):
+        if self.objective == "energy" and self.denoising_steps() != 1:
+            raise ConfigError(
+                f"num_denoising_steps is {self.num_denoising_steps}; the energy objective trains a single step only."
+            )
+        for name in (
+            "history_noise",
+            "saliency_weight",
+            "rollout_rests",
+            "rollout_trust",
+            "evenness",
+            "error_prob",
+            "error_scale",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1.")
         if not 0 <= self.history_sigma <= self.history_noise:
@@ -132,24 +143,26 @@ class DynamicsTraining:
                 f"history_sigma is {self.history_sigma}; allowed: 0 to history_noise, {self.history_noise}, as no "
                 "other noise is seen in training."
             )
-        if self.own > self.windows:
-            raise ConfigError(f"own is {self.own} of {self.windows} windows; allowed: at most all of them.")
+        if self.rollout_segments > self.segments:
+            raise ConfigError(
+                f"rollout_segments is {self.rollout_segments} of {self.segments} segments; allowed: at most all."
+            )
 
-    def steps_drawn(self) -> int:
+    def denoising_steps(self) -> int:
         """Denoising steps of a frame."""
-        return self.draw_steps or (1 if self.objective == "energy" else 2)
+        return self.num_denoising_steps or (1 if self.objective == "energy" else 2)
 
-    def share_given(self) -> float:
+    def context_share(self) -> float:
         """Share of frames that take the part of the past."""
-        return (0.15 if self.objective == "energy" else 0.3) if self.given is None else self.given
+        return (0.15 if self.objective == "energy" else 0.3) if self.context_prob is None else self.context_prob
 
     def longest(self) -> int:
-        """Frames of the longest windows."""
+        """Frames of the longest segments."""
         return max(self.frames, self.long_frames)
 
-    def drawn_frames(self) -> int:
-        """How many frames of a window the model draws, where it is its own."""
-        return min(self.own_frames, self.frames)
+    def drawn_per_rollout(self) -> int:
+        """How many frames of a segment the model draws, where it is its own."""
+        return min(self.rollout_length, self.frames)
 
     def compiles(self) -> bool:
         """Whether the blocks are compiled."""

@@ -1,10 +1,10 @@
 """Train the dynamics: the next latents from the last ones, the action and the prompt.
 
-A batch is some windows of T frames, and one pass predicts all of them. With the flow objective every frame has a noise
+A batch is some segments of T frames, and one pass predicts all of them. With the flow objective every frame has a noise
 level of its own (diffusion forcing, Chen et al. 2024, arXiv:2407.01392); with the energy objective a frame is drawn
 from pure noise in one pass (see `diffusion.energy`). Some frames are `given`: seen, as those of a clip are in play.
-In some windows an episode ends, and once the model can draw, the past of some is what it drew itself (`rollouts`).
-Legend: B windows, T frames, K history frames, A action history, C h w latent.
+In some segments an episode ends, and once the model can draw, the past of some is what it drew itself (`rollouts`).
+Legend: B segments, T frames, K history frames, A action history, C h w latent.
 """
 
 from __future__ import annotations
@@ -32,33 +32,34 @@ from worldsim.diffusion.noise import (
     normal,
     row_keys,
 )
-from worldsim.engine.simulator import SamplerConfig, Simulator
+from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.engine.simulator import Simulator
 from worldsim.models.conditions import Conditions
 from worldsim.models.dit import DiT
 from worldsim.models.heads import reward_loss
 from worldsim.models.text import PromptBook
 from worldsim.training.configs import DynamicsTraining
-from worldsim.training.rollouts import ErrorBank, RolloutPool, roll
+from worldsim.training.rollouts import ErrorBank, RolloutBuffer, roll
 
 SHEET_FRAMES = 96
 TYPICAL_FRAMES = 4000  # that say what is mostly there
 
 
 @dataclass
-class Windows:
-    """A batch of windows of T frames, each after K frames of history.
+class SegmentBatch:
+    """A batch of segments of T frames, each after K frames of history.
 
     Attributes:
         rows: which frames of the recording they are, (B, T).
-        birth: the first frame that each window knows of, (B,).
+        birth: the first frame that each segment knows of, (B,).
         fresh: whether that is its own first frame, (B,).
         seen: the history and the frames as they were seen: recorded, or the model's own in each of D futures,
             (B, D, K + T, C, h, w).
         noise: what the frames of each future are drawn from, for energy, (B, D, T, C, h, w).
         target: the frames as recorded, after the one before them, (B, 1 + T, C, h, w).
-        inside: which frames are of the episode that the window begins in, bool (B, T); others count for nothing.
-        own: how many windows, the first ones, are the model's own.
-        odds: how often a window like this is sampled, of how often it was recorded, (B,).
+        inside: which frames are of the episode that the segment begins in, bool (B, T); others count for nothing.
+        own: how many segments, the first ones, are the model's own.
+        odds: how often a segment like this is sampled, of how often it was recorded, (B,).
     """
 
     rows: Tensor
@@ -88,90 +89,95 @@ class DynamicsTask:
             self.module.compile_blocks()
         self.text, self.text_mask = book.batch(data.prompts)
         self.sampler = SamplerConfig(
-            steps=config.steps_drawn(),
+            num_denoising_steps=config.denoising_steps(),
             history_sigma=config.history_sigma,
-            shared_noise=config.shared_noise if config.objective == "energy" else 0.0,
+            spatially_shared_noise=config.spatially_shared_noise if config.objective == "energy" else 0.0,
             clean_pass=config.clean_pass,
         )
-        last = schedule(self.sampler.steps, self.sampler.shift)[-2]
+        last = schedule(self.sampler.num_denoising_steps, self.sampler.shift)[-2]
         # How noisy the cache sees the past, at most.
         self.past_sigma = 0.1 if config.clean_pass else min(1.0, 1.2 * last)
         self.shown = dataclasses.replace(
-            self.sampler, temperature=config.temperature if config.objective == "energy" else 1.0
+            self.sampler, noise_scale=config.noise_scale if config.objective == "energy" else 1.0
         )
         self.simulator = Simulator(self.module, book, self.sampler, frozen=False)
-        drawn = config.drawn_frames()
-        self.draws = 2 if config.objective == "energy" else 1
+        drawn = config.drawn_per_rollout()
+        self.samples = 2 if config.objective == "energy" else 1
         lead = config.frames - drawn
-        self.pool = RolloutPool(
-            config.own_pool, drawn, config.own_reuse, self.sampler, lead, self.draws, config.own_rests
+        self.rollouts = RolloutBuffer(
+            config.rollout_buffer, drawn, config.rollout_reuse, self.sampler, lead, self.samples, config.rollout_rests
         )
         self.end_share = data.terminated.sum() / data.mortal.sum().clamp(min=1)
         self.errors = ErrorBank()
         age = torch.arange(len(data.first)) - data.first
-        self.early = torch.nonzero(age < (config.reach or len(age)))[:, 0]  # rows that play could begin with
+        self.early = torch.nonzero(age < (config.start_frames or len(age)))[:, 0]  # rows that play could begin with
         self.odds = odds(cluster(data.latents, data.actions), config.evenness) if config.evenness else None
-        self.weights: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
-        self.typical: Tensor | None = None  # what is mostly at each place, (C, h, w)
-        if config.focus:
-            self.typical = self._some_frames().mean(dim=0)
+        self.metric: Tensor | None = None  # of the latents' channels, (C, C); None counts them alike
+        self.mean_frame: Tensor | None = None  # what is mostly at each place, (C, h, w)
+        if config.saliency_weight:
+            self.mean_frame = self._some_frames().mean(dim=0)
         self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """One batch: recorded windows, and the model's own once `own_after` steps are over."""
+        """One batch: recorded segments, and the model's own once `own_after` steps are over."""
         config = self.config
-        windows = self._windows(step, generator)
+        segments = self._segments(step, generator)
         objective = self._energy if config.objective == "energy" else self._flow
-        loss, scalars = objective(windows, generator, step)
-        if config.stills:
-            loss = loss + config.stills / windows.rows.numel() * self._stills(step, generator)
+        loss, scalars = objective(segments, generator, step)
+        if config.image_samples:
+            loss = loss + config.image_samples / segments.rows.numel() * self._image_loss(step, generator)
         return loss, {name: float(value.detach()) for name, value in scalars.items()}
 
-    def _windows(self, step: int, generator: torch.Generator) -> Windows:
+    def _segments(self, step: int, generator: torch.Generator) -> SegmentBatch:
         config, history = self.config, self.config.model.history
-        own = config.own if step >= config.own_after else 0
-        count, frames = config.windows, config.frames
+        own = config.rollout_segments if step >= config.rollout_start else 0
+        count, frames = config.segments, config.frames
         if config.long_frames and step % config.long_every == config.long_every - 1:
             own, count, frames = 0, count * frames // config.long_frames, config.long_frames
         starts = self.data.sample_starts(count, frames, generator, odds=self.odds)
         odds = torch.ones(count) if self.odds is None else self.odds[starts]
-        fresh = torch.rand(count, generator=generator) < config.fresh
+        fresh = torch.rand(count, generator=generator) < config.no_history
         early = self._beginnings(count, frames, generator)
         last = count  # of those that are chosen by chance
-        for happened, most in ((self.data.terminated, config.ends), (self.data.told, config.events)):
+        for happened, most in (
+            (self.data.terminated, config.terminal_segments),
+            (self.data.told, config.event_segments),
+        ):
             around = self.data.sample_around(happened, min(most, last - own), frames, generator)
             starts[last - len(around) : last] = around
             odds[last - len(around) : last] = 1.0  # these were not sampled so
             last -= len(around)
         fresh[:own] = fresh[last:] = False
         starts = torch.where(fresh, early, starts)
-        lead = self.pool.lead  # recorded frames of an own window, before those drawn
-        rollouts = self.pool.take(own, self.simulator, self.data, step, config.trainer.seed) if own else None
+        lead = self.rollouts.lead  # recorded frames of an own segment, before those drawn
+        rollouts = self.rollouts.take(own, self.simulator, self.data, step, config.trainer.seed) if own else None
         if rollouts is not None:
             starts[:own] = rollouts.starts - lead
         rows = starts.unsqueeze(1) + torch.arange(-history, frames)  # (B, K + T)
         recorded = self.data.latents[rows.clamp(min=0)].float()
-        seen = recorded.unsqueeze(1).repeat(1, self.draws, *[1] * (recorded.dim() - 1))
+        seen = recorded.unsqueeze(1).repeat(1, self.samples, *[1] * (recorded.dim() - 1))
         noise = self._noise(seen[:, :, history:].shape, step)
         if rollouts is not None:
             seen[:own, :, lead:] = rollouts.seen
             noise[:own, :, lead:] = rollouts.noise
-            if config.errors:
+            if config.error_prob:
                 self.errors.add((seen - recorded.unsqueeze(1))[:own, 0])
-        if config.errors and frames == config.frames:  # of which errors are known
-            seen[own:] += config.error_scale * self.errors.some(seen[own:, 0], config.errors, generator).unsqueeze(1)
+        if config.error_prob and frames == config.frames:  # of which errors are known
+            seen[own:] += config.error_scale * self.errors.some(seen[own:, 0], config.error_prob, generator).unsqueeze(
+                1
+            )
         birth = torch.where(fresh, starts, self.data.first[starts])
         inside = rows[:, history:] <= self.data.last[starts].unsqueeze(1)
-        return Windows(rows[:, history:], birth, fresh, seen, noise, recorded[:, history - 1 :], inside, own, odds)
+        return SegmentBatch(rows[:, history:], birth, fresh, seen, noise, recorded[:, history - 1 :], inside, own, odds)
 
     def _beginnings(self, count: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Rows (count,) that play could begin with. Windows of `frames` frames from there lie within the recording."""
+        """Rows (count,) that play could begin with, each with `frames` frames of the recording from there on."""
         chosen = torch.randint(len(self.early), (count,), generator=generator)
         return self.early[chosen].clamp(max=len(self.data.first) - frames)
 
     def _noise(self, shape: torch.Size, step: int) -> Tensor:
         """Noise (B, D, T, C, h, w) to draw frames from, some of its channels the same at every place."""
-        count = shared_channels(shape[3], self.sampler.shared_noise)
+        count = shared_channels(shape[3], self.sampler.spatially_shared_noise)
         shared = self._normal(TRAIN_SHARED, step, (*shape[:3], count, 1, 1))
         return share_places(self._normal(TRAIN_SAMPLE, step, shape), shared)
 
@@ -180,20 +186,22 @@ class DynamicsTask:
         keys = row_keys(self.config.trainer.seed, shape[0])
         return normal(keys, torch.full_like(keys, step), draw, shape[1:])
 
-    def _energy(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _energy(
+        self, segments: SegmentBatch, generator: torch.Generator, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Two draws of every frame by one pass each; their energy score against what happened.
 
-        The model's own windows are two futures of one past, played apart: there the score also compares how each frame
+        The model's own segments are two futures of one past, played apart: there the score also compares how each frame
         differs from the one before it, as no score of single frames can tell whether one goes on from the other.
         """
-        module, config, own = self.module, self.config, windows.own
-        two = step >= config.draws_after
-        last, target = windows.target[:, :-1], windows.target[:, 1:]
-        given = torch.rand(windows.rows.shape, generator=generator) < config.share_given()
-        given[:, 0] |= windows.fresh  # a first frame is drawn in many steps, see `_stills`
+        module, config, own = self.module, self.config, segments.own
+        two = step >= config.second_sample_start
+        last, target = segments.target[:, :-1], segments.target[:, 1:]
+        given = torch.rand(segments.rows.shape, generator=generator) < config.context_share()
+        given[:, 0] |= segments.fresh  # a first frame is drawn in many steps, see `_image_loss`
         given[:own] = False
-        noisy = torch.where(given[..., None, None, None, None], target.unsqueeze(2), windows.noise.transpose(1, 2))
-        conditions = self._conditions(windows.rows, windows.birth, windows.seen[:, 0], step, generator)
+        noisy = torch.where(given[..., None, None, None, None], target.unsqueeze(2), segments.noise.transpose(1, 2))
+        conditions = self._conditions(segments.rows, segments.birth, segments.seen[:, 0], step, generator)
         shared = module.share(conditions)
         modulation = module.modulate(module.level((~given).float()), shared.condition)
         latents, features, _ = module.denoise(noisy[:, :, 0], modulation, shared)
@@ -201,28 +209,28 @@ class DynamicsTask:
         if two:
             with contextlib.nullcontext() if config.both_gradients else torch.no_grad():
                 if own:
-                    other = self._history(windows.seen[:, 1] - windows.seen[:, 0])  # (B, T, K, C, h, w)
+                    other = self._history(segments.seen[:, 1] - segments.seen[:, 0])  # (B, T, K, C, h, w)
                     clean = (1 - conditions.history_sigma)[..., None, None, None, None]
                     embedded = module.embed_history(conditions.history + clean * other, conditions.present)
                     shared = dataclasses.replace(shared, embedded=embedded, newest=shared.newest + other[:, :, -1])
                 second = module.denoise(noisy[:, :, 1], modulation, shared)[0].float()
-        places = self._trusted(self._places(target), windows)
+        places = self._trusted(self._saliency(target), segments)
         score = self._score(first, second, target, places)  # (B, T)
         apart = {}
         if own:
-            before = windows.before[:own].unbind(1)  # each (own, T, C, h, w)
+            before = segments.before[:own].unbind(1)  # each (own, T, C, h, w)
             moved = first[:own] - before[0], second[:own] - before[int(two)]
             motion = self._score(*moved, target[:own] - last[:own], None if places is None else places[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
             apart = {"score_own": score[:own].mean(), "motion_own": motion.mean()}
         if two and not config.both_gradients:
             score = through_one_draw(score)
-        counted = (~given & windows.inside).float()
+        counted = (~given & segments.inside).float()
         denoise = (score * counted).sum() / counted.sum()
-        rows = windows.rows[own:]  # what happened to the model's own frames is not known
-        judged = self.data.known[rows] * windows.inside[own:] / windows.odds[own:].unsqueeze(1)
+        rows = segments.rows[own:]  # what happened to the model's own frames is not known
+        judged = self.data.known[rows] * segments.inside[own:] / segments.odds[own:].unsqueeze(1)
         heads, scalars = self._heads(*module.judge(features[own:]), rows, judged)
-        drawn = (~given & windows.inside)[own:]
+        drawn = (~given & segments.inside)[own:]
         scalars |= apart | {
             "score": score[own:][drawn].mean(),
             "error": (first - target)[own:][drawn].square().mean(),
@@ -232,20 +240,20 @@ class DynamicsTask:
 
     def _score(self, first: Tensor, second: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """The energy score (B, T) of two draws (B, T, C, h, w), with places weighed by (B, T, h, w)."""
-        first, second, target = (self._picture(x) for x in (first, second, target))
+        first, second, target = (self._measured(x) for x in (first, second, target))
         return scaled_energy_score(first, second, target, self.config.scales, weight)
 
-    def _picture(self, x: Tensor) -> Tensor:
+    def _measured(self, x: Tensor) -> Tensor:
         """Latents (..., C, h, w) in the axes of what they change in the picture."""
-        return x if self.weights is None else torch.einsum("cd,...dhw->...chw", self.weights, x)
+        return x if self.metric is None else torch.einsum("cd,...dhw->...chw", self.metric, x)
 
-    def _places(self, target: Tensor) -> Tensor | None:
+    def _saliency(self, target: Tensor) -> Tensor | None:
         """How much each place of frames (B, T, C, h, w) counts, (B, T, h, w); one on the average of each frame."""
-        if self.typical is None:
+        if self.mean_frame is None:
             return None
-        unlike = self._picture(target - self.typical).square().sum(dim=2)
+        unlike = self._measured(target - self.mean_frame).square().sum(dim=2)
         unlike = unlike / unlike.mean(dim=(2, 3), keepdim=True).clamp(min=1e-6)
-        return 1 - self.config.focus + self.config.focus * unlike
+        return 1 - self.config.saliency_weight + self.config.saliency_weight * unlike
 
     def _some_frames(self) -> Tensor:
         """Some thousand recorded frames at equal distances, (N, C, h, w)."""
@@ -254,43 +262,43 @@ class DynamicsTask:
     @functools.cached_property
     def unrelated(self) -> Tensor:
         """Squared distance of two recorded frames that have nothing to do with each other, at a place, ()."""
-        return 2 * self._picture(self._some_frames()).float().var(dim=0).sum(dim=0).mean().clamp(min=1e-6)
+        return 2 * self._measured(self._some_frames()).float().var(dim=0).sum(dim=0).mean().clamp(min=1e-6)
 
-    def _trusted(self, weight: Tensor | None, windows: Windows) -> Tensor | None:
+    def _trusted(self, weight: Tensor | None, segments: SegmentBatch) -> Tensor | None:
         """The weight of places (B, T, h, w), less of it where the model's own past is not what was recorded.
 
         There the recorded next frame is not what follows: a road that the own past has lost would be taught to appear
         at once, at any frame.
         """
-        trust, own = self.config.own_trust, windows.own
+        trust, own = self.config.rollout_trust, segments.own
         if not (trust and own):
             return weight
-        apart = self._picture(windows.before[:own] - windows.target[:own, None, :-1]).float()  # (own, D, T, C, h, w)
+        apart = self._measured(segments.before[:own] - segments.target[:own, None, :-1]).float()  # (own, D, T, C, h, w)
         apart = apart.square().sum(dim=3).amax(dim=1)  # (own, T, h, w)
         apart = nn.functional.avg_pool2d(apart, 3, stride=1, padding=1, count_include_pad=False)  # things move
-        weight = torch.ones(*windows.rows.shape, *apart.shape[2:]) if weight is None else weight
+        weight = torch.ones(*segments.rows.shape, *apart.shape[2:]) if weight is None else weight
         return torch.cat([weight[:own] / (1 + (apart / (trust * self.unrelated)).square()), weight[own:]])
 
-    def _flow(self, windows: Windows, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _flow(self, segments: SegmentBatch, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The clean latents of every frame from its past and from itself at some noise level (flow matching)."""
-        config, own, shape = self.config, windows.own, windows.rows.shape
-        seen, target = windows.seen[:, 0], windows.target[:, 1:]
+        config, own, shape = self.config, segments.own, segments.rows.shape
+        seen, target = segments.seen[:, 0], segments.target[:, 1:]
         # The part of each frame: past (a little noisy, as seen) or future (noisy, as recorded).
-        given = torch.rand(shape, generator=generator) < config.share_given()
+        given = torch.rand(shape, generator=generator) < config.context_share()
         sigma = training_levels(tuple(shape), generator)
         sigma = torch.where(given, self.past_sigma * torch.rand(shape, generator=generator), sigma)
         noise = self._normal(TRAIN_CORRUPT, step, target.shape)
         clean = torch.where(given[..., None, None, None], seen[:, config.model.history :], target)
-        counted = windows.inside.float()
+        counted = segments.inside.float()
         counted[:own] -= given[:own].float()  # the model's own frames are no targets
 
-        conditions = self._conditions(windows.rows, windows.birth, seen, step, generator)
+        conditions = self._conditions(segments.rows, segments.birth, seen, step, generator)
         predicted = self.module(mix(clean, noise, sigma), sigma, conditions)
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
         denoise = (error * loss_weight(sigma) * counted).sum() / counted.sum()
-        judged = given * self.data.known[windows.rows] * windows.inside / windows.odds.unsqueeze(1)
-        heads, scalars = self._heads(predicted.reward, predicted.ended, windows.rows, judged)
-        at_one = ((sigma == 1) * windows.inside * (~windows.fresh).unsqueeze(1)).float()
+        judged = given * self.data.known[segments.rows] * segments.inside / segments.odds.unsqueeze(1)
+        heads, scalars = self._heads(predicted.reward, predicted.ended, segments.rows, judged)
+        at_one = ((sigma == 1) * segments.inside * (~segments.fresh).unsqueeze(1)).float()
         scalars |= {"at_one": (error * at_one).sum() / at_one.sum().clamp(min=1)}
         if own:
             scalars["at_one_own"] = (error * at_one)[:own].sum() / at_one[:own].sum().clamp(min=1)
@@ -299,22 +307,22 @@ class DynamicsTask:
     def _heads(self, reward: Tensor, ended: Tensor, rows: Tensor, judged: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of reward and end over the frames `rows`, weighted by `judged`, both (B, T).
 
-        Frames that end an episode count less by as much as windows show more of them than there are (`ends`): so the
+        Frames that end an episode count less by as much as segments show more of them than there are (`ends`): so the
         probability of an end, and of the reward that comes with it, stays that of the recording. It is so wherever in a
-        window a frame is, as the model can tell that; in play every frame is like the last of one.
+        segment a frame is, as the model can tell that; in play every frame is like the last of one.
         """
         config, over = self.config, self.data.terminated[rows]
-        shown = min(config.ends, len(rows)) / max(rows.numel(), 1)
+        shown = min(config.terminal_segments, len(rows)) / max(rows.numel(), 1)
         weight = judged * torch.where(over > 0, (self.end_share / shown).clamp(max=1) if shown else 1.0, 1.0)
         rewards = (reward_loss(reward, self.data.rewards[rows]) * weight).sum() / weight.sum().clamp(min=1)
         weight = weight * self.data.mortal[rows]
         ends = nn.functional.binary_cross_entropy_with_logits(ended.float(), over, weight=weight, reduction="sum")
         ends = ends / weight.sum().clamp(min=1)
-        return config.head_weight * rewards + config.end_weight * ends, {"reward": rewards, "ended": ends}
+        return config.head_weight * rewards + config.termination_weight * ends, {"reward": rewards, "ended": ends}
 
-    def _stills(self, step: int, generator: torch.Generator) -> Tensor:
+    def _image_loss(self, step: int, generator: torch.Generator) -> Tensor:
         """The loss of single frames drawn from nothing but their prompt: how a session without a clip begins."""
-        rows = self._beginnings(self.config.stills, 1, generator).unsqueeze(1)  # (S, 1)
+        rows = self._beginnings(self.config.image_samples, 1, generator).unsqueeze(1)  # (S, 1)
         target = self.data.latents[rows].float()
         sigma = training_levels(tuple(rows.shape), generator)
         noisy = mix(target, self._normal(TRAIN_STILL, step, target.shape), sigma)
@@ -379,9 +387,9 @@ class DynamicsTask:
 
     def state(self) -> dict[str, Any]:
         """The pool of rollouts and the errors they made."""
-        return self.pool.state() | {"errors": self.errors.kept}
+        return self.rollouts.state() | {"errors": self.errors.kept}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.pool.load_state(state)
+        self.rollouts.load_state(state)
         self.errors.kept = state.get("errors")

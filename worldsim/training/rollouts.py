@@ -4,8 +4,8 @@ A model that only ever saw recorded frames does not know how to go on from its o
 Here it plays short stretches under the recorded actions; training then shows it these frames as the past, with the
 recorded frame as the target (self-forcing in its simplest form; compare Huang et al. 2025, arXiv:2506.08009).
 
-A score of draws needs every stretch twice, played apart from the same recorded frames: two futures of one past. Two
-draws after *one* own past would be told to be what happened after another, and learn to jump.
+A score of samples needs every stretch twice, played apart from the same recorded frames: two futures of one past. Two
+samples after *one* own past would be told to be what happened after another, and learn to jump.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import torch
 from torch import Tensor
 
 from worldsim.data.latents import LatentData
-from worldsim.engine.simulator import SamplerConfig, Simulator
+from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.engine.simulator import Simulator
 from worldsim.training.trainer import seed_of
 
-MOVING_DEEP = 2  # windows of a rollout where something moves
+MOVING_DEEP = 2  # segments of a rollout where something moves
 RESTING_DEEP = 256  # frames of one at rest
-BANK = 64  # windows whose errors are kept
+BANK = 64  # segments whose errors are kept
 
 
 @dataclass
 class Rollouts:
-    """Windows of the model's own frames, each played D times.
+    """Segments of the model's own frames, each played D times.
 
     Attributes:
-        starts: where in the data each window begins, (R,).
-        seen: the K frames before the window and the model's T frames of it, (R, D, K + T, C, h, w).
+        starts: where in the data each segment begins, (R,).
+        seen: the K frames before the segment and the model's T frames of it, (R, D, K + T, C, h, w).
         noise: what the T frames were drawn from, (R, D, T, C, h, w).
     """
 
@@ -51,9 +52,9 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
         frames: how many to draw.
         seed: of the noise.
     """
-    windows, draws, history = seen.shape[:3]
-    rows = windows * draws
-    begin = starts.repeat_interleave(draws)  # (R D,)
+    segments, samples, history = seen.shape[:3]
+    rows = segments * samples
+    begin = starts.repeat_interleave(samples)  # (R D,)
     texts = [data.prompts[i] for i in data.prompt[begin].tolist()]
     state = simulator.begin([seed_of(seed, row) for row in range(rows)], texts, (seen.shape[-2], seen.shape[-1]))
     state.history = seen.flatten(0, 1).clone()
@@ -66,15 +67,15 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
         state.prompts = [data.prompts[i] for i in data.prompt[now].tolist()]
         noise.append(simulator.noise(state))
         drawn.append(simulator.step(state, data.actions[now]).latents)
-    played, noises = (torch.stack(part, dim=1).unflatten(0, (windows, draws)) for part in (drawn, noise))
+    played, noises = (torch.stack(part, dim=1).unflatten(0, (segments, samples)) for part in (drawn, noise))
     return Rollouts(starts, torch.cat([seen, played], dim=2), noises)
 
 
-class RolloutPool:
-    """A pool of rollouts that is made anew once every window was used `reuse` times.
+class RolloutBuffer:
+    """A pool of rollouts that is made anew once every segment was used `reuse` times.
 
     Where something moves, a rollout goes on from its own last frames once, so that the model also meets frames up to
-    two windows deep into its own play; deeper ones have lost the recorded course, and their targets would teach blur.
+    two segments deep into its own play; deeper ones have lost the recorded course, and their targets would teach blur.
     While the picture stands still the recorded frames stay true at any age: there rollouts go on until something
     changes. Not beyond: what has appeared by chance would be missing in the model's own past, and be taught to appear
     at every frame.
@@ -87,34 +88,34 @@ class RolloutPool:
         reuse: int,
         sampler: SamplerConfig,
         lead: int = 0,
-        draws: int = 1,
+        samples: int = 1,
         rest_share: float = 0.0,
     ) -> None:
         """A pool of rollouts.
 
         Args:
             size: how many.
-            frames: of each that the model draws.
+            frames: of each that the model samples.
             reuse: how often each is used.
             sampler: how frames are drawn.
             lead: recorded frames before those.
-            draws: how often each is played.
+            samples: how often each is played.
             rest_share: share of them that begin at rest, where the recording has rests.
         """
         self.size, self.frames, self.reuse, self.sampler, self.lead = size, frames, reuse, sampler, lead
-        self.draws, self.rest_share = draws, rest_share
-        self.pool: Rollouts | None = None
-        self.depth = torch.arange(size) % MOVING_DEEP  # windows that each has gone on for, staggered
+        self.samples, self.rest_share = samples, rest_share
+        self.kept: Rollouts | None = None
+        self.depth = torch.arange(size) % MOVING_DEEP  # segments that each has gone on for, staggered
         self.uses = 0
 
     def take(self, rows: int, simulator: Simulator, data: LatentData, step: int, seed: int) -> Rollouts:
-        """The next `rows` windows."""
-        if self.pool is None or self.uses + rows > self.size * self.reuse:
+        """The next `rows` segments."""
+        if self.kept is None or self.uses + rows > self.size * self.reuse:
             self._fill(simulator, data, seed_of(seed, step, 1))
-        assert self.pool is not None
+        assert self.kept is not None
         places = (torch.arange(rows) + self.uses) % self.size
         self.uses += rows
-        return Rollouts(self.pool.starts[places], self.pool.seen[places], self.pool.noise[places])
+        return Rollouts(self.kept.starts[places], self.kept.seen[places], self.kept.noise[places])
 
     def _fill(self, simulator: Simulator, data: LatentData, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -127,38 +128,38 @@ class RolloutPool:
         resting &= torch.tensor(len(rests) > 0)
         starts[resting] = rests
         seen = data.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
-        seen = seen.unsqueeze(1).repeat(1, self.draws, *[1] * (seen.dim() - 1))  # (R, D, K, C, h, w)
-        if self.pool is not None:
-            following = self.pool.starts + self.frames
+        seen = seen.unsqueeze(1).repeat(1, self.samples, *[1] * (seen.dim() - 1))  # (R, D, K, C, h, w)
+        if self.kept is not None:
+            following = self.kept.starts + self.frames
             on = torch.where(
                 resting,
                 data.rests(following, self.frames) & (self.depth + 1 < RESTING_DEEP // self.frames),
                 self.depth + 1 < MOVING_DEEP,
             )
             starts[on] = following[on]
-            seen[on] = self.pool.seen[on][:, :, -history:]
+            seen[on] = self.kept.seen[on][:, :, -history:]
             self.depth = torch.where(on, self.depth + 1, 0)
         module, training = simulator.dynamics, simulator.dynamics.training
         module.eval()
-        self.pool = roll(simulator, data, starts, seen, self.frames, seed)
+        self.kept = roll(simulator, data, starts, seen, self.frames, seed)
         module.train(training)
         self.uses = 0
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"pool": None if self.pool is None else vars(self.pool), "uses": self.uses, "depth": self.depth}
+        return {"pool": None if self.kept is None else vars(self.kept), "uses": self.uses, "depth": self.depth}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.uses, self.depth = state["uses"], state["depth"]
-        self.pool = None if state["pool"] is None else Rollouts(**state["pool"])
+        self.kept = None if state["pool"] is None else Rollouts(**state["pool"])
 
 
 class ErrorBank:
     """Errors that the model made in its last rollouts, to be put on other recorded pasts.
 
-    A window whose past has such errors is nearly as good as a rollout and costs nothing: the model learns to go on from
-    faulty frames, and what was wrong in them need not stay wrong (Stable Video Infinity, arXiv:2510.09212).
+    A segment whose past has such errors is nearly as good as a rollout and costs nothing: the model learns to go on
+    from faulty frames, and what was wrong in them need not stay wrong (Stable Video Infinity, arXiv:2510.09212).
     """
 
     def __init__(self) -> None:
@@ -166,12 +167,12 @@ class ErrorBank:
         self.kept: Tensor | None = None
 
     def add(self, errors: Tensor) -> None:
-        """Keep the errors of windows (R, K + T, C, h, w); the oldest ones go."""
+        """Keep the errors of segments (R, K + T, C, h, w); the oldest ones go."""
         kept = errors if self.kept is None else torch.cat([self.kept, errors])
         self.kept = kept[-BANK:]
 
     def some(self, frames: Tensor, share: float, generator: torch.Generator) -> Tensor:
-        """Errors for windows `frames` (B, K + T, C, h, w), each those of one kept; none for 1 - `share` of them."""
+        """Errors for segments `frames` (B, K + T, C, h, w), each those of one kept; none for 1 - `share` of them."""
         chosen = torch.rand(len(frames), generator=generator) < share
         if self.kept is None:
             return torch.zeros_like(frames)

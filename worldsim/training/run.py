@@ -18,7 +18,7 @@ from worldsim.models.text import PromptBook
 from worldsim.training.autoencoder import load_run
 from worldsim.training.configs import DynamicsTraining
 from worldsim.training.dynamics import DynamicsTask
-from worldsim.training.picture import picture_weights
+from worldsim.training.latent_metric import latent_metric
 from worldsim.training.trainer import Trainer
 from worldsim.world import World, WorldCard, describe_autoencoder
 
@@ -38,7 +38,7 @@ def train_dynamics(config: DynamicsTraining) -> World:
 def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, FrameAutoencoder]:
     """Encode the recording and build (or resume) the run, without a step of training."""
     torch.set_num_threads(config.trainer.threads)
-    dataset, *more = (Dataset(path) for path in (config.data, *config.more))
+    dataset, *more = (Dataset(path) for path in (config.data, *config.extra_data))
     for other in more:
         for name in ("action_space", "frame_size", "fps", "keys"):
             here, there = dataset.card.get(name), other.card.get(name)
@@ -46,7 +46,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
                 raise ConfigError(
                     f"{other.path} has the {name} {there}, {config.data} has {here}; train on recordings of one game."
                 )
-    world = None if config.start is None else World.from_pretrained(config.start, dtype=torch.float32)
+    world = None if config.init_from is None else World.from_pretrained(config.init_from, dtype=torch.float32)
     autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
     book = PromptBook(config.model.text_width)
     data = LatentData.join([LatentData.cached(part, "train", autoencoder) for part in (dataset, *more)])
@@ -63,8 +63,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
         model = dataclasses.replace(world.dynamics.config, newest_base=config.model.newest_base)
         if world.action_space != dataset.action_space:
             raise ConfigError(
-                f"the world {config.start} has the action space {world.action_space}, the dataset {config.data} has "
-                f"{dataset.action_space}; go on with a recording of the same game."
+                f"the world {config.init_from} has the action space {world.action_space}, the dataset {config.data} "
+                f"has {dataset.action_space}; go on with a recording of the same game."
             )
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
     # trained foresaw ends five times too often.
@@ -76,9 +76,9 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
         if model.newest_base and not world.dynamics.config.newest_base:
             task.module.open_gate(GATE_START)
     task.decode = autoencoder.decode
-    if config.objective == "energy" and config.picture:
+    if config.objective == "energy" and config.pixel_metric:
         shown = torch.linspace(0, len(data.latents) - 1, PICTURE_FRAMES).long()
-        task.weights = picture_weights(autoencoder, data.latents[shown])
+        task.metric = latent_metric(autoencoder, data.latents[shown])
     return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
 
 
@@ -91,7 +91,7 @@ def export(
     counts = torch.bincount(task.data.prompt, minlength=len(task.data.prompts))
     common = [task.data.prompts[i] for i in counts.argsort(descending=True).tolist() if task.data.prompts[i]]
     digest = hashlib.sha256()
-    more = [Dataset(path) for path in config.more]
+    more = [Dataset(path) for path in config.extra_data]
     for part in (dataset, *more):
         for path in part.episodes("train"):
             digest.update(path.read_bytes())

@@ -9,14 +9,14 @@ import torch
 from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData
 from worldsim.training.autoencoder import load_run
-from worldsim.training.picture import picture_weights
+from worldsim.training.latent_metric import latent_metric
 
 
 def test_lengths_count_pixels(dataset: Dataset, autoencoder_run: Path) -> None:
     """Small changes of latents move pixels as the metric says: along its axes, in proportion."""
     autoencoder = load_run(autoencoder_run)
     latents = LatentData.cached(dataset, "train", autoencoder).latents[:16].float()
-    weights = picture_weights(autoencoder, latents, rounds=16)
+    weights = latent_metric(autoencoder, latents, rounds=16)
     channels = latents.shape[1]
     assert abs(float(weights.square().sum()) - channels) < 1e-3 * channels
     mean, std = autoencoder.mean.view(-1, 1, 1), autoencoder.std.view(-1, 1, 1)
