@@ -24,7 +24,7 @@ from worldsim.bridges import messages
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.connection import ConnectionConfig
 from worldsim.bridges.host import Host, HostConfig, ipc_address
-from worldsim.engine.records import Opening, Step
+from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.envs.world_env import make_engine
 from worldsim.errors import BridgeError, ConfigError
 from worldsim.evaluation.bench import machine
@@ -75,7 +75,7 @@ class StillEngine:
         self.sessions: dict[int, Any] = {}
         self.reach = 1
 
-    def open_all(self, openings: Sequence[Opening]) -> list[int]:
+    def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
         """Begin sessions."""
         numbers = [len(self.sessions) + 1 + i for i in range(len(openings))]
         for number in numbers:
@@ -89,14 +89,14 @@ class StillEngine:
     def check(self, session: int, action: Any) -> None:
         """Any action will do."""
 
-    def step(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+    def step(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
         """The other frame; a copy, as an engine gives."""
         steps = {}
         for number in actions:
             known = self.sessions[number]
             known.step += 1
             known.frame = self._frames[known.step % 2]
-            steps[number] = Step(known.frame.copy(), 0.0, 0.0, known.step, False)
+            steps[number] = StepResult(known.frame.copy(), 0.0, 0.0, known.step, False)
         return steps
 
     def stats(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def bench_bridge(config: BridgeBenchConfig) -> dict[str, Any]:
 def _still(size: tuple[int, int], steps: int) -> dict[str, dict[str, float]]:
     """Every way of a still frame of one size, in turns."""
     engine, action = StillEngine(size), np.zeros(3, np.float32)
-    local = engine.open_all([Opening()])[0]
+    local = engine.open_all([SessionSpec()])[0]
     ways: dict[str, Callable[[], Any]] = {"in process": lambda: engine.step({local: action})}
     remotes = []
     with _process("still", str(size[0]), str(size[1])) as address, _process("echo", str(size[0]), str(size[1])) as bare:
@@ -137,7 +137,7 @@ def _still(size: tuple[int, int], steps: int) -> dict[str, dict[str, float]]:
         }.items():
             config = ConnectionConfig(encoding=encoding, copy="in place" not in name)
             remote = RemoteEngine(where, config=config)
-            number = remote.open_all([Opening()])[0]
+            number = remote.open_all([SessionSpec()])[0]
             ways[name] = lambda remote=remote, number=number: remote.step({number: action})
             remotes.append(remote)
         for name, where in {"bare echo, tcp": bare, "bare echo, ipc": ipc_address(int(bare.rsplit(":", 1)[1]))}.items():
@@ -171,7 +171,7 @@ def _real(config: BridgeBenchConfig) -> dict[str, Any]:
     action = engine.world.action_space.sample()
     with _process("world", config.world, str(config.threads)) as address:
         remote = RemoteEngine(address)
-        here, there = engine.open(seed=1), remote.open_all([Opening(seed=1)])[0]
+        here, there = engine.open(seed=1), remote.open_all([SessionSpec(seed=1)])[0]
         ways = {"in process": lambda: engine.step({here: action}), "remote": lambda: remote.step({there: action})}
         single = _in_turns(ways, config.steps)
         engine.close(here)
@@ -187,7 +187,7 @@ def _real(config: BridgeBenchConfig) -> dict[str, Any]:
 
 def _local(engine: Any, sessions: int, action: Any, seconds: float) -> float:
     """Frames/s of sessions in this process."""
-    numbers = engine.open_all([Opening(seed=i) for i in range(sessions)])
+    numbers = engine.open_all([SessionSpec(seed=i) for i in range(sessions)])
     engine.step(dict.fromkeys(numbers, action))
     frames, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:

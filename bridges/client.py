@@ -19,7 +19,7 @@ from worldsim.bridges import protocol
 from worldsim.bridges.actions import to_json
 from worldsim.bridges.connection import Connection, ConnectionConfig
 from worldsim.bridges.messages import Message
-from worldsim.engine.records import Opening, Step
+from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.envs.vector_env import WorldVectorEnv
 from worldsim.envs.world_env import WorldEnv
 from worldsim.errors import ActionError, BridgeError, ConfigError, InputError, SessionError
@@ -98,7 +98,7 @@ class RemoteEngine:
         self._last = 0
         self._leaving: list[str] = []  # sessions that were closed here, and that the host does not know of yet
 
-    def open_all(self, openings: Sequence[Opening]) -> list[int]:
+    def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none.
 
         Raises:
@@ -139,7 +139,7 @@ class RemoteEngine:
             pass  # the host is gone, and ends them by itself
         self.connection.close()
 
-    def step(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+    def step(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
         """Draw the next frame of some sessions, each under its action.
 
         Raises:
@@ -154,7 +154,7 @@ class RemoteEngine:
             about = message.header
             drawn = (about[name] for name in ("reward", "ended", "step", "terminated"))
             return {number: self._advance(number, frame, *drawn)}
-        drawn: dict[int, Step] = {}
+        drawn: dict[int, StepResult] = {}
         numbers = list(actions)
         for number in numbers:
             self._get(number)
@@ -202,7 +202,7 @@ class RemoteEngine:
         quality = self.connection.config.quality if self.connection.encoding == "jpeg" else None
         return {"encoding": self.connection.encoding, "quality": quality}
 
-    def _opening(self, opening: Opening, index: int, buffers: dict[str, Any]) -> dict[str, Any]:
+    def _opening(self, opening: SessionSpec, index: int, buffers: dict[str, Any]) -> dict[str, Any]:
         fields = {k: v for k, v in vars(opening).items() if v is not None}
         if isinstance(opening.start, Mapping):
             if "frames" not in opening.start:
@@ -253,7 +253,7 @@ class RemoteEngine:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ActionError(f"action {action!r} is outside the action space {self.world.action_space}.") from error
 
-    def _step_batch(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+    def _step_batch(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
         known = {number: self.sessions[number] for number in actions}
         fields: dict[str, Any] = {}
         buffers = None
@@ -274,11 +274,11 @@ class RemoteEngine:
 
     def _advance(
         self, number: int, frame: np.ndarray, reward: float, ended: float, step: int, terminated: bool
-    ) -> Step:
+    ) -> StepResult:
         known = self.sessions[number]
         self.sessions[number] = replace(known, frame=frame, reward=reward, ended=ended, step=step)
         own = np.array(frame) if self.connection.config.copy else frame  # what is kept here is only read
-        return Step(own, reward, ended, step, terminated)
+        return StepResult(own, reward, ended, step, terminated)
 
 
 class RemoteEnv(WorldEnv):

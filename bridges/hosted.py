@@ -14,7 +14,7 @@ from worldsim.envs.keymap import KeyMap
 from worldsim.errors import ActionError, ProtocolError
 
 Role = Literal["owner", "player", "watcher"]
-Mark = tuple[str, int | str]
+RequestKey = tuple[str, int | str]
 """A client and the id of its request, with a number behind it in a batch: what a repeated request is known by."""
 
 
@@ -84,17 +84,17 @@ class Hosted:
     world: str
     number: int
     owner: str
-    born: Mark
+    born: RequestKey
     lease_end: float
     token: str = field(default_factory=new_token)
     watch: str = field(default_factory=new_token)
     encoding: str = "raw"
     quality: int = 90
-    mark: Mark | None = None
-    pending: Mark | None = None
+    mark: RequestKey | None = None
+    pending: RequestKey | None = None
     seen: dict[str, int] = field(default_factory=dict)
-    kept: tuple[Mark, str] | None = None
-    shared: Mark | None = None
+    kept: tuple[RequestKey, str] | None = None
+    shared: RequestKey | None = None
     episode: int = 0
     share: Share | None = None
     held: dict[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gymnasium import spaces
 
-from worldsim.bridges.hosted import Hosted, Mark
+from worldsim.bridges.hosted import Hosted, RequestKey
 from worldsim.engine.engine import Engine
 from worldsim.engine.session import Snapshot
 from worldsim.envs.keymap import KeyMap, derive_keys, read_keys, rest_action
@@ -76,7 +76,7 @@ class Call:
     came: float
 
     @property
-    def mark(self) -> Mark:
+    def mark(self) -> RequestKey:
         """What it is known by if it comes again."""
         return self.client.token, self.header["id"]
 
@@ -87,7 +87,7 @@ class Call:
 
 
 @dataclass
-class Wish:
+class PendingStep:
     """A request for frames that waits to be drawn, or a clock's (then there is no call)."""
 
     sessions: list[Hosted]
@@ -103,7 +103,7 @@ class Wish:
 
 
 @dataclass
-class Kept:
+class StoredSnapshot:
     """A snapshot that a client keeps with the host."""
 
     owner: str
@@ -120,7 +120,7 @@ class Served:
     engine: Engine
     keymap: KeyMap
     about: dict[str, Any]
-    wishes: list[Wish] = field(default_factory=list)
+    wishes: list[PendingStep] = field(default_factory=list)
     took: float = 0.0  # seconds of the last pass
     answered: dict[str, float] = field(default_factory=dict)  # when each got its last frame, until it asks again
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from worldsim.bridges.actions import from_json
 from worldsim.bridges.checkpoints import Record
-from worldsim.bridges.hosted import Hosted, Mark, Share
-from worldsim.bridges.records import Client, Kept
+from worldsim.bridges.hosted import Hosted, RequestKey, Share
+from worldsim.bridges.records import Client, StoredSnapshot
 from worldsim.bridges.service import Service
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.errors import BridgeError, WorldsimError
 
 log = logging.getLogger("worldsim.host")
@@ -29,7 +29,7 @@ def resume(service: Service) -> int:
     if checkpoints is None:
         return 0
     for token, path, about in checkpoints.load_kept():
-        service.snapshots[token] = Kept(about["owner"], about["world"], about["episode"], path)
+        service.snapshots[token] = StoredSnapshot(about["owner"], about["world"], about["episode"], path)
         service.clients.setdefault(f"resumed/{about['owner']}", Client(about["owner"], seen=time.monotonic()))
     waiting: dict[str, tuple[Hosted, list[dict[str, Any]]]] = {}
     for place, record in checkpoints.load():
@@ -59,7 +59,7 @@ def _restored(service: Service, record: Record) -> Hosted:
     if record.state is not None:
         number = served.engine.restore(record.state)
     elif _begins(record):
-        number = served.engine.open_all([Opening(**record.events[0]["begin"])])[0]
+        number = served.engine.open_all([SessionSpec(**record.events[0]["begin"])])[0]
     else:
         raise BridgeError("it has neither a state nor a beginning.")
     hosted = Hosted(
@@ -103,5 +103,5 @@ def _replay_round(service: Service, waiting: dict[str, tuple[Hosted, list[dict[s
         service.worlds[world].engine.step(actions)
 
 
-def _mark(pair: Any) -> Mark | None:
+def _mark(pair: Any) -> RequestKey | None:
     return (pair[0], pair[1]) if pair else None

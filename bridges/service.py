@@ -21,8 +21,18 @@ from worldsim.bridges import messages, protocol
 from worldsim.bridges.actions import to_json
 from worldsim.bridges.checkpoints import Checkpoints
 from worldsim.bridges.frames import Ring, SharedFolder, to_jpeg
-from worldsim.bridges.hosted import Hosted, Mark, Role, new_token
-from worldsim.bridges.records import Answer, Call, Client, Kept, Served, ServiceConfig, Wish, clip_bytes, serve_world
+from worldsim.bridges.hosted import Hosted, RequestKey, Role, new_token
+from worldsim.bridges.records import (
+    Answer,
+    Call,
+    Client,
+    PendingStep,
+    Served,
+    ServiceConfig,
+    StoredSnapshot,
+    clip_bytes,
+    serve_world,
+)
 from worldsim.engine.engine import Engine
 from worldsim.engine.session import Snapshot
 from worldsim.errors import (
@@ -80,9 +90,9 @@ class Service:
         self.name = new_token()
         self.sessions: dict[str, Hosted] = {}
         self.tokens: dict[str, tuple[Hosted, Role]] = {}
-        self.born: dict[Mark, Hosted] = {}
-        self.over: OrderedDict[Mark, None] = OrderedDict()  # requests that began sessions which have ended since
-        self.snapshots: OrderedDict[str, Kept] = OrderedDict()  # by token, oldest first
+        self.born: dict[RequestKey, Hosted] = {}
+        self.over: OrderedDict[RequestKey, None] = OrderedDict()  # requests that began sessions which have ended since
+        self.snapshots: OrderedDict[str, StoredSnapshot] = OrderedDict()  # by token, oldest first
         self.peers: OrderedDict[bytes, Client] = OrderedDict()
         self.clients: OrderedDict[str, Client] = OrderedDict()
         self.stopping = False
@@ -192,7 +202,7 @@ class Service:
             self.checkpoints.forget(hosted)
         log.info("close", extra={"fields": {"session": hosted.token[:8], "world": hosted.world, "why": why}})
 
-    def _dropped(self, wish: Wish, hosted: Hosted) -> bool:
+    def _dropped(self, wish: PendingStep, hosted: Hosted) -> bool:
         """Whether a wish must be dropped because a session of it ends; who wished hears of it."""
         if hosted not in wish.sessions:
             return False
@@ -210,7 +220,7 @@ class Service:
         if self.checkpoints is not None:
             about = {"owner": client.owner, "world": hosted.world, "episode": hosted.episode}
             self.checkpoints.keep(token, taken, about)
-        self.snapshots[token] = Kept(client.owner, hosted.world, hosted.episode, taken)
+        self.snapshots[token] = StoredSnapshot(client.owner, hosted.world, hosted.episode, taken)
         mine = [token for token, kept in self.snapshots.items() if kept.owner == client.owner]
         for old in mine[: max(0, len(mine) - self.config.snapshots)]:
             self.drop(old)
@@ -279,7 +289,7 @@ class Service:
 
     # Time passes.
 
-    def wish(self, wish: Wish) -> None:
+    def wish(self, wish: PendingStep) -> None:
         """Ask for frames."""
         served = self.worlds[wish.sessions[0].world]
         served.wishes.append(wish)
@@ -327,9 +337,9 @@ class Service:
             hosted.fps = 0.0
             return
         hosted.pending = ("", 0)
-        self.wish(Wish([hosted], {hosted.number: action}, now))
+        self.wish(PendingStep([hosted], {hosted.number: action}, now))
 
-    def _draw(self, served: Served, wishes: list[Wish]) -> None:
+    def _draw(self, served: Served, wishes: list[PendingStep]) -> None:
         actions = {number: action for wish in wishes for number, action in wish.actions.items()}
         failure: Exception | None = None
         begun = time.monotonic()
@@ -373,7 +383,7 @@ class Service:
         """The last frames of several sessions as one buffer, (N, H, W, 3)."""
         return {"frames": np.stack([self.record(hosted).frame for hosted in sessions])}
 
-    def _answer(self, wish: Wish) -> None:
+    def _answer(self, wish: PendingStep) -> None:
         assert wish.call is not None
         try:
             fields, buffers = self.drawn_reply(wish.call, wish.sessions)
@@ -383,7 +393,7 @@ class Service:
         for peer in wish.peers:
             self.send_to(peer, parts)
 
-    def _fail(self, wish: Wish, error: Exception) -> None:
+    def _fail(self, wish: PendingStep, error: Exception) -> None:
         for hosted in wish.sessions:
             hosted.fps = 0.0
         explained = self.explain(error)

@@ -17,10 +17,10 @@ import worldsim
 from worldsim.bridges import protocol
 from worldsim.bridges.actions import from_buffer, from_json, from_request
 from worldsim.bridges.frames import can_jpeg
-from worldsim.bridges.hosted import Hosted, Mark, Role, Share, Watch, check_parts, new_token, resolve
-from worldsim.bridges.records import Answer, Call, Served, Wish
+from worldsim.bridges.hosted import Hosted, RequestKey, Role, Share, Watch, check_parts, new_token, resolve
+from worldsim.bridges.records import Answer, Call, PendingStep, Served
 from worldsim.bridges.service import Service
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.engine.starts import complete
 from worldsim.errors import EngineFull, ProtocolError
 
@@ -113,7 +113,7 @@ def step(service: Service, call: Call) -> Answer | None:
         hosted.held[role] = before if before is not None else served.keymap.entries[frozenset()]
         raise
     hosted.pending = call.mark
-    service.wish(Wish([hosted], {hosted.number: action}, call.came, call))
+    service.wish(PendingStep([hosted], {hosted.number: action}, call.came, call))
     return None
 
 
@@ -251,7 +251,7 @@ def step_batch(service: Service, call: Call) -> Answer | None:
         served.engine.check(number, action)
     for hosted in sessions:
         hosted.pending = call.mark
-    service.wish(Wish(sessions, wanted, call.came, call))
+    service.wish(PendingStep(sessions, wanted, call.came, call))
     return None
 
 
@@ -368,7 +368,7 @@ def worldsim_version() -> str:
         return worldsim.__name__
 
 
-def _opening(call: Call, fields: dict[str, Any]) -> Opening:
+def _opening(call: Call, fields: dict[str, Any]) -> SessionSpec:
     """What a request, or one entry of its openings, says of a beginning."""
     start = fields.get("start")
     if isinstance(start, dict):
@@ -380,7 +380,7 @@ def _opening(call: Call, fields: dict[str, Any]) -> Opening:
             raise ProtocolError("bad-field", "'actions' of 'start' must be the name of a buffer, or a list.")
         between = call.buffers[actions] if isinstance(actions, str) else actions
         start = {"frames": call.buffers[frames], "actions": between}
-    return Opening(
+    return SessionSpec(
         seed=fields.get("seed") or 0, prompt=fields.get("prompt"), start=start, guidance=fields.get("guidance")
     )
 
@@ -406,13 +406,13 @@ def _new(service: Service, call: Call, served: Served, number: int, born: Any) -
     return Hosted(served.name, number, call.client.owner, born, lease_end)
 
 
-def _begun(service: Service, hosted: Hosted, opening: Opening | None) -> None:
+def _begun(service: Service, hosted: Hosted, opening: SessionSpec | None) -> None:
     """Take a new session in, on disk too."""
     service.add(hosted)
     _write_beginning(service, hosted, opening)
 
 
-def _restarted(service: Service, hosted: Hosted, opening: Opening, call: Call) -> None:
+def _restarted(service: Service, hosted: Hosted, opening: SessionSpec, call: Call) -> None:
     hosted.episode, hosted.mark = 0, call.mark
     if hosted.share is not None:
         hosted.share.since = service.record(hosted).step
@@ -420,7 +420,7 @@ def _restarted(service: Service, hosted: Hosted, opening: Opening, call: Call) -
     service.push_all(hosted)
 
 
-def _write_beginning(service: Service, hosted: Hosted, opening: Opening | None) -> None:
+def _write_beginning(service: Service, hosted: Hosted, opening: SessionSpec | None) -> None:
     """On disk, how a session began is enough to begin it again; one from a clip of the client's is written whole."""
     if opening is None or isinstance(opening.start, dict):
         service.save(hosted)
@@ -428,7 +428,7 @@ def _write_beginning(service: Service, hosted: Hosted, opening: Opening | None) 
         service.checkpoints.begin(hosted, vars(opening), time.monotonic())
 
 
-def _begin_anew(service: Service, sessions: Sequence[Hosted], openings: list[Opening]) -> None:
+def _begin_anew(service: Service, sessions: Sequence[Hosted], openings: list[SessionSpec]) -> None:
     """Begin sessions anew, all or none; also where there is no room for the old and the new at once."""
     engine = service.worlds[sessions[0].world].engine
     numbers = [hosted.number for hosted in sessions]
@@ -475,7 +475,7 @@ def _steered(service: Service, call: Call, token: str, *roles: Role) -> tuple[Ho
     return hosted, role
 
 
-def _begun_before(service: Service, mark: Mark) -> Hosted | None:
+def _begun_before(service: Service, mark: RequestKey) -> Hosted | None:
     """The session that this very request has begun.
 
     Raises:

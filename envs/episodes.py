@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.errors import InputError
 
 OPTIONS = ("prompt", "start", "snapshot")
@@ -14,13 +14,13 @@ OPTIONS = ("prompt", "start", "snapshot")
 
 def draw_opening(
     clips: int, rng: np.random.Generator, prompt: str | None, start: Any, default_prompt: str | None
-) -> Opening:
+) -> SessionSpec:
     """How an episode begins: its noise and, where nothing is asked for, its clip are drawn from `rng`."""
     prompt = default_prompt if prompt is None else prompt
     seed = int(rng.integers(2**62))
     if start is None and prompt is None and clips:
         start = int(rng.integers(clips))
-    return Opening(seed=seed, prompt=prompt, start=start)
+    return SessionSpec(seed=seed, prompt=prompt, start=start)
 
 
 def check_options(options: dict[str, Any], also: tuple[str, ...] = ()) -> None:

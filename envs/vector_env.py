@@ -16,7 +16,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from worldsim.engine.records import EngineLike, Opening, Step
+from worldsim.engine.records import EngineLike, SessionSpec, StepResult
 from worldsim.envs.episodes import check_options, draw_opening
 from worldsim.envs.world_env import make_engine
 from worldsim.errors import ActionError, ConfigError, InputError, SessionError
@@ -220,7 +220,7 @@ class WorldVectorEnv(VectorEnv):
         """Begin episodes of some sub-environments, all of them in shared passes."""
         nothing = [None] * self.num_envs
         prompts, starts, snapshots = (given.get(name, nothing) for name in ("prompt", "start", "snapshot"))
-        openings: dict[int, Opening] = {}
+        openings: dict[int, SessionSpec] = {}
         clips = self.world.starts if self.starts is None else self.starts
         for i in indices:
             opening = draw_opening(len(clips), self._generator(i), prompts[i], starts[i], self.default_prompts[i])
@@ -242,10 +242,10 @@ class WorldVectorEnv(VectorEnv):
                 self.engine.close(old)
             self._sessions[i], self._steps[i], self._over[i] = session, 0, False
 
-    def _ends(self, step: Step) -> bool:
+    def _ends(self, step: StepResult) -> bool:
         return step.terminated if self.end_above is None else step.ended > self.end_above
 
-    def _info(self, index: int, step: Step | None) -> dict[str, Any]:
+    def _info(self, index: int, step: StepResult | None) -> dict[str, Any]:
         info: dict[str, Any] = {"prompt": self.engine.sessions[self._session(index)].prompt}
         return info if step is None else info | {"ended": step.ended}
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from worldsim.bridges.checks import Result
 from worldsim.bridges.client import RemoteEngine
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 
 START = 120.0  # seconds that a host may take to load
 
@@ -78,7 +78,7 @@ def reference(address: str, seed: int, actions: Sequence[Any], prompt: str = "a 
     """SHA-256 of the first frame of a session and of each after an action, as the Python client sees them."""
     engine = RemoteEngine(address)
     try:
-        number = engine.open_all([Opening(seed=seed, prompt=prompt)])[0]
+        number = engine.open_all([SessionSpec(seed=seed, prompt=prompt)])[0]
         hashes = [digest(engine.sessions[number].frame)]
         for action in actions:
             hashes.append(digest(engine.step({number: action})[number].frame))

@@ -16,7 +16,7 @@ from hosting import digest
 from worldsim.bridges import protocol
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.messages import pack, unpack
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 
 BURST = 32  # messages that are sent before replies are read
 TOKENS = ["abcdefgh", "0" * 32, "x" * 64]
@@ -113,7 +113,7 @@ def fuzz(address: str, process: int, messages: int, seed: int, report_every: flo
     codes: dict[str, int] = {}
     player = RemoteEngine(address)
     actions = [player.world.action_space.sample() for _ in range(20)]
-    numbers = player.open_all([Opening(seed=1), Opening(seed=1)])
+    numbers = player.open_all([SessionSpec(seed=1), SessionSpec(seed=1)])
     stats = player.connection.call("stats").header["stats"]
     others, before_unsent = stats["sessions"], stats["requests"].get("unsent", 0)
     expected = [digest(player.step({numbers[0]: action})[numbers[0]].frame) for action in actions]

@@ -20,7 +20,7 @@ from worldsim.agents.agent import Agent, RandomActor
 from worldsim.agents.choices import Choices, find_choices
 from worldsim.agents.evaluation import AgentEvalConfig, evaluate_agent, line, play_episodes
 from worldsim.agents.explorer import explorer_for
-from worldsim.agents.games import as_agents_see, dreams, find_game, real_games, sample_starts, world_of
+from worldsim.agents.games import as_agents_see, find_game, imagined_envs, real_games, sample_starts, world_of
 from worldsim.agents.planner import PlanConfig, Planner, PlannerConfig, plan
 from worldsim.agents.training import AgentConfig, Learning, train_agent, world_reach
 from worldsim.data.episodes import read_episode
@@ -162,7 +162,7 @@ def test_agents_see_alone_what_they_learned_from(world_path, dreamer, grey):
     card = dataclasses.replace(Agent.load(dreamer.folder()).card, grey=grey, stack=stack)
     agent = Agent(card)
     assert agent.choices is not None
-    raw, wrapped = (dreams(world_path, 2, max_episode_steps=4, threads=1) for _ in range(2))
+    raw, wrapped = (imagined_envs(world_path, 2, max_episode_steps=4, threads=1) for _ in range(2))
     seen = as_agents_see(wrapped, agent.choices, stack, grey)
     for envs in (raw, seen):
         envs.seed(SEED)
@@ -184,7 +184,7 @@ def test_a_held_choice_lasts(world_path, dreamer):
     """Four games of one step a choice, played four steps at a time, are the games of a choice in four steps."""
     agent = Agent.load(dreamer.folder())
     assert agent.choices is not None
-    raw, wrapped = (dreams(world_path, 2, max_episode_steps=6, threads=1) for _ in range(2))
+    raw, wrapped = (imagined_envs(world_path, 2, max_episode_steps=6, threads=1) for _ in range(2))
     held = as_agents_see(wrapped, agent.choices, stack=2, grey=False, hold=4)
     for envs in (raw, held):
         envs.seed(SEED)
@@ -265,7 +265,7 @@ def test_starts_come_from_the_recording(dataset, world_path):
     first = sample_starts(dataset.path, 3, reach, anywhere=False)
     openings = [read_episode(path).frames[0] for path in dataset.episodes()]
     assert all(any(np.array_equal(start["frames"][0], frame) for frame in openings) for start in first)
-    envs = dreams(world_path, 3, starts=starts, threads=1, max_episode_steps=3)
+    envs = imagined_envs(world_path, 3, starts=starts, threads=1, max_episode_steps=3)
     lasts = [start["frames"][-1] for start in starts]
     envs.seed(SEED)
     frames, begun, firsts = np.asarray(envs.reset()), np.ones(3, bool), set()
@@ -286,7 +286,7 @@ def test_starts_come_from_the_recording(dataset, world_path):
 
 
 def test_temperature_and_ends_reach_the_world(world_path):
-    envs = dreams(world_path, 4, noise_scale=0.5, end_above=0.0, threads=1)
+    envs = imagined_envs(world_path, 4, noise_scale=0.5, end_above=0.0, threads=1)
     engine = world_of(envs).engine
     assert isinstance(engine, Engine) and engine.sampler.noise_scale == 0.5
     envs.reset()
@@ -294,7 +294,7 @@ def test_temperature_and_ends_reach_the_world(world_path):
     envs.close()
     rates = []
     for _ in range(2):
-        drawn = dreams(world_path, 8, end_above=None, threads=1)
+        drawn = imagined_envs(world_path, 8, end_above=None, threads=1)
         drawn.seed(SEED)
         drawn.reset()
         ends = [drawn.step(np.zeros(8, np.int64))[2] for _ in range(6)]

@@ -70,9 +70,9 @@ def test_what_the_network_sees_and_says_is_of_unit_size(offset: float) -> None:
 
 
 def test_levels() -> None:
-    assert edm.schedule(3)[0] == pytest.approx(5) and edm.schedule(3)[2:] == [pytest.approx(2e-3), 0.0]
-    assert edm.schedule(1) == [pytest.approx(5), 0.0]
-    levels = edm.training_levels(20000, torch.Generator().manual_seed(0))
+    assert edm.get_schedule(3)[0] == pytest.approx(5) and edm.get_schedule(3)[2:] == [pytest.approx(2e-3), 0.0]
+    assert edm.get_schedule(1) == [pytest.approx(5), 0.0]
+    levels = edm.sample_sigmas(20000, torch.Generator().manual_seed(0))
     assert float(levels.log().median()) == pytest.approx(-0.4, abs=0.05)
     assert edm.LEVELS[0] <= float(levels.min()) and float(levels.max()) <= edm.LEVELS[1]
 

@@ -23,7 +23,7 @@ from worldsim.bridges.checks import Result
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.client_troubles import TROUBLES
 from worldsim.bridges.connection import ConnectionConfig
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 
 QUICK = ConnectionConfig(timeout=0.3, patience=8.0)
 FRAMES = 10
@@ -34,7 +34,7 @@ def play(address: str) -> None:
     """What a client under test does, with the Python client."""
     engine = RemoteEngine(address, config=QUICK)
     try:
-        number = engine.open_all([Opening(seed=1, prompt="a cart")])[0]
+        number = engine.open_all([SessionSpec(seed=1, prompt="a cart")])[0]
         for action in drive(FRAMES):
             engine.step({number: action})
     finally:

@@ -63,7 +63,7 @@ from worldsim.bridges.check_host import CHECKS, check_host
 from worldsim.bridges.checks import reply_faults
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.messages import Message
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.errors import SnapshotMismatch
 
 STEPS = 6  # of an episode in the second world
@@ -256,7 +256,7 @@ def test_a_damaged_snapshot(world_path: Path, tmp_path: Path) -> None:
     """bad-snapshot: the one code that needs a host to be killed first."""
     host = HostProcess([world_path], tmp_path, 0)
     engine = RemoteEngine(host.address)
-    number = engine.open_all([Opening(seed=1)])[0]
+    number = engine.open_all([SessionSpec(seed=1)])[0]
     kept = engine.snapshot(number)
     host.kill(signal.SIGKILL)
     (path,) = (tmp_path / "sessions" / "snapshots").glob("*.session")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny import OPENINGS
 
 from worldsim.engine.engine import Engine
-from worldsim.engine.records import Opening, Step
+from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.engine.session import Snapshot
 from worldsim.engine.stages import Stages
 from worldsim.engine.stats import prometheus
@@ -45,11 +45,11 @@ def engine(world: World) -> Iterator[Engine]:
     found.close()
 
 
-def play(engine: Engine, session: int, actions: list[int] = ACTIONS) -> list[Step]:
+def play(engine: Engine, session: int, actions: list[int] = ACTIONS) -> list[StepResult]:
     return [engine.step({session: action})[session] for action in actions]
 
 
-def same(some: list[Step], others: list[Step]) -> bool:
+def same(some: list[StepResult], others: list[StepResult]) -> bool:
     return len(some) == len(others) > 0 and all(
         np.array_equal(a.frame, b.frame) and (a.reward, a.ended, a.step) == (b.reward, b.ended, b.step)
         for a, b in zip(some, others, strict=True)
@@ -77,8 +77,8 @@ def test_isolation(world: World, others: int) -> None:
         alone.append(play(single, single.open(**opening)))
     engine = Engine(world, threads=2)
     watched = [engine.open(**opening) for opening in OPENINGS]
-    crowd = engine.open_all([Opening(seed=100 + i, prompt="a cart" if i % 2 else None) for i in range(others)])
-    together: list[list[Step]] = [[] for _ in watched]
+    crowd = engine.open_all([SessionSpec(seed=100 + i, prompt="a cart" if i % 2 else None) for i in range(others)])
+    together: list[list[StepResult]] = [[] for _ in watched]
     for turn, action in enumerate(ACTIONS):
         steps = engine.step(
             {n: action for n in watched} | {n: i % 2 for i, n in enumerate(crowd) if (turn + i) % (1 + i % 3) == 0}
@@ -130,7 +130,7 @@ def test_forks_share_memory_until_they_differ(engine: Engine) -> None:
     assert not same(play(engine, number), play(engine, other))
     for session in [number, *twins, other]:
         engine.close(session)
-    assert engine.table.pool.used == engine.table.pool.pinned  # clips to begin from
+    assert engine.table.pool.used == engine.table.pool.reserved  # clips to begin from
 
 
 def test_snapshots_go_back_and_on(engine: Engine, tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_snapshots_go_back_and_on(engine: Engine, tmp_path: Path) -> None:
     assert same(expected, play(engine, engine.restore(loaded)))
     restored = engine.sessions[engine.restore(loaded)]
     assert (restored.prompt, restored.guidance, restored.seed, restored.step) == ("a cart", 2.0, 1, 5)
-    pinned = engine.table.pool.pinned
+    pinned = engine.table.pool.reserved
     snapshot.close()
     snapshot.close()
-    assert engine.table.pool.pinned < pinned
+    assert engine.table.pool.reserved < pinned
     with pytest.raises(SnapshotMismatch, match="closed"):
         engine.restore(snapshot)
     with pytest.raises(SnapshotMismatch, match="closed"):
@@ -159,10 +159,10 @@ def test_snapshots_go_back_and_on(engine: Engine, tmp_path: Path) -> None:
 
 def test_a_dropped_snapshot_gives_its_memory_back(engine: Engine) -> None:
     number = engine.open(seed=1)
-    pinned, kept = engine.table.pool.pinned, engine.snapshot(number)
+    pinned, kept = engine.table.pool.reserved, engine.snapshot(number)
     play(engine, number)
     del kept
-    assert engine.table.pool.pinned == pinned
+    assert engine.table.pool.reserved == pinned
 
 
 OTHER_PROCESS = """
@@ -246,7 +246,7 @@ def test_admission(world: World) -> None:
     numbers.append(engine.open(seed=5))
     engine.step({n: 1 for n in numbers})
     few = Engine(world, threads=1, max_sessions=2)
-    few.open_all([Opening(seed=1), Opening(seed=2)])
+    few.open_all([SessionSpec(seed=1), SessionSpec(seed=2)])
     with pytest.raises(EngineFull, match="max_sessions 2"):
         few.open(seed=3)
 
@@ -265,7 +265,7 @@ def test_bad_calls(engine: Engine, world: World) -> None:
         (lambda: engine.fork(0), SessionError),
         (lambda: engine.close(12), SessionError),
         (lambda: engine.snapshot(-1), SessionError),
-        (lambda: engine.open_all([Opening(seed=1), Opening(prompt=5)]), PromptError),  # type: ignore[arg-type]
+        (lambda: engine.open_all([SessionSpec(seed=1), SessionSpec(prompt=5)]), PromptError),  # type: ignore[arg-type]
     ):
         with pytest.raises(error):
             call()

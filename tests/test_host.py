@@ -23,7 +23,7 @@ from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.connection import Connection, ConnectionConfig
 from worldsim.bridges.host import HostConfig, check_bind, ipc_address
 from worldsim.bridges.keys import KeysConfig, make_keys
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.errors import BridgeError, ConfigError, EngineFull, ProtocolError, SessionError, SnapshotMismatch
 
 QUICK = ConnectionConfig(timeout=0.5, patience=2.0)
@@ -47,7 +47,7 @@ def free_port() -> int:
 
 def test_ipc(host: HostProcess) -> None:
     engine = RemoteEngine(ipc_address(host.port))
-    number = engine.open_all([Opening(seed=3, prompt="a cart")])[0]
+    number = engine.open_all([SessionSpec(seed=3, prompt="a cart")])[0]
     assert digest(engine.sessions[number].frame) == reference(host.address, 3, [])[0]
     engine.close()
 
@@ -77,7 +77,7 @@ def test_keys(world_path: Path, tmp_path: Path) -> None:
             return ConnectionConfig(key=pairs[name][1], host_key=pairs["host"][0], timeout=1, patience=3)
 
         engine = RemoteEngine(host.address, config=settings("alice"))
-        number = engine.open_all([Opening(seed=1)])[0]
+        number = engine.open_all([SessionSpec(seed=1)])[0]
         assert engine.step({number: 1})[number].step == engine.sessions[number].step
         engine.close()
         for config in (settings("mallory"), QUICK):  # a key that is not on the list, and none
@@ -123,7 +123,7 @@ def test_a_host_with_several_worlds(world_path: Path, tmp_path: Path) -> None:
     (twin / "world.json").write_text(json.dumps(card | {"name": "twin"}))
     with hosting([world_path, twin], tmp_path / "host") as host:
         engines = [RemoteEngine(host.address, world=name) for name in ("CartPole-v1", "twin")]
-        numbers = [engine.open_all([Opening(seed=1, prompt="a cart")])[0] for engine in engines]
+        numbers = [engine.open_all([SessionSpec(seed=1, prompt="a cart")])[0] for engine in engines]
         for action in drive(5):
             a, b = (engine.step({n: action})[n].frame for engine, n in zip(engines, numbers, strict=True))
             assert digest(a) == digest(b)  # the same weights
@@ -204,7 +204,7 @@ def test_watching_and_the_clock(host: HostProcess) -> None:
 def test_slow_readers_hold_up_nobody(host: HostProcess) -> None:
     """Someone asks for thousands of frames and reads none; the steps of another take what they took."""
     quick = RemoteEngine(host.address)
-    number = quick.open_all([Opening(seed=1)])[0]
+    number = quick.open_all([SessionSpec(seed=1)])[0]
 
     def pace() -> list[float]:
         times = []
@@ -245,7 +245,7 @@ def test_stats_metrics_log_and_top(world_path: Path, tmp_path: Path, capsys: pyt
     port = free_port()
     with hosting([world_path], tmp_path, "--metrics-port", str(port)) as host:
         engine = RemoteEngine(host.address)
-        number = engine.open_all([Opening(seed=1, prompt="a cart")])[0]
+        number = engine.open_all([SessionSpec(seed=1, prompt="a cart")])[0]
         for action in drive(10):
             engine.step({number: action})
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:

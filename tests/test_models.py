@@ -11,9 +11,9 @@ from torch import Tensor
 
 from worldsim.errors import ConfigError
 from worldsim.models.attention import attend
-from worldsim.models.cache import FrameCache
 from worldsim.models.conditions import Conditions
 from worldsim.models.dit import GATE_OPEN, GATE_START, DiT, DiTConfig
+from worldsim.models.kv_cache import KVCache
 from worldsim.models.layers import SquaredReLU, rope, rotate
 
 B, T, K, A, C, SIZE, WORDS = 2, 6, 2, 2, 4, 4, 3
@@ -104,7 +104,7 @@ def test_cache_equals_no_cache(patch: tuple[int, int, int]) -> None:
     for frame in range(T):
         one = cut(given, slice(None), slice(frame, frame + 1))
         step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache)
-        cache = cache.push(*step.written)
+        cache = cache.append(*step.written)
         torch.testing.assert_close(step.latents[:, 0], whole.latents[:, frame], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(step.reward[:, 0], whole.reward[:, frame], rtol=1e-4, atol=1e-4)
 
@@ -117,7 +117,7 @@ def test_full_cache_equals_recent_frames() -> None:
     for frame in range(T):
         one = cut(given, slice(None), slice(frame, frame + 1))
         step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache)
-        cache = cache.push(*step.written)
+        cache = cache.append(*step.written)
     assert step is not None
     window = slice(T - 4, T)
     whole = model(x[:, window], sigma[:, window], cut(given, slice(None), window))
@@ -133,8 +133,8 @@ def test_sessions_of_different_age_share_a_batch() -> None:
     for row, frames in ((0, 5), (1, 2)):
         for frame in range(frames):
             here = (slice(row, row + 1), slice(frame, frame + 1))
-            alone[row] = alone[row].push(*model(x[here], sigma[here], cut(given, *here), cache=alone[row]).written)
-    both = FrameCache(*(torch.cat([getattr(cache, name) for cache in alone]) for name in ("keys", "values", "count")))
+            alone[row] = alone[row].append(*model(x[here], sigma[here], cut(given, *here), cache=alone[row]).written)
+    both = KVCache(*(torch.cat([getattr(cache, name) for cache in alone]) for name in ("keys", "values", "count")))
     last = (slice(None), slice(T - 1, T))
     together = model(x[last], sigma[last], cut(given, *last), cache=both).latents
     for row, cache in enumerate(alone):

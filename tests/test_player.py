@@ -144,9 +144,9 @@ def test_a_real_world_goes_back_bit_for_bit(world_path, monkeypatch):
     assert np.array_equal(play(session, turns[3:]), shown[3:])
     episode = session.history.episode({})
     assert np.array_equal(episode.frames, [start, *shown]) and np.array_equal(episode.rewards, rewards)
-    assert pool.pinned > 0
+    assert pool.reserved > 0
     session.close()
-    assert pool.pinned == pool.used == 0
+    assert pool.reserved == pool.used == 0
 
 
 def test_what_is_kept():

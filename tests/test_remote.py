@@ -19,7 +19,7 @@ import worldsim.envs  # noqa: F401  -- registers the ids
 from worldsim.bridges.client import RemoteEngine, RemoteEnv, RemoteVectorEnv
 from worldsim.bridges.connection import Connection, ConnectionConfig
 from worldsim.engine.engine import Engine
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.envs.keymap import keymap_for
 from worldsim.envs.vector_env import WorldVectorEnv
 from worldsim.envs.world_env import WorldEnv
@@ -127,7 +127,7 @@ def test_manners(host: HostProcess) -> None:
 @pytest.mark.parametrize("encoding", ["raw", "shm"])
 def test_frames_are_equal_whatever_way_they_come(host: HostProcess, encoding: str) -> None:
     engine = RemoteEngine(host.address, config=ConnectionConfig(encoding=encoding))
-    number = engine.open_all([Opening(seed=4, prompt="a cart")])[0]
+    number = engine.open_all([SessionSpec(seed=4, prompt="a cart")])[0]
     frames = [engine.step({number: action})[number].frame for action in drive(10)]
     twin = engine.fork(number)
     assert np.array_equal(engine.sessions[twin].frame, frames[-1])
@@ -143,7 +143,7 @@ def test_jpeg_is_near(host: HostProcess) -> None:
     raw, jpeg = (RemoteEngine(host.address, config=ConnectionConfig(encoding=e, quality=95)) for e in ("raw", "jpeg"))
     frames = []
     for engine in (raw, jpeg):
-        number = engine.open_all([Opening(seed=4)])[0]
+        number = engine.open_all([SessionSpec(seed=4)])[0]
         frames.append(engine.step({number: 1})[number].frame.astype(float))
         engine.close()
     assert 0 < np.abs(frames[0] - frames[1]).mean() < 8
@@ -152,7 +152,7 @@ def test_jpeg_is_near(host: HostProcess) -> None:
 def test_errors_are_those_of_a_local_engine(remote: RemoteEngine, local: Engine) -> None:
     engines: list[Any] = [remote, local]
     for engine in engines:
-        number = engine.open_all([Opening(seed=1)])[0]
+        number = engine.open_all([SessionSpec(seed=1)])[0]
         with pytest.raises(ActionError, match="outside the action space"):
             engine.step({number: 5})
         with pytest.raises((ActionError, InputError)):
@@ -160,9 +160,9 @@ def test_errors_are_those_of_a_local_engine(remote: RemoteEngine, local: Engine)
         with pytest.raises(SessionError):
             engine.step({number + 99: 0})
         with pytest.raises(InputError, match="clips"):
-            engine.open_all([Opening(start=99)])
+            engine.open_all([SessionSpec(start=99)])
         with pytest.raises(InputError):
-            engine.open_all([Opening(start={"frames": np.zeros((2, 3, 3, 3), np.uint8), "actions": [0]})])
+            engine.open_all([SessionSpec(start={"frames": np.zeros((2, 3, 3, 3), np.uint8), "actions": [0]})])
         kept = engine.snapshot(number)
         engine.step({number: 1})
         assert engine.restore(kept, number) == number
@@ -172,7 +172,7 @@ def test_errors_are_those_of_a_local_engine(remote: RemoteEngine, local: Engine)
 
 
 def test_a_dropped_snapshot_is_gone(remote: RemoteEngine) -> None:
-    number = remote.open_all([Opening(seed=1)])[0]
+    number = remote.open_all([SessionSpec(seed=1)])[0]
     kept = remote.snapshot(number)
     remote.drop(kept)
     with pytest.raises(SnapshotMismatch):
@@ -180,7 +180,7 @@ def test_a_dropped_snapshot_is_gone(remote: RemoteEngine) -> None:
 
 
 def test_openings_in_a_batch_are_those_alone(remote: RemoteEngine) -> None:
-    openings = [Opening(**{**o, "seed": o["seed"] % 2**62}) for o in OPENINGS]
+    openings = [SessionSpec(**{**o, "seed": o["seed"] % 2**62}) for o in OPENINGS]
     together = remote.open_all(openings)
     alone = [remote.open_all([opening])[0] for opening in openings]
     for a, b in zip(together, alone, strict=True):
@@ -192,7 +192,7 @@ def test_openings_in_a_batch_are_those_alone(remote: RemoteEngine) -> None:
 
 
 def test_a_lost_connection_is_made_again(remote: RemoteEngine) -> None:
-    number = remote.open_all([Opening(seed=2, prompt="a cart")])[0]
+    number = remote.open_all([SessionSpec(seed=2, prompt="a cart")])[0]
     remote.step({number: 1})
     remote.connection._connect()  # as after a time-out
     assert remote.step({number: 0})[number].step == remote.sessions[number].step
@@ -226,14 +226,14 @@ def test_many_sessions_are_refused_and_all_of_them_closed(host: HostProcess) -> 
     before, engine = count(), RemoteEngine(host.address)
     with pytest.raises(EngineFull):
         for _ in range(4):
-            engine.open_all([Opening(seed=i, start=0) for i in range(200)])
+            engine.open_all([SessionSpec(seed=i, start=0) for i in range(200)])
     assert count() == before + 400
     engine.close()
     assert count() == before
 
 
 def test_prompts(remote: RemoteEngine) -> None:
-    number = remote.open_all([Opening(seed=2)])[0]
+    number = remote.open_all([SessionSpec(seed=2)])[0]
     remote.set_prompt(number, "a cart")
     assert remote.sessions[number].prompt == "a cart"
     with pytest.raises((PromptError, BridgeError)):

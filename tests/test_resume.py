@@ -15,7 +15,7 @@ from hosting import HostProcess, digest, drive
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.connection import ConnectionConfig
 from worldsim.engine.engine import Engine
-from worldsim.engine.records import EngineLike, Opening
+from worldsim.engine.records import EngineLike, SessionSpec
 from worldsim.world import World
 
 PATIENT = ConnectionConfig(timeout=1.0, patience=180.0)
@@ -28,7 +28,7 @@ def play(engine: EngineLike, seed: int, frames: int, stop: threading.Event | Non
         What was seen, in order: hashes of frames, rewards, prompts.
     """
     rng = random.Random(seed)
-    openings = [Opening(seed=seed), Opening(seed=seed + 1, prompt="a cart"), Opening(seed=seed, start=0)]
+    openings = [SessionSpec(seed=seed), SessionSpec(seed=seed + 1, prompt="a cart"), SessionSpec(seed=seed, start=0)]
     sessions = engine.open_all(openings)
     seen = [digest(engine.sessions[number].frame) for number in sessions]
     kept: Any = None
@@ -53,7 +53,7 @@ def play(engine: EngineLike, seed: int, frames: int, stop: threading.Event | Non
             engine.close(twin)
         elif event == 4:
             engine.close(sessions[-1])
-            sessions[-1] = engine.open_all([Opening(seed=count)])[0]
+            sessions[-1] = engine.open_all([SessionSpec(seed=count)])[0]
             seen.append(digest(engine.sessions[sessions[-1]].frame))
     for number in sessions:
         engine.close(number)
@@ -118,7 +118,7 @@ def test_killed_fifty_times(world_path: Path, tmp_path: Path) -> None:
 def test_graceful_stop_and_resume(world_path: Path, tmp_path: Path) -> None:
     host = HostProcess([world_path], tmp_path)
     engine = RemoteEngine(host.address, config=PATIENT)
-    number = engine.open_all([Opening(seed=5)])[0]
+    number = engine.open_all([SessionSpec(seed=5)])[0]
     first = [engine.step({number: action})[number].frame for action in drive(10)]
     host.kill(signal.SIGTERM)
     assert host.process.returncode == 0

@@ -15,7 +15,7 @@ from worldsim.engine import tuning
 from worldsim.engine.batching import in_pieces, pieces, spread
 from worldsim.engine.engine import Engine
 from worldsim.engine.exactness import ENOUGH, SIZES, exact_parts, exact_sizes
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.engine.runtimes import Runtime, build
 from worldsim.engine.simulator import Simulator
 from worldsim.engine.stages import Stages, eager, example
@@ -158,7 +158,7 @@ def test_inexact_mode_is_close(world: World) -> None:
     frames = []
     for exact in (True, False):
         engine = Engine(world, threads=1, exact=exact)
-        numbers = engine.open_all([Opening(seed=i) for i in range(5)])
+        numbers = engine.open_all([SessionSpec(seed=i) for i in range(5)])
         frames.append(engine.step({n: 1 for n in numbers})[numbers[0]].frame)
         assert engine.stats()["exact"] is exact
     assert np.abs(frames[0].astype(int) - frames[1].astype(int)).max() <= 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from worldsim.engine.engine import Engine
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.engine.scheduler import Scheduler
 from worldsim.errors import ActionError, ConfigError, EngineFull, SessionError
 from worldsim.world import World
@@ -26,7 +26,7 @@ def engine(world: World) -> Iterator[Engine]:
 
 def test_callers_get_what_they_would_get_alone(world: World, engine: Engine) -> None:
     """Eight threads, each stepping its own session as fast as answers come."""
-    numbers = engine.open_all([Opening(seed=i) for i in range(8)])
+    numbers = engine.open_all([SessionSpec(seed=i) for i in range(8)])
     frames: dict[int, list[np.ndarray]] = {n: [] for n in numbers}
 
     def run(number: int) -> None:
@@ -48,7 +48,7 @@ def test_callers_get_what_they_would_get_alone(world: World, engine: Engine) -> 
 
 
 def test_a_batch_does_not_wait_once_all_have_asked(engine: Engine) -> None:
-    numbers = engine.open_all([Opening(seed=i) for i in range(3)])
+    numbers = engine.open_all([SessionSpec(seed=i) for i in range(3)])
     with Scheduler(engine, wait_ms=60_000) as scheduler:
         futures = [scheduler.step(n, 0) for n in numbers]
         assert {future.result(timeout=30).step for future in futures}
@@ -56,14 +56,14 @@ def test_a_batch_does_not_wait_once_all_have_asked(engine: Engine) -> None:
 
 
 def test_waiting_is_bounded(engine: Engine) -> None:
-    numbers = engine.open_all([Opening(seed=i) for i in range(3)])
+    numbers = engine.open_all([SessionSpec(seed=i) for i in range(3)])
     with Scheduler(engine, wait_ms=30) as scheduler:
         scheduler.step(numbers[0], 0).result(timeout=30)  # the others never ask
 
 
 def test_nobody_starves(engine: Engine) -> None:
     """With room for two in a batch and greedy sessions, each session still gets its turn."""
-    numbers = engine.open_all([Opening(seed=i) for i in range(5)])
+    numbers = engine.open_all([SessionSpec(seed=i) for i in range(5)])
     order: list[int] = []
     with Scheduler(engine, wait_ms=0, largest=2) as scheduler:
         gate = threading.Event()
@@ -96,7 +96,7 @@ def test_mistakes_are_their_makers_own(engine: Engine) -> None:
             futures[2].result(timeout=30)
         assert scheduler.call(lambda e: e.fork(good)).result(timeout=30) in engine.sessions
         with pytest.raises(EngineFull):
-            scheduler.call(lambda e: e.open_all([Opening()] * 50)).result(timeout=30)
+            scheduler.call(lambda e: e.open_all([SessionSpec()] * 50)).result(timeout=30)
         scheduler.step(bad, 0).result(timeout=30)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worldsim.diffusion.flow import schedule
+from worldsim.diffusion.flow import get_schedule
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.simulator import Simulator, State
 from worldsim.world import World
@@ -99,10 +99,10 @@ def test_outcome_ranges(world: World) -> None:
 
 @pytest.mark.parametrize("shift", [0.2, 0.5, 1.0, 3.0])
 def test_schedules_fall_from_noise_to_data(shift: float) -> None:
-    levels = schedule(5, shift)
+    levels = get_schedule(5, shift)
     assert (levels[0], levels[-1]) == (1, 0)
     assert levels == sorted(levels, reverse=True) and len(set(levels)) == 6
-    even = schedule(5)
+    even = get_schedule(5)
     assert all((a < b) == (shift < 1) for a, b in zip(levels[1:-1], even[1:-1], strict=True) if shift != 1)
 
 

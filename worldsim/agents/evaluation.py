@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from worldsim.agents.agent import Actor, Agent, RandomActor
-from worldsim.agents.games import dreams, find_game, real_games, sample_starts
+from worldsim.agents.games import find_game, imagined_envs, real_games, sample_starts
 from worldsim.agents.training import world_reach
 from worldsim.errors import ConfigError
 from worldsim.evaluation.intervals import bootstrap, ratio
@@ -221,4 +221,4 @@ def _games(config: AgentEvalConfig, name: str, frame_size: tuple[int, int]) -> V
             config.starts_from, config.episodes, world_reach(config.world), config.where, config.seed,
             config.starts_anywhere, "heldout",
         )  # fmt: skip
-    return dreams(config.world, min(config.num_envs, config.episodes), **settings)
+    return imagined_envs(config.world, min(config.num_envs, config.episodes), **settings)

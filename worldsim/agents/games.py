@@ -79,7 +79,7 @@ def real_games(recipe: Recipe, count: int, max_steps: int | None = None) -> VecE
     return DummyVecEnv(factories)
 
 
-def dreams(world: str | Path, count: int, **settings: Any) -> SB3VecEnv:
+def imagined_envs(world: str | Path, count: int, **settings: Any) -> SB3VecEnv:
     """Some episodes in a world; `settings` are those of `WorldVectorEnv`."""
     env = gym.make_vec("worldsim/World-v0", world=world, num_envs=count, autoreset_mode="SameStep", **settings)
     return SB3VecEnv(env)

@@ -19,7 +19,7 @@ import torch
 from worldsim.agents.agent import Actor, Agent
 from worldsim.agents.choices import Choices, find_choices
 from worldsim.agents.evaluation import play_episodes
-from worldsim.agents.games import dreams, find_game, real_games
+from worldsim.agents.games import find_game, imagined_envs, real_games
 from worldsim.engine.engine import Engine
 from worldsim.envs.world_env import make_engine, world_path
 from worldsim.errors import ConfigError
@@ -244,7 +244,9 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     engine = planning_engine(world, room, threads=config.threads, noise_scale=config.noise_scale)
     planner: Actor = Planner(engine, choices, config.planner, agent, config.prompt)
     if config.game is None:
-        games = dreams(config.world, 1, engine=engine, max_episode_steps=config.max_episode_steps, end_above=None)
+        games = imagined_envs(
+            config.world, 1, engine=engine, max_episode_steps=config.max_episode_steps, end_above=None
+        )
     else:
         games = real_games(find_game(config.game, world.card.frame_size), 1, config.max_episode_steps)
     try:

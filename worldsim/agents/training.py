@@ -33,10 +33,10 @@ from worldsim.agents.agent import (
 from worldsim.agents.choices import Choices, find_choices
 from worldsim.agents.games import (
     as_agents_see,
-    dreams,
     find_game,
     frame_size,
     game_keys,
+    imagined_envs,
     real_games,
     sample_starts,
     world_of,
@@ -206,7 +206,7 @@ def make_envs(config: AgentConfig) -> tuple[VecEnv, Choices | None]:
         settings["starts"] = sample_starts(
             config.starts_from, config.starts, reach, config.where, config.seed, config.starts_anywhere
         )
-    envs = dreams(config.world, config.num_envs, **settings)
+    envs = imagined_envs(config.world, config.num_envs, **settings)
     world = world_of(envs).world
     return envs, find_choices(world.action_space, world.card.keys, config.actions, config.discrete_actions)
 

@@ -22,11 +22,11 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from worldsim.data.crew import Alone, Crew
 from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, count_steps, write_episode
 from worldsim.data.frames import see_frame
 from worldsim.data.games import recipes
 from worldsim.data.recipe import Beginner, Explorer, Pauses, RandomExplorer, Recipe, Rest
+from worldsim.data.worker_pool import Alone, WorkerPool
 from worldsim.errors import ConfigError, DataError, did_you_mean
 from worldsim.models.action import space_to_json, stack_actions
 
@@ -118,23 +118,23 @@ def record(config: RecordConfig, explorer: Callable[[], Explorer] | None = None)
     frames = index = 0
     play = partial(_record, recipe, config, out)
     with (
-        Alone(play) if config.workers == 1 else Crew(play, config.workers) as crew,
+        Alone(play) if config.workers == 1 else WorkerPool(play, config.workers) as pool,
         tqdm(total=config.frames, unit="frame", desc=f"recording {recipe.name}") as bar,
     ):
         while True:
             # An episode is begun only when it is needed however long those under way turn out to be: so a recording
             # has the same episodes whatever the number of workers, at the price of some waiting at its very end.
-            while crew.free and frames + crew.busy * most < config.frames:
+            while pool.free and frames + pool.busy * most < config.frames:
                 path = episode_path(out, index, recipe.unseen)
                 if path.is_file():
                     frames += count_steps(path) + 1
                     bar.initial = bar.n = bar.last_print_n = frames  # the time left counts only what is new
                 else:
-                    crew.begin(index)
+                    pool.begin(index)
                 index += 1
-            if not crew.busy:
+            if not pool.busy:
                 return Dataset(out)
-            frames += sum(crew.wait())
+            frames += sum(pool.wait())
             bar.update(frames - bar.n)
 
 

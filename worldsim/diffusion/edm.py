@@ -48,12 +48,12 @@ def add_noise(clean: Tensor, sigma: Tensor, offset: float, generator: torch.Gene
     return clean + noise + offset * torch.randn((*clean.shape[:2], 1, 1), generator=generator)
 
 
-def training_levels(count: int, generator: torch.Generator, mean: float = -0.4, deviation: float = 1.2) -> Tensor:
+def sample_sigmas(count: int, generator: torch.Generator, mean: float = -0.4, deviation: float = 1.2) -> Tensor:
     """Random noise levels (count,): their logarithms are normal; cut to `LEVELS`."""
     return (mean + deviation * torch.randn(count, generator=generator)).exp().clamp(*LEVELS)
 
 
-def schedule(steps: int, highest: float = 5.0, lowest: float = LEVELS[0], rho: float = 7.0) -> list[float]:
+def get_schedule(steps: int, highest: float = 5.0, lowest: float = LEVELS[0], rho: float = 7.0) -> list[float]:
     """The sampler's noise levels, `steps` of them from `highest` to `lowest` and then 0; dense at the low end."""
     top, bottom = highest ** (1 / rho), lowest ** (1 / rho)
     ramp = [step / max(1, steps - 1) for step in range(steps)]

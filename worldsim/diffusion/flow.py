@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def mix(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """Latents at noise level `sigma`, whose shape is a prefix of that of `clean`."""
     sigma = sigma.reshape(*sigma.shape, *[1] * (clean.ndim - sigma.ndim)).to(clean.dtype)
     return torch.lerp(clean, noise, sigma)
@@ -23,7 +23,7 @@ def loss_weight(sigma: Tensor) -> Tensor:
     return 1 / (sigma.square() + 0.05)
 
 
-def schedule(steps: int, shift: float = 1.0) -> list[float]:
+def get_schedule(steps: int, shift: float = 1.0) -> list[float]:
     """The sampler's noise levels, `steps` steps from 1 to 0.
 
     Args:
@@ -50,7 +50,7 @@ def euler(predict: Callable[[Tensor, float], Tensor], noise: Tensor, levels: lis
     return x
 
 
-def training_levels(shape: tuple[int, ...], generator: torch.Generator, share_at_one: float = 0.25) -> Tensor:
+def sample_sigmas(shape: tuple[int, ...], generator: torch.Generator, share_at_one: float = 0.25) -> Tensor:
     """Random noise levels: `share_at_one` of them exactly 1 (where sampling begins), the others uniform in 0..1."""
     levels = torch.rand(shape, generator=generator)
     return torch.where(torch.rand(shape, generator=generator) < share_at_one, torch.ones(()), levels)

@@ -17,7 +17,7 @@ class SamplerConfig:
     num_denoising_steps: int = 2
     """Of a frame."""
     shift: float = 0.5
-    """Of their noise levels, see `flow.schedule`: below 1 gives fine detail more of the steps."""
+    """Of their noise levels, see `flow.get_schedule`: below 1 gives fine detail more of the steps."""
     first_frame_steps: int = 12
     """Equal steps, of the first frame of a session that begins from its prompt alone."""
     history_sigma: float = 0.1

@@ -26,10 +26,10 @@ from torch import Tensor
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.batching import in_pieces, spread
 from worldsim.engine.exactness import Sizes
-from worldsim.engine.records import Opening, Step
+from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.engine.runtimes import MOST_ROWS, Runtime
 from worldsim.engine.session import Session, Snapshot
-from worldsim.engine.simulator import Outcome, Simulator, State
+from worldsim.engine.simulator import ModelOutput, Simulator, State
 from worldsim.engine.starts import complete
 from worldsim.engine.stats import Stats
 from worldsim.engine.table import SessionTable
@@ -137,9 +137,9 @@ class Engine:
             InputError: the start does not fit the world.
             PromptError: the world cannot take the prompt.
         """
-        return self.open_all([Opening(seed=seed, prompt=prompt, start=start, guidance=guidance)])[0]
+        return self.open_all([SessionSpec(seed=seed, prompt=prompt, start=start, guidance=guidance)])[0]
 
-    def open_all(self, openings: Sequence[Opening]) -> list[int]:
+    def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none; see `open`."""
         with self._lock:
             openings = [complete(opening, self.world, self.reach) for opening in openings]
@@ -152,7 +152,7 @@ class Engine:
                     sessions.append(next(drawn))
                     continue
                 clip = self._compute(self._clip, [opening])[0]
-                self.table.pool.hold(clip.blocks)  # before another clip takes its place
+                self.table.pool.acquire(clip.blocks)  # before another clip takes its place
                 sessions.append(replace(clip, seed=opening.seed, guidance=self._guidance(opening)))
             return [self.table.add(session) for session in sessions]
 
@@ -235,7 +235,7 @@ class Engine:
 
     # Time passes.
 
-    def step(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+    def step(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
         """Draw the next frame of some sessions, each under its action.
 
         Raises:
@@ -245,7 +245,7 @@ class Engine:
         with self._lock:
             return self._step({number: self._flatten(number, action) for number, action in actions.items()}, True)
 
-    def observe(self, session: int, action: Any, frame: np.ndarray) -> Step:
+    def observe(self, session: int, action: Any, frame: np.ndarray) -> StepResult:
         """Take a given frame as a session's next one, as if it had been drawn: a world that follows a real game.
 
         Args:
@@ -270,7 +270,7 @@ class Engine:
         with self._lock:
             flat = self._flatten(session, action)
 
-            def take(old: Session) -> tuple[State, Outcome]:
+            def take(old: Session) -> tuple[State, ModelOutput]:
                 state = self.table.gather([old])
                 state.push(flat[None])
                 latents = self.runtime.autoencoder.encode(torch.from_numpy(frame[None].copy()))
@@ -291,7 +291,7 @@ class Engine:
 
     def play(
         self, actions: Mapping[int, Sequence[Any]], frames: Literal["all", "last"] = "all"
-    ) -> dict[int, list[Step]]:
+    ) -> dict[int, list[StepResult]]:
         """Draw several frames of some sessions, as many of each as it has actions: a planner's look ahead.
 
         Args:
@@ -303,7 +303,7 @@ class Engine:
         """
         with self._lock:
             flat = {number: [self._flatten(number, a) for a in chunk] for number, chunk in actions.items()}
-            steps: dict[int, list[Step]] = {number: [] for number in flat}
+            steps: dict[int, list[StepResult]] = {number: [] for number in flat}
             for turn in range(max(map(len, flat.values()), default=0)):
                 now = {number: chunk[turn] for number, chunk in flat.items() if turn < len(chunk)}
                 shown = {number for number in now if frames == "all" or turn + 1 == len(flat[number])}
@@ -323,7 +323,7 @@ class Engine:
                 "session_bytes": table.session_bytes,
                 "memory_bytes": table.pool.used * table.block_bytes,
                 "memory_budget_bytes": table.blocks * table.block_bytes,
-                "pinned_bytes": table.pool.pinned * table.block_bytes,
+                "pinned_bytes": table.pool.reserved * table.block_bytes,
                 "runtime": self.runtime.name,
                 "exact": self.exact,
                 "threads": self.threads,
@@ -339,7 +339,7 @@ class Engine:
 
     # How it is done.
 
-    def _step(self, actions: dict[int, Tensor], decode: bool) -> dict[int, Step]:
+    def _step(self, actions: dict[int, Tensor], decode: bool) -> dict[int, StepResult]:
         if not actions:
             return {}
         begun, numbers = time.perf_counter(), list(actions)
@@ -352,7 +352,7 @@ class Engine:
         ends = np.cumsum(sizes).tolist()
         groups = [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         drawn = self._compute(lambda group: self._draw(group, actions, decode), groups)
-        steps: dict[int, Step] = {}
+        steps: dict[int, StepResult] = {}
         for group, (state, outcome, frames) in zip(groups, drawn, strict=True):  # nothing has changed up to here
             for row, number in enumerate(group):
                 old = self.sessions[number]
@@ -362,22 +362,22 @@ class Engine:
         self.counts.note(time.perf_counter() - begun, sizes)
         return steps
 
-    def _draw(self, numbers: list[int], actions: dict[int, Tensor], decode: bool) -> tuple[State, Outcome, Any]:
+    def _draw(self, numbers: list[int], actions: dict[int, Tensor], decode: bool) -> tuple[State, ModelOutput, Any]:
         state = self.table.gather([self.sessions[number] for number in numbers])
         state.push(torch.stack([actions[number] for number in numbers]))
         outcome = self.simulator.draw(state)
         return state, outcome, self.simulator.stages.decode(outcome.latents).cpu().numpy() if decode else None
 
-    def _first(self, openings: list[Opening]) -> list[Session]:
+    def _first(self, openings: list[SessionSpec]) -> list[Session]:
         """Sessions whose first frame is drawn from their prompt."""
-        newborn = [self.table.newborn(o.seed, o.prompt or "", self._guidance(o)) for o in openings]
-        state = self.table.gather(newborn)
+        new_session = [self.table.new_session(o.seed, o.prompt or "", self._guidance(o)) for o in openings]
+        state = self.table.gather(new_session)
         state.push(None)
         outcome = self.simulator.draw(state, first=True)
         frames = self.simulator.stages.decode(outcome.latents).cpu().numpy()
-        return [self.table.advance(old, row, state, outcome, frames[row].copy()) for row, old in enumerate(newborn)]
+        return [self.table.advance(old, row, state, outcome, frames[row].copy()) for row, old in enumerate(new_session)]
 
-    def _clip(self, opening: Opening) -> Session:
+    def _clip(self, opening: SessionSpec) -> Session:
         """A session that has seen a clip; the last few are kept, as all that begin so can share its memory."""
         assert isinstance(opening.start, Mapping)  # as `complete` makes it
         frames, actions, prompt = opening.start["frames"], opening.start["actions"], opening.prompt or ""
@@ -390,19 +390,19 @@ class Engine:
         # One by one, as `observe` encodes them: kernels may differ in their last bits by how many there are.
         encode = self.runtime.autoencoder.encode
         latents = torch.cat([encode(frame) for frame in torch.from_numpy(frames).split(1)])
-        session = self.table.newborn(0, prompt, 1.0)
+        session = self.table.new_session(0, prompt, 1.0)
         for i, frame in enumerate(frames):
             state = self.table.gather([session])
             state.push(None if i == 0 else actions[i - 1 : i].to(self.simulator.device))
             outcome = self.simulator.take(state, latents[i : i + 1])
             session = self.table.advance(session, 0, state, outcome, frame.copy())
         self._clips[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
-        self.table.pool.drop(session.blocks)  # the snapshot holds them now
+        self.table.pool.release(session.blocks)  # the snapshot holds them now
         while len(self._clips) > self.clips:
             self._clips.popitem(last=False)[1].close()
         return session
 
-    def _guidance(self, opening: Opening) -> float:
+    def _guidance(self, opening: SessionSpec) -> float:
         return self.sampler.guidance if opening.guidance is None else opening.guidance
 
     def _drop_clips(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
+class SessionSpec:
     """How a session begins; see `engine.Engine.open`."""
 
     seed: int = 0
@@ -20,7 +20,7 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepResult:
     """One frame of a session.
 
     Attributes:
@@ -56,7 +56,7 @@ class EngineLike(Protocol):
         """The open ones."""
         ...
 
-    def open_all(self, openings: Sequence[Opening]) -> list[int]:
+    def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none."""
         ...
 
@@ -64,7 +64,7 @@ class EngineLike(Protocol):
         """End a session, or all and the engine."""
         ...
 
-    def step(self, actions: Mapping[int, Any]) -> dict[int, Step]:
+    def step(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
         """Draw the next frame of some sessions."""
         ...
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from worldsim.engine.engine import Engine
-from worldsim.engine.records import Step
+from worldsim.engine.records import StepResult
 from worldsim.errors import ConfigError, SessionError, WorldsimError
 
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 class _Request:
     session: int
     action: Any
-    future: Future[Step]
+    future: Future[StepResult]
     came: float
 
 
@@ -62,12 +62,12 @@ class Scheduler:
         """Close."""
         self.close()
 
-    def step(self, session: int, action: Any) -> Future[Step]:
+    def step(self, session: int, action: Any) -> Future[StepResult]:
         """Ask for a session's next frame. Several requests of one session are drawn in their order.
 
         The future raises what `Engine.step` raises for this session; other sessions of the batch are not touched by it.
         """
-        future: Future[Step] = Future()
+        future: Future[StepResult] = Future()
         with self._changed:
             self._check_open()
             request = _Request(session, action, future, time.monotonic())

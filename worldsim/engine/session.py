@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worldsim.diffusion import noise
-from worldsim.engine.pool import NOTHING, BlockPool
-from worldsim.engine.records import Step
+from worldsim.engine.kv_blocks import NOTHING, KVBlockPool
+from worldsim.engine.records import StepResult
 from worldsim.errors import SnapshotDamaged, SnapshotMismatch
 
 FORMAT = "worldsim-snapshot"
@@ -61,9 +61,9 @@ class Session:
             return False
         return bool(noise.ends(torch.tensor(self.ended), noise.keys_of([self.seed]), torch.tensor([self.step])))
 
-    def as_step(self, frame: np.ndarray) -> Step:
+    def as_step(self, frame: np.ndarray) -> StepResult:
         """What the last step gave, with a frame of its own."""
-        return Step(frame, self.reward, self.ended, self.step, self.terminated)
+        return StepResult(frame, self.reward, self.ended, self.step, self.terminated)
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ class Snapshot:
     """
 
     def __init__(
-        self, session: Session, belongs: dict[str, Any], pool: BlockPool | None, memory: Memory | None
+        self, session: Session, belongs: dict[str, Any], pool: KVBlockPool | None, memory: Memory | None
     ) -> None:
         """Made by `Engine.snapshot` and `Snapshot.load`; `belongs` says what it can be restored into."""
         self.session, self.belongs, self.pool, self._memory = session, belongs, pool, memory
         self._release = None
         if pool is not None:
-            pool.pin(session.blocks)
-            self._release = weakref.finalize(self, pool.unpin, session.blocks)
+            pool.reserve(session.blocks)
+            self._release = weakref.finalize(self, pool.unreserve, session.blocks)
 
     def close(self) -> None:
         """Give the memory back; may be called again."""

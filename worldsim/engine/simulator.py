@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from worldsim.diffusion.energy import share_places, shared_channels
-from worldsim.diffusion.flow import euler, schedule
+from worldsim.diffusion.flow import euler, get_schedule
 from worldsim.diffusion.noise import HISTORY, SAMPLE, SHARED, keys_of, normal
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.stages import Stages, eager, flat
-from worldsim.models.cache import FrameCache
 from worldsim.models.dit import DiT
+from worldsim.models.kv_cache import KVCache
 from worldsim.models.text import PromptBook
 from worldsim.world import World
 
@@ -44,7 +44,7 @@ class State:
     actions: Tensor
     known: Tensor
     step: Tensor
-    cache: FrameCache
+    cache: KVCache
     keys: Tensor
     prompts: list[str]
     guidance: list[float] | None = None
@@ -56,15 +56,15 @@ class State:
         exists = torch.full_like(self.known[:, :1], 0.0 if action is None else 1.0)
         self.known = torch.cat([self.known[:, 1:], exists], dim=1)
 
-    def remember(self, outcome: Outcome) -> None:
+    def remember(self, outcome: ModelOutput) -> None:
         """Note the frame that was drawn."""
         self.history = torch.cat([self.history[:, 1:], outcome.latents.unsqueeze(1)], dim=1)
-        self.cache = self.cache.push(outcome.keys, outcome.values)
+        self.cache = self.cache.append(outcome.keys, outcome.values)
         self.step = self.step + 1
 
 
 @dataclass
-class Outcome:
+class ModelOutput:
     """What a step gave.
 
     Attributes:
@@ -133,7 +133,7 @@ class Simulator:
             prompts=list(prompts),
         )
 
-    def step(self, state: State, action: Tensor | None) -> Outcome:
+    def step(self, state: State, action: Tensor | None) -> ModelOutput:
         """Draw the next frame of every session and remember it.
 
         Args:
@@ -145,7 +145,7 @@ class Simulator:
         state.remember(outcome)
         return outcome
 
-    def observe(self, state: State, latents: Tensor, action: Tensor | None) -> Outcome:
+    def observe(self, state: State, latents: Tensor, action: Tensor | None) -> ModelOutput:
         """Take given frames (B, C, h, w) as the sessions' next ones, as if they had been drawn."""
         state.push(action)
         outcome = self.take(state, latents)
@@ -153,10 +153,14 @@ class Simulator:
         return outcome
 
     @torch.no_grad()
-    def draw(self, state: State, *, first: bool = False) -> Outcome:
+    def draw(self, state: State, *, first: bool = False) -> ModelOutput:
         """The next frame of every session, whose last action is in the state; the state is not changed."""
         sampler, batch = self.sampler, len(state.prompts)
-        levels = schedule(sampler.first_frame_steps) if first else schedule(sampler.num_denoising_steps, sampler.shift)
+        levels = (
+            get_schedule(sampler.first_frame_steps)
+            if first
+            else get_schedule(sampler.num_denoising_steps, sampler.shift)
+        )
         sigmas = levels if sampler.clean_pass else levels[:-1]
         guidance = [sampler.guidance] * batch if state.guidance is None else state.guidance
         guidance = [sampler.first_guidance] * batch if first else guidance
@@ -192,7 +196,7 @@ class Simulator:
         return noise
 
     @torch.no_grad()
-    def take(self, state: State, latents: Tensor) -> Outcome:
+    def take(self, state: State, latents: Tensor) -> ModelOutput:
         """Given frames (B, C, h, w) as the next ones; the state, which has their last action, is not changed.
 
         What is remembered does not depend on the sessions' seeds, so that sessions that begin alike can share it.
@@ -228,10 +232,10 @@ class Simulator:
         x = torch.cat([x, x[again]]) if again else x
         return self.stages.denoise(x, embedded, modulation[:, level].contiguous(), *rest, *words)
 
-    def _outcome(self, latents: Tensor, passed: list[Tensor]) -> Outcome:
+    def _outcome(self, latents: Tensor, passed: list[Tensor]) -> ModelOutput:
         features, keys, values = passed
         reward, ended = self.stages.judge(features)
-        return Outcome(latents, reward, ended, keys, values)
+        return ModelOutput(latents, reward, ended, keys, values)
 
     def vectors(self, sigmas: tuple[float, ...], history: bool = False) -> Tensor:
         """The embeddings (S, D) of noise levels, of the frame or of its history."""

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldsim.diffusion.flow import mix
+from worldsim.diffusion.flow import add_noise
 from worldsim.models.attention import Words
 from worldsim.models.autoencoder import FrameAutoencoder
-from worldsim.models.cache import FrameCache
 from worldsim.models.conditions import Past, Shared
 from worldsim.models.dit import DiT
 from worldsim.models.heads import reward_mean
+from worldsim.models.kv_cache import KVCache
 from worldsim.models.text import WORDS
 
 
@@ -80,10 +80,10 @@ class Prepare(nn.Module):
             by their age (B, N, L, P, H, E), and the bias of what is not known (B, N).
         """
         dynamics = self.dynamics
-        noisy = mix(history, noise, sigma)
+        noisy = add_noise(history, noise, sigma)
         embedded = dynamics.embed_history(noisy.unsqueeze(1), present.unsqueeze(1))
         condition = dynamics.embed_actions(actions.unsqueeze(1), known.unsqueeze(1)) + sigma_vector  # (B, 1, D)
-        past = dynamics.past(FrameCache(keys, keys, count))
+        past = dynamics.past(KVCache(keys, keys, count))
         return embedded.squeeze(1), dynamics.modulate(levels, condition).squeeze(3), past.keys, past.bias
 
 

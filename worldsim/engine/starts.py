@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.errors import ActionError, FrameError, InputError
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
 
 
-def complete(opening: Opening, world: World, keep: int) -> Opening:
+def complete(opening: SessionSpec, world: World, keep: int) -> SessionSpec:
     """The same with a prompt that the world knows, and for a start the clip as `check_start` gives it.
 
     Raises:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from worldsim.diffusion.noise import keys_of
-from worldsim.engine.pool import NOTHING, BlockPool
+from worldsim.engine.kv_blocks import NOTHING, KVBlockPool
 from worldsim.engine.session import Session, Snapshot
-from worldsim.engine.simulator import Outcome, State
+from worldsim.engine.simulator import ModelOutput, State
 from worldsim.errors import ConfigError, EngineFull, SessionError, SnapshotMismatch
-from worldsim.models.cache import FrameCache
 from worldsim.models.dit import DiTConfig
+from worldsim.models.kv_cache import KVCache
 
 RECORD_BYTES = 4096  # of a session besides its blocks and its frame
 
@@ -59,14 +59,14 @@ class SessionTable:
         self.config, self.frame_size, self.max_sessions = config, frame_size, max_sessions
         self.belongs, self.make_room = belongs, make_room
         self.need = max(config.context, config.history)
-        self.block_bytes = BlockPool(config, 0, dtype, device).block_bytes
+        self.block_bytes = KVBlockPool(config, 0, dtype, device).block_bytes
         self.blocks = int(memory_mb * 1e6 / self.block_bytes)
         if self.blocks < self.need + 1:
             raise ConfigError(
                 f"memory_mb is {memory_mb}, which holds {self.blocks} frames; a session needs {self.need + 1}: at "
                 f"least {1 + int((self.need + 1) * self.block_bytes / 1e6)}."
             )
-        self.pool = BlockPool(config, self.blocks, dtype, device)
+        self.pool = KVBlockPool(config, self.blocks, dtype, device)
         self.open: dict[int, Session] = {}
         self._last = 0
 
@@ -79,7 +79,7 @@ class SessionTable:
     @property
     def capacity(self) -> int:
         """How many sessions there can be, beside the snapshots that are held now."""
-        room = (self.blocks - self.pool.pinned) // (self.need + 1)
+        room = (self.blocks - self.pool.reserved) // (self.need + 1)
         return room if self.max_sessions is None else min(room, self.max_sessions)
 
     def admit(self, count: int) -> None:
@@ -95,8 +95,8 @@ class SessionTable:
             raise EngineFull(
                 f"no room for {count} more session(s): {len(self.open)} are open and the engine holds {self.capacity} "
                 f"({self.session_bytes / 1e6:.2f} MB each of {self.blocks * self.block_bytes / 1e6:.0f} MB, "
-                f"{self.pool.pinned * self.block_bytes / 1e6:.0f} MB of it held by snapshots{limit}). Close sessions, "
-                "or give the engine more."
+                f"{self.pool.reserved * self.block_bytes / 1e6:.0f} MB of it held by snapshots{limit}). Close "
+                "sessions, or give the engine more."
             )
 
     def add(self, session: Session) -> int:
@@ -118,14 +118,14 @@ class SessionTable:
 
     def remove(self, number: int) -> None:
         """End a session."""
-        self.pool.drop(self.get(number).blocks)
+        self.pool.release(self.get(number).blocks)
         del self.open[number]
 
     def fork(self, number: int, seed: int | None) -> int:
         """A twin that shares all blocks."""
         twin = self.get(number)
         self.admit(1)
-        self.pool.hold(twin.blocks)
+        self.pool.acquire(twin.blocks)
         return self.add(twin if seed is None else replace(twin, seed=seed))
 
     def snapshot(self, number: int) -> Snapshot:
@@ -136,14 +136,14 @@ class SessionTable:
         """
         session = self.get(number)
         for last in (False, True):
-            pinned = self.pool.pinned + self.pool.would_pin(session.blocks)
+            pinned = self.pool.reserved + self.pool.would_reserve(session.blocks)
             if (self.blocks - pinned) // (self.need + 1) >= len(self.open):
                 break
             if last:
                 raise EngineFull(
                     f"no room for one more snapshot: {len(self.open)} open sessions may need "
                     f"{len(self.open) * (self.need + 1)} of {self.blocks} memory blocks, and snapshots hold "
-                    f"{self.pool.pinned}. Close snapshots or sessions, or give the engine more memory_mb."
+                    f"{self.pool.reserved}. Close snapshots or sessions, or give the engine more memory_mb."
                 )
             self.make_room()
         return Snapshot(session, self.belongs, self.pool, None)
@@ -169,13 +169,13 @@ class SessionTable:
             self.admit(1)
         if snapshot.pool is self.pool:
             blocks = snapshot.session.blocks
-            self.pool.hold(blocks)
+            self.pool.acquire(blocks)
         else:
             blocks = self._store(snapshot)
         restored = replace(snapshot.session, blocks=blocks)
         if number is None or old is None:
             return self.add(restored)
-        self.pool.drop(old.blocks)
+        self.pool.release(old.blocks)
         self.open[number] = restored
         return number
 
@@ -184,7 +184,7 @@ class SessionTable:
         expected = self.pool.keys.shape[1:], self.pool.latents.shape[1:]
         if (memory.keys.shape[1:], memory.latents.shape[1:]) != expected or len(memory.keys) > self.need:
             raise SnapshotMismatch(f"the snapshot's memory has the shape {tuple(memory.keys.shape)}; another model's.")
-        blocks = [self.pool.take() for _ in memory.keys]
+        blocks = [self.pool.allocate() for _ in memory.keys]
         for block, *parts in zip(blocks, memory.keys, memory.values, memory.latents, strict=True):
             self.pool.write(block, *parts)
         return (*[NOTHING] * (self.need - len(blocks)), *blocks)
@@ -201,7 +201,7 @@ class SessionTable:
             actions=torch.stack([session.actions for session in sessions]),
             known=torch.stack([session.known for session in sessions]),
             step=step,
-            cache=FrameCache(
+            cache=KVCache(
                 self.pool.keys.index_select(0, past).unflatten(0, (batch, -1)),
                 self.pool.values.index_select(0, past).unflatten(0, (batch, -1)),
                 step,
@@ -211,11 +211,11 @@ class SessionTable:
             guidance=[session.guidance for session in sessions],
         )
 
-    def advance(self, old: Session, row: int, state: State, outcome: Outcome, frame: np.ndarray) -> Session:
+    def advance(self, old: Session, row: int, state: State, outcome: ModelOutput, frame: np.ndarray) -> Session:
         """A session after the frame in `row` of an outcome. The old one's oldest block is given up."""
-        block = self.pool.take()
+        block = self.pool.allocate()
         self.pool.write(block, outcome.keys[row], outcome.values[row], outcome.latents[row])
-        self.pool.drop(old.blocks[:1])
+        self.pool.release(old.blocks[:1])
         return Session(
             seed=old.seed,
             step=old.step + 1,
@@ -229,7 +229,7 @@ class SessionTable:
             ended=float(outcome.ended[row]),
         )
 
-    def newborn(self, seed: int, prompt: str, guidance: float) -> Session:
+    def new_session(self, seed: int, prompt: str, guidance: float) -> Session:
         """A session that has no frame yet."""
         config, device = self.config, self.pool.keys.device
         actions = torch.zeros(config.action_history, config.action_size, device=device)

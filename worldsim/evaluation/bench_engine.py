@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from worldsim.engine.engine import Engine
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 from worldsim.engine.session import Snapshot
 from worldsim.errors import ConfigError, RuntimeUnavailable, WorldsimError
 from worldsim.evaluation.bench import machine, memory_mb
@@ -106,7 +106,7 @@ def speeds(engine: Engine, config: EngineBenchConfig) -> dict[str, dict[str, flo
     """Steps of 1, 8, 32... sessions."""
     found: dict[str, dict[str, float]] = {}
     for count in config.sessions:
-        numbers = engine.open_all([Opening(seed=config.seed + i) for i in range(count)])
+        numbers = engine.open_all([SessionSpec(seed=config.seed + i) for i in range(count)])
         _walk(engine, numbers, 3)
         times: list[float] = []
         end = time.perf_counter() + config.seconds

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from worldsim.errors import ConfigError
 from worldsim.models.attention import SpaceAttention, TextAttention, TimeAttention, Words
-from worldsim.models.cache import FrameCache
 from worldsim.models.conditions import Conditions, Past, Prediction, Shared, Window
+from worldsim.models.kv_cache import KVCache
 from worldsim.models.layers import (
     MLP,
-    LevelEmbedding,
     Linear,
     OutLinear,
+    SigmaEmbedder,
     in_fixed_rows,
     modulate,
     product,
@@ -132,8 +132,8 @@ class DiT(nn.Module):
         patch_size = height * patch_width
         channels = (1 + config.history) * config.latent_channels * patch_size + config.history
         self.embed = Linear(channels, width)
-        self.level = LevelEmbedding(width)
-        self.history_level = LevelEmbedding(width)
+        self.level = SigmaEmbedder(width)
+        self.history_level = SigmaEmbedder(width)
         self.action = nn.Sequential(
             nn.Linear(config.action_history * (config.action_size + 1), width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -179,11 +179,11 @@ class DiT(nn.Module):
         """The hidden matrices, which Muon trains; everything else is AdamW's."""
         return [parameter for parameter in self.blocks.parameters() if parameter.ndim == 2]
 
-    def empty_cache(self, batch: int, latent_size: tuple[int, int] | None = None) -> FrameCache:
+    def empty_cache(self, batch: int, latent_size: tuple[int, int] | None = None) -> KVCache:
         """A cache for `batch` sessions that have seen nothing, in the dtype of the weights."""
         config = self.config
         height, width = latent_size or config.latent_size
-        return FrameCache.empty(
+        return KVCache.empty(
             layers=config.pattern.count("t"),
             batch=batch,
             patches=(height // config.patch[1]) * (width // config.patch[2]),
@@ -199,7 +199,7 @@ class DiT(nn.Module):
         return [None if block.text is None else block.text.words(text, mask) for block in self.blocks]  # type: ignore
 
     def forward(
-        self, noisy: Tensor, sigma: Tensor, given: Conditions, *, cache: FrameCache | None = None, causal: bool = True
+        self, noisy: Tensor, sigma: Tensor, given: Conditions, *, cache: KVCache | None = None, causal: bool = True
     ) -> Prediction:
         """Predict the clean latents, the reward and the end of every frame.
 
@@ -214,7 +214,7 @@ class DiT(nn.Module):
         latents, features, written = self.denoise(noisy, self.modulate(self.level(sigma), shared.condition), shared)
         return Prediction(latents, *self.judge(features), written)
 
-    def share(self, given: Conditions, *, cache: FrameCache | None = None, causal: bool = True) -> Shared:
+    def share(self, given: Conditions, *, cache: KVCache | None = None, causal: bool = True) -> Shared:
         """Do once what several passes over the same frames need; the arguments are those of `forward`."""
         index, device = given.prompt_index.flatten(), given.history.device
         words = self.words(given.text, given.text_mask)
@@ -254,7 +254,7 @@ class DiT(nn.Module):
         """The modulation of all layers (B, T, 6 L + 2, 1, D) from the embeddings of noise level and condition."""
         return self.modulation(nn.functional.silu(level + condition)).unflatten(-1, (-1, 1, self.config.width))
 
-    def past(self, cache: FrameCache) -> Past:
+    def past(self, cache: KVCache) -> Past:
         """The cached keys turned by their age, the values, and a bias that hides what is not known."""
         ages = torch.arange(cache.frames, 0, -1, device=cache.keys.device)
         cos, sin = rope(-ages.unsqueeze(-1), self.config.width // self.config.heads, TIME_THETA)  # (N, E)

@@ -59,7 +59,7 @@ def in_fixed_rows(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
-class LevelEmbedding(nn.Module):
+class SigmaEmbedder(nn.Module):
     """A noise level in 0..1 as a vector: sinusoids through a small MLP (Ho et al. 2020, arXiv:2006.11239)."""
 
     frequencies: Tensor

@@ -129,7 +129,7 @@ class UNetDynamics(nn.Module):
     @torch.no_grad()
     def draw(self, noise: Tensor, past: Tensor, actions: Tensor, text: Tensor) -> Tensor:
         """The next frames, uint8 (B, H, W, 3), from standard normal noise (B, 3, H, W); the rest as of `denoise`."""
-        levels = edm.schedule(self.config.steps)
+        levels = edm.get_schedule(self.config.steps)
 
         def predict(x: Tensor, sigma: float) -> Tensor:
             return self.denoise(x, torch.full((len(x),), sigma), past, actions, text).clamp(-1, 1)

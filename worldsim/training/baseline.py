@@ -123,7 +123,7 @@ class BaselineTask:
         index = rows.unsqueeze(1) + self.back  # (B, K + 1)
         pixels = to_pixels(data.frames[index])
         past, clean = pixels[:, :-3], pixels[:, -3:]
-        sigma = edm.training_levels(config.batch, generator)
+        sigma = edm.sample_sigmas(config.batch, generator)
         noisy = edm.add_noise(clean, sigma, config.model.offset_noise, generator)
         scales = edm.scales(sigma, config.model.offset_noise)
         target = (clean - scales.skip.view(-1, 1, 1, 1) * noisy) / scales.out.view(-1, 1, 1, 1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from worldsim.data.coverage import cluster, odds
 from worldsim.data.latents import LatentData
 from worldsim.diffusion.energy import scaled_energy_score, share_places, shared_channels, through_one_draw
-from worldsim.diffusion.flow import loss_weight, mix, schedule, training_levels
+from worldsim.diffusion.flow import add_noise, get_schedule, loss_weight, sample_sigmas
 from worldsim.diffusion.noise import (
     TRAIN_CORRUPT,
     TRAIN_HISTORY,
@@ -94,7 +94,7 @@ class DynamicsTask:
             spatially_shared_noise=config.spatially_shared_noise if config.objective == "energy" else 0.0,
             clean_pass=config.clean_pass,
         )
-        last = schedule(self.sampler.num_denoising_steps, self.sampler.shift)[-2]
+        last = get_schedule(self.sampler.num_denoising_steps, self.sampler.shift)[-2]
         # How noisy the cache sees the past, at most.
         self.past_sigma = 0.1 if config.clean_pass else min(1.0, 1.2 * last)
         self.shown = dataclasses.replace(
@@ -285,7 +285,7 @@ class DynamicsTask:
         seen, target = segments.seen[:, 0], segments.target[:, 1:]
         # The part of each frame: past (a little noisy, as seen) or future (noisy, as recorded).
         given = torch.rand(shape, generator=generator) < config.context_share()
-        sigma = training_levels(tuple(shape), generator)
+        sigma = sample_sigmas(tuple(shape), generator)
         sigma = torch.where(given, self.past_sigma * torch.rand(shape, generator=generator), sigma)
         noise = self._normal(TRAIN_CORRUPT, step, target.shape)
         clean = torch.where(given[..., None, None, None], seen[:, config.model.history :], target)
@@ -293,7 +293,7 @@ class DynamicsTask:
         counted[:own] -= given[:own].float()  # the model's own frames are no targets
 
         conditions = self._conditions(segments.rows, segments.birth, seen, step, generator)
-        predicted = self.module(mix(clean, noise, sigma), sigma, conditions)
+        predicted = self.module(add_noise(clean, noise, sigma), sigma, conditions)
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
         denoise = (error * loss_weight(sigma) * counted).sum() / counted.sum()
         judged = given * self.data.known[segments.rows] * segments.inside / segments.odds.unsqueeze(1)
@@ -324,8 +324,8 @@ class DynamicsTask:
         """The loss of single frames drawn from nothing but their prompt: how a session without a clip begins."""
         rows = self._beginnings(self.config.image_samples, 1, generator).unsqueeze(1)  # (S, 1)
         target = self.data.latents[rows].float()
-        sigma = training_levels(tuple(rows.shape), generator)
-        noisy = mix(target, self._normal(TRAIN_STILL, step, target.shape), sigma)
+        sigma = sample_sigmas(tuple(rows.shape), generator)
+        noisy = add_noise(target, self._normal(TRAIN_STILL, step, target.shape), sigma)
         nothing = torch.zeros(len(rows), self.config.model.history + 1, *target.shape[2:])
         predicted = self.module(noisy, sigma, self._conditions(rows, rows[:, 0], nothing, step, generator))
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (S, 1)
@@ -339,7 +339,7 @@ class DynamicsTask:
         shape = rows.shape
         past = self._history(seen)  # (B, T, K, C, h, w)
         sigma = self.config.history_noise * torch.rand(shape, generator=generator)
-        history = mix(past, self._normal(TRAIN_HISTORY, step, past.shape), sigma)
+        history = add_noise(past, self._normal(TRAIN_HISTORY, step, past.shape), sigma)
         birth = birth[:, None, None]
         ages = torch.arange(model.history, 0, -1)
         present = (rows.unsqueeze(-1) - ages >= birth).float()  # (B, T, K)

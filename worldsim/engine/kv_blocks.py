@@ -18,7 +18,7 @@ from worldsim.models.dit import DiTConfig
 NOTHING = 0  # the block of a frame that does not exist: zeros
 
 
-class BlockPool:
+class KVBlockPool:
     """A fixed number of blocks.
 
     The memory is reserved at once, but an operating system only hands out what was written to.
@@ -45,7 +45,7 @@ class BlockPool:
         for part in (self.keys, self.values, self.latents):
             part[NOTHING] = 0
         self._holders = [0] * (blocks + 1)
-        self._pins: dict[int, int] = {}
+        self._reserved: dict[int, int] = {}
         self._free = list(range(blocks, NOTHING, -1))  # the last one freed is the next one used: it is in the cache
 
     @property
@@ -65,31 +65,31 @@ class BlockPool:
         return len(self._free)
 
     @property
-    def pinned(self) -> int:
+    def reserved(self) -> int:
         """Blocks that a snapshot holds."""
-        return len(self._pins)
+        return len(self._reserved)
 
-    def would_pin(self, blocks: Iterable[int]) -> int:
-        """How many blocks more would be pinned."""
-        return len({block for block in blocks if block != NOTHING} - self._pins.keys())
+    def would_reserve(self, blocks: Iterable[int]) -> int:
+        """How many blocks more would be reserved."""
+        return len({block for block in blocks if block != NOTHING} - self._reserved.keys())
 
-    def pin(self, blocks: Iterable[int]) -> None:
-        """Hold blocks for a snapshot."""
+    def reserve(self, blocks: Iterable[int]) -> None:
+        """Reserve blocks for a snapshot."""
         blocks = [block for block in blocks if block != NOTHING]
-        self.hold(blocks)
+        self.acquire(blocks)
         for block in blocks:
-            self._pins[block] = self._pins.get(block, 0) + 1
+            self._reserved[block] = self._reserved.get(block, 0) + 1
 
-    def unpin(self, blocks: Iterable[int]) -> None:
-        """The inverse of `pin`."""
+    def unreserve(self, blocks: Iterable[int]) -> None:
+        """The inverse of `reserve`."""
         blocks = [block for block in blocks if block != NOTHING]
         for block in blocks:
-            self._pins[block] -= 1
-            if self._pins[block] == 0:
-                del self._pins[block]
-        self.drop(blocks)
+            self._reserved[block] -= 1
+            if self._reserved[block] == 0:
+                del self._reserved[block]
+        self.release(blocks)
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         """A free block, held once.
 
         Raises:
@@ -101,14 +101,14 @@ class BlockPool:
         self._holders[block] = 1
         return block
 
-    def hold(self, blocks: Iterable[int]) -> None:
-        """Hold blocks once more."""
+    def acquire(self, blocks: Iterable[int]) -> None:
+        """Count one more holder of blocks."""
         for block in blocks:
             if block != NOTHING:
                 self._holders[block] += 1
 
-    def drop(self, blocks: Iterable[int]) -> None:
-        """Hold blocks once less."""
+    def release(self, blocks: Iterable[int]) -> None:
+        """Count one holder less; a block without one is free."""
         for block in blocks:
             if block == NOTHING:
                 continue
@@ -117,5 +117,5 @@ class BlockPool:
                 self._free.append(block)
 
     def write(self, block: int, keys: Tensor, values: Tensor, latents: Tensor) -> None:
-        """Fill a block that was just taken."""
+        """Fill a block that was just allocated."""
         self.keys[block], self.values[block], self.latents[block] = keys, values, latents

@@ -2,7 +2,8 @@
 
 Its size is fixed, so that no step ever costs more than another. Keys are kept unturned and turned by their age when
 read, so that frame 100,000 is computed with the same small angles as frame 10. Frames lie in the order of their age,
-which is thus the same for all sessions; a frame's part never changes, so that sessions can share it (`engine.pool`).
+which is thus the same for all sessions; a frame's part never changes, so that sessions can share it
+(`engine.kv_blocks`).
 Legend: B sessions, N frames remembered, L time layers, P patches of a frame, H heads, E head width.
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class FrameCache:
+class KVCache:
     """The last frames of some sessions, oldest first.
 
     Attributes:
@@ -31,18 +32,18 @@ class FrameCache:
     @staticmethod
     def empty(
         layers: int, batch: int, patches: int, heads: int, frames: int, width: int, dtype: torch.dtype = torch.float32
-    ) -> FrameCache:
+    ) -> KVCache:
         """A cache that knows nothing yet."""
         zeros = torch.zeros(2, batch, frames, layers, patches, heads, width, dtype=dtype)
-        return FrameCache(zeros[0], zeros[1], torch.zeros(batch, dtype=torch.long))
+        return KVCache(zeros[0], zeros[1], torch.zeros(batch, dtype=torch.long))
 
     @property
     def frames(self) -> int:
         """How many frames are remembered."""
         return self.keys.shape[1]
 
-    def push(self, keys: Tensor, values: Tensor) -> FrameCache:
+    def append(self, keys: Tensor, values: Tensor) -> KVCache:
         """The cache after one more frame, whose keys and values are (B, L, P, H, E); the oldest one leaves."""
         parts = zip((self.keys, self.values), (keys, values), strict=True)
-        pushed = [torch.cat([old[:, 1:], new.unsqueeze(1).to(old.dtype)], dim=1) for old, new in parts]
-        return FrameCache(pushed[0], pushed[1], self.count + 1)
+        grown = [torch.cat([old[:, 1:], new.unsqueeze(1).to(old.dtype)], dim=1) for old, new in parts]
+        return KVCache(grown[0], grown[1], self.count + 1)

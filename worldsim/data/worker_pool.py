@@ -43,7 +43,7 @@ def _environment() -> Iterator[None]:
 
 
 class Alone:
-    """The interface of `Crew` in this process, for one worker: nothing has to be importable by another process."""
+    """The interface of `WorkerPool` in this process, for one worker: no other process has to import anything."""
 
     free, busy = True, 0
 
@@ -70,7 +70,7 @@ class Alone:
         return [self.result]
 
 
-class Crew:
+class WorkerPool:
     """Workers, each a process with one thread; at most one task each."""
 
     def __init__(self, work: Callable[[int], int], workers: int) -> None:
@@ -89,7 +89,7 @@ class Crew:
         """How many tasks are under way."""
         return len(self.tasks)
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         """Get ready; a process starts with its first task."""
         return self
 
