@@ -1,0 +1,82 @@
+"""The field's words: names that were replaced do not come back.
+
+A row is (old name, where it may not be a name, the name of today). More rows follow as more names are replaced.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parent.parent
+OLD = {
+    "FrameCache": ("", "KVCache"),
+    "BlockPool": ("", "KVBlockPool"),
+    "Opening": ("", "SessionSpec"),
+    "Outcome": ("", "ModelOutput"),
+    "Wish": ("", "PendingStep"),
+    "Kept": ("", "StoredSnapshot"),
+    "Mark": ("", "RequestKey"),
+    "LevelEmbedding": ("", "SigmaEmbedder"),
+    "Crew": ("", "WorkerPool"),
+    "crew": ("", "pool"),
+    "training_levels": ("", "sample_sigmas"),
+    "newborn": ("", "new_session"),
+    "dreams": ("", "imagined_envs"),
+    "temperature": ("", "noise_scale"),
+    "shared_noise": ("", "spatially_shared_noise"),
+    "picture_weights": ("", "latent_metric"),
+    "draw_steps": ("", "num_denoising_steps"),
+    "steps_drawn": ("", "denoising_steps"),
+    "draws_after": ("", "second_sample_start"),
+    "mix": ("worldsim/diffusion", "add_noise"),
+    "schedule": ("worldsim/diffusion", "get_schedule"),
+    "pin": ("worldsim/engine", "reserve"),
+    "windows": ("worldsim/training", "segments"),
+    "Windows": ("worldsim/training", "SegmentBatch"),
+    "stills": ("worldsim/training", "image_samples"),
+    "own_after": ("worldsim/training", "rollout_start"),
+    "own_frames": ("worldsim/training", "rollout_length"),
+    "own_pool": ("worldsim/training", "rollout_buffer"),
+    "own_reuse": ("worldsim/training", "rollout_reuse"),
+    "own_rests": ("worldsim/training", "rollout_rests"),
+    "own_trust": ("worldsim/training", "rollout_trust"),
+    "end_weight": ("worldsim/training", "termination_weight"),
+    "typical": ("worldsim/training", "mean_frame"),
+    "focus": ("worldsim/training", "saliency_weight"),
+}
+FOLDERS = ("worldsim", "envs", "bridges", "demos")
+
+
+def names(source: str) -> set[str]:
+    """All names that a module defines or uses: variables, attributes, arguments, keywords, classes, modules."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        for field in ("id", "attr", "arg", "name", "asname"):
+            value = getattr(node, field, None)
+            if isinstance(value, str):
+                found |= set(value.split("."))
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= set(node.module.split("."))
+    return found
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict[str, set[str]]:
+    """The names of each module of the package, by its path."""
+    paths = {path.resolve() for folder in FOLDERS for path in (TOP / folder).rglob("*.py")}
+    return {str(path.relative_to(TOP)): names(path.read_text()) for path in sorted(paths)}
+
+
+def test_old_names_are_found() -> None:
+    assert {"crew", "Wish", "pin", "mix"} <= names("from a.crew import Wish\nx.pin(mix=1)")
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_old_names_are_gone(old: str, modules: dict[str, set[str]]) -> None:
+    folder, new = OLD[old]
+    assert len(modules) > 100
+    found = [path for path, known in modules.items() if path.startswith(folder) and old in known]
+    assert not found, f"{old} is called {new} now; it is a name in {found}"
