@@ -38,7 +38,7 @@ class ServeConfig:
     """Of each world, besides what memory allows."""
     runtime: str = "auto"
     """What computes; "auto" is what `worldsim tune` found to be the fastest."""
-    alone: bool = False
+    isolated: bool = False
     """Draw every session by itself: slower, and the same bits by construction (docs/engine.md)."""
     web: bool = False
     """Whether a page that plays the worlds is served too."""
@@ -130,7 +130,7 @@ def load(config: ServeConfig) -> dict[str, Engine]:
             threads=config.threads,
             runtime=config.runtime,
             max_sessions=config.max_sessions,
-            alone=config.alone,
+            isolated=config.isolated,
         )
         name = engine.world.card.name
         if name in engines:

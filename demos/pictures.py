@@ -22,7 +22,7 @@ from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation.first_minute import policies, real_game
 from worldsim.evaluation.played import play_world, segments_of
 from worldsim.evaluation.probe import probe_of
-from worldsim.evaluation.rollout import Runner, Stretches, context_of, recorded
+from worldsim.evaluation.rollout import Runner, Segments, context_of, recorded
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
 
@@ -75,15 +75,15 @@ def _given(config: PictureConfig, world: World, dataset: Dataset) -> tuple[Tenso
     if not paths:
         raise DataError(f"{config.data} has no held-out episode of {warm + config.frames} steps; use fewer --frames.")
     clips = [read_episode(path, 0, warm + config.frames - 1) for path in paths]
-    stretches = Stretches(
+    segments = Segments(
         frames=torch.from_numpy(np.stack([clip.frames for clip in clips])),
         actions=torch.from_numpy(np.stack([flatten_actions(dataset.action_space, clip.actions) for clip in clips])),
         prompts=[clip.texts() for clip in clips],
         sources=list(range(len(clips))),
         context=warm,
     )
-    played = Runner(world, batch=len(clips), seed=config.seed).free(stretches, recorded(stretches))
-    return stretches.truth, played
+    played = Runner(world, batch=len(clips), seed=config.seed).free(segments, recorded(segments))
+    return segments.truth, played
 
 
 def save_gif(frames: np.ndarray, path: Path, fps: float, scale: int = 2) -> None:

@@ -36,7 +36,7 @@ def make_engine(
     threads: int | None = None,
     runtime: str = "auto",
     max_sessions: int | None = None,
-    alone: bool = False,
+    isolated: bool = False,
     noise_scale: float | None = None,
     clips: int | None = None,
 ) -> Engine:
@@ -54,7 +54,7 @@ def make_engine(
     }
     sampler = SamplerConfig.of(found.card.sampler, **changes)
     limits = {"memory_mb": memory_mb, "max_sessions": max_sessions, "clips": CLIPS if clips is None else clips}
-    return Engine(found, sampler=sampler, runtime=runtime, threads=threads, alone=alone, **limits)
+    return Engine(found, sampler=sampler, runtime=runtime, threads=threads, isolated=isolated, **limits)
 
 
 class WorldEnv(gym.Env[np.ndarray, Any]):

@@ -15,7 +15,7 @@ from worldsim.data.episodes import Dataset
 from worldsim.diffusion import edm
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation.baseline import BaselineEval, UNetRunner, compare, table
-from worldsim.evaluation.rollout import Stretches, context_of, cut, recorded
+from worldsim.evaluation.rollout import Segments, context_of, cut, recorded
 from worldsim.models.unet import UNetConfig, UNetDynamics, to_frames, to_pixels
 from worldsim.training.baseline import (
     PixelData,
@@ -34,7 +34,7 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def stretches(dataset: Dataset, world: World, frames: int = 4) -> Stretches:
+def segments(dataset: Dataset, world: World, frames: int = 4) -> Segments:
     episodes = dataset.read("train")
     return cut(episodes, dataset.action_space, 3, context_of(world), frames, np.random.default_rng(1))
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_trained_is_refused(dataset: Dataset, tmp_path: Path) -> 
 
 def test_a_free_run_follows_its_seed_alone(dataset: Dataset, world: World) -> None:
     """The same seed gives the same frames, alone and in a batch; another seed gives others."""
-    found, model = stretches(dataset, world), lively()
+    found, model = segments(dataset, world), lively()
     drawn = [
         UNetRunner(model, world, batch, seed).free(found, recorded(found)) for batch, seed in ((3, 0), (3, 0), (3, 9))
     ]
@@ -184,11 +184,11 @@ def test_a_free_run_follows_its_seed_alone(dataset: Dataset, world: World) -> No
 
 
 def test_the_first_free_frame_is_a_forced_one(dataset: Dataset, world: World) -> None:
-    found, runner = stretches(dataset, world), UNetRunner(lively(), world)
-    forced, foreign = runner.forced(found, found.taken, 100 - found.taken)  # far off: it hardly listens yet
+    found, runner = segments(dataset, world), UNetRunner(lively(), world)
+    forced, shuffled = runner.forced(found, found.taken, 100 - found.taken)  # far off: it hardly listens yet
     free = runner.free(found, recorded(found))
     assert torch.equal(forced[:, 0], free[:, 0])
-    assert not torch.equal(forced, foreign)  # actions matter
+    assert not torch.equal(forced, shuffled)  # actions matter
 
 
 def test_compares(dataset: Dataset, world_path: Path, run: Path, tmp_path: Path) -> None:

@@ -214,9 +214,9 @@ def test_bad_snapshots_are_refused_and_change_nothing(engine: Engine, world: Wor
         Snapshot.load(tmp_path / "foreign")
     other = World.from_pretrained(str(world.path), torch.float32)
     torch.nn.init.normal_(other.dynamics.final.weight)
-    foreign = Engine(other, threads=1)
+    shuffled = Engine(other, threads=1)
     with pytest.raises(SnapshotMismatch, match="of the world"):
-        engine.restore(foreign.snapshot(foreign.open(seed=1)), number)
+        engine.restore(shuffled.snapshot(shuffled.open(seed=1)), number)
     half = Engine(World.from_pretrained(str(world.path), torch.bfloat16), threads=1)
     taken = half.snapshot(half.open(seed=1))
     with pytest.raises(SnapshotMismatch, match="runtime.*exact=False"):

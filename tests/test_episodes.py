@@ -136,15 +136,15 @@ def test_damaged_and_foreign_episodes(tmp_path):
     path = tmp_path / "0.safetensors"
     write_episode(path, make_episode(spaces.Discrete(4)))
     whole = path.read_bytes()
-    foreign = {"rewards": np.zeros(3)}
+    shuffled = {"rewards": np.zeros(3)}
     damages = [
         lambda: path.unlink(),
         lambda: path.write_bytes(b""),
         lambda: path.write_bytes(whole[:-10]),
         lambda: path.write_bytes(b"no safetensors at all"),
-        lambda: save_file(foreign, path),
-        lambda: save_file(foreign, path, metadata={"episode": "[]"}),
-        lambda: save_file(foreign, path, metadata={"episode": "{"}),
+        lambda: save_file(shuffled, path),
+        lambda: save_file(shuffled, path, metadata={"episode": "[]"}),
+        lambda: save_file(shuffled, path, metadata={"episode": "{"}),
     ]
     for damage in damages:
         damage()

@@ -51,11 +51,11 @@ def test_stretches_are_aligned_and_distinct(episodes, dataset, world):
 
 def test_foreign_actions_are_from_elsewhere(episodes, dataset, world):
     cuts = stretches_of(episodes, dataset, world, count=3)
-    assert torch.equal(cuts.foreign_actions(), cuts.taken[[1, 2, 0]])
+    assert torch.equal(cuts.shuffled_actions(), cuts.taken[[1, 2, 0]])
     pairs = dataclasses.replace(cuts, sources=[0, 0, 1])
-    assert torch.equal(pairs.foreign_actions(), cuts.taken[[2, 2, 0]])
+    assert torch.equal(pairs.shuffled_actions(), cuts.taken[[2, 2, 0]])
     alone = dataclasses.replace(cuts, sources=[0, 0, 0])
-    assert torch.equal(alone.foreign_actions(), cuts.taken[[1, 2, 0]])
+    assert torch.equal(alone.shuffled_actions(), cuts.taken[[1, 2, 0]])
 
 
 def test_held_prompts(episodes, dataset, world):
@@ -70,7 +70,7 @@ def test_the_first_free_frame_is_the_first_forced_one(episodes, dataset, world):
     (forced,) = runner.forced(cuts, cuts.taken)
     free = runner.free(cuts, recorded(cuts))
     assert torch.equal(free[:, 0], forced[:, 0])
-    both = runner.forced(cuts, cuts.foreign_actions(), cuts.taken)
+    both = runner.forced(cuts, cuts.shuffled_actions(), cuts.taken)
     assert torch.equal(both[1], forced)  # trying other actions first leaves no trace
     assert torch.equal(free, runner.free(cuts, recorded(cuts)))
     assert free.dtype == torch.uint8 and free.shape == cuts.truth.shape
@@ -94,7 +94,7 @@ def test_evaluate(world_path, dataset, tmp_path):
     assert 1 < int(fit.removeprefix("frame_")) < 500  # what the episodes have room for
     for stage in ("next_frame", "frame_1", fit):
         assert 3 < report[stage]["psnr"] < 60 and -1 <= report[stage]["ssim"] <= 1
-        assert {"copy_psnr", "permuted_psnr", "moving_psnr", "copy_moving_psnr", "sharpness"} <= set(report[stage])
+        assert {"copy_psnr", "shuffled_psnr", "moving_psnr", "copy_moving_psnr", "sharpness"} <= set(report[stage])
     assert report["next_frame"]["copy_psnr"] > report[fit]["copy_psnr"]
     assert 0 <= report[fit]["in_range"] <= 1 and report[fit]["truth_in_range"] > 0.4
     assert set(report[fit]["in_range_of"]) <= {"sharpness", "brightness", "histogram", "told"}

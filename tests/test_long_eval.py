@@ -137,10 +137,10 @@ def test_plans():
 
 def test_long_runs_are_judged_at_checkpoints(dataset, world):
     world.card = dataclasses.replace(world.card, keys=KEYS)
-    stretches, episodes = stretches_of(dataset, world, 2)
+    segments, episodes = stretches_of(dataset, world, 2)
     runner = Runner(world, batch=8)
     frames = torch.cat([torch.from_numpy(episode.frames) for episode in episodes])
-    runs = horizon.Horizon(runner, stretches, episodes, Ranges.of(frames, None, []), (0.0, 5.0), None, [{}, {}])
+    runs = horizon.Horizon(runner, segments, episodes, Ranges.of(frames, None, []), (0.0, 5.0), None, [{}, {}])
     report, pictures, captions = runs.run(20)
     assert list(report["patterns"]) == list(horizon.PATTERNS) and len(pictures) == 2 * len(captions) == 16
     for pattern in report["patterns"].values():
@@ -148,18 +148,18 @@ def test_long_runs_are_judged_at_checkpoints(dataset, world):
         assert all(0 <= pattern["at"]["20"][key] <= 1 for key in ("in_range", "sessions_in_range", "sessions_stayed"))
         assert pattern["at"]["20"]["sessions_stayed"] <= pattern["at"]["16"]["sessions_stayed"]
     # Each session is what it is alone.
-    alone = runner.free(stretches, runs._acts(20)["none"], 20)
+    alone = runner.free(segments, runs._acts(20)["none"], 20)
     assert torch.equal(alone[0, 19], torch.from_numpy(pictures[1]))
 
 
 def test_a_run_of_true_frames_stays_and_one_that_fades_does_not(dataset, world):
-    stretches, episodes = stretches_of(dataset, world, 2)
+    segments, episodes = stretches_of(dataset, world, 2)
     frames = torch.cat([torch.from_numpy(episode.frames) for episode in episodes])
     truth = Ranges.of(frames, None, [])
     values = truth.measure(frames[:300], []).expand(2, -1, -1).clone()
     values[1, 200:, 1] += 100  # brighter
     track = horizon.Track(values, torch.ones(values.shape[:2]))
-    runs = horizon.Horizon(Runner(world), stretches, episodes, truth, (0.0, 5.0), None, [{}, {}])
+    runs = horizon.Horizon(Runner(world), segments, episodes, truth, (0.0, 5.0), None, [{}, {}])
     report = runs.judge({"held": track}, 300)
     at = report["patterns"]["held"]["at"]
     assert [at[key]["sessions_stayed"] for key in ("64", "256", "300")] == [1.0, 0.5, 0.5]
@@ -202,18 +202,18 @@ def test_a_glance_turns_there_and_back(away):
 
 
 def test_an_emptied_world_has_only_its_last_frames(dataset, world):
-    stretches, _ = stretches_of(dataset, world, 3, 6)
+    segments, _ = stretches_of(dataset, world, 3, 6)
     runner = Runner(world, batch=2)
-    emptied, full = memory.forgetful(runner, stretches), runner.free(stretches, recorded(stretches))
+    emptied, full = memory.forgetful(runner, segments), runner.free(segments, recorded(segments))
     assert emptied.shape == full.shape and not torch.equal(emptied, full)
     # Frames older than the history do not matter to it.
     old = context_of(world) - world.dynamics.config.history
-    changed = stretches.frames.clone()
+    changed = segments.frames.clone()
     changed[:, :old] = 255 - changed[:, :old]
-    other = dataclasses.replace(stretches, frames=changed)
+    other = dataclasses.replace(segments, frames=changed)
     assert torch.equal(memory.forgetful(runner, other), emptied)
     assert not torch.equal(runner.free(other, recorded(other)), full)
-    report, pictures = memory.compare(runner, stretches)
+    report, pictures = memory.compare(runner, segments)
     assert report["stretches"] == 3 and len(pictures) == 15
     assert report["over_emptied"] == pytest.approx(report["psnr"] - report["emptied_psnr"])
     assert "memory gives" in memory.table({"8": report, "16": {"skipped": "none"}})
@@ -225,7 +225,7 @@ def test_doom_shows_the_same_picture_again():
     recipe = real.find_recipe("doom")
     env = real.open_game(recipe)
     assert recipe is not None and env is not None
-    found = memory.glances(recipe, env, 16, 2, 6, (24, 32), np.random.default_rng(0))
+    found = memory.look_aways(recipe, env, 16, 2, 6, (24, 32), np.random.default_rng(0))
     env.close()
     assert found is not None and found.length == 16 and found.context == 6
     home, back = found.before[:, 0], found.truth[:, -1]

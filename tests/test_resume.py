@@ -64,11 +64,11 @@ def killed(world_path: Path, folder: Path, kills: int, clients: int, frames: int
     seed = random.SystemRandom().randrange(1000)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    local = Engine(World.from_pretrained(world_path), runtime="eager", threads=1, alone=True)  # see docs/engine.md
+    local = Engine(World.from_pretrained(world_path), runtime="eager", threads=1, isolated=True)  # see docs/engine.md
     unbroken = [play(local, seed + 10 * i, frames) for i in range(clients)]
     local.close()
 
-    words = ("--every", every, "--alone")
+    words = ("--every", every, "--isolated")
     host = HostProcess([world_path], folder, 0, *words)
     seen: dict[int, list[str]] = {}
     failures: list[BaseException] = []

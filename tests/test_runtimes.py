@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from worldsim.engine import tuning
+from worldsim.engine.batch_invariance import ENOUGH, SIZES, exact_parts, exact_sizes
 from worldsim.engine.batching import in_pieces, pieces, spread
 from worldsim.engine.engine import Engine
-from worldsim.engine.exactness import ENOUGH, SIZES, exact_parts, exact_sizes
 from worldsim.engine.records import SessionSpec
 from worldsim.engine.runtimes import Runtime, build
 from worldsim.engine.simulator import Simulator

@@ -191,7 +191,7 @@ class _Faulty:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         return self.module.get_parameter("weight").square().sum() * (1 if step < 6 else self.value), {}
 
-    def sheet(self, module: nn.Module) -> None:
+    def sample_grid(self, module: nn.Module) -> None:
         return None
 
     def state(self) -> dict:

@@ -46,6 +46,16 @@ OLD = {
     "end_weight": ("worldsim/training", "termination_weight"),
     "typical": ("worldsim/training", "mean_frame"),
     "focus": ("worldsim/training", "saliency_weight"),
+    "held": ("worldsim/training", "val"),
+    "sheet": ("worldsim/training", "sample_grid"),
+    "exactness": ("", "batch_invariance"),
+    "stretches": ("worldsim/evaluation", "segments"),
+    "Stretches": ("", "Segments"),
+    "glances": ("", "look_aways"),
+    "permuted": ("", "shuffled"),
+    "foreign_actions": ("", "shuffled_actions"),
+    "obedience": ("", "prompt_adherence"),
+    "to_grey": ("", "to_grayscale"),
 }
 FOLDERS = ("worldsim", "envs", "bridges", "demos")
 

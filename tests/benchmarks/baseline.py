@@ -74,7 +74,7 @@ class Options:
     sweep: bool = False
     """Only train the U-Nets of `SWEEP`, and print how good each is."""
     starts: int = 48
-    """Stretches of each measure."""
+    """Segments of each measure."""
     horizons: tuple[int, ...] = (64,)
     """Frames of free running after which to measure."""
     autoencoder: AutoencoderTraining = field(default_factory=lambda: AutoencoderTraining(data=NOWHERE))

@@ -26,7 +26,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from worldsim.agents.choices import Choices
-from worldsim.agents.games import to_grey
+from worldsim.agents.games import to_grayscale
 from worldsim.errors import ConfigError, DataError, FrameError
 from worldsim.models.action import space_from_json, space_to_json
 
@@ -127,7 +127,7 @@ class Agent:
             raise FrameError(f"frames have shape {frames.shape}; this agent sees frames of {self.card.frame_size}.")
         if len(frames) != len(self._seen):
             raise FrameError(f"there are {len(frames)} frames for {len(self._seen)} games; call begin({len(frames)}).")
-        new = to_grey(frames) if self.card.grey else frames
+        new = to_grayscale(frames) if self.card.grey else frames
         self._seen[begun] = 0  # as VecFrameStack has it
         self._seen = np.concatenate([self._seen[..., new.shape[-1] :], new], axis=-1)
         return self._seen.transpose(0, 3, 1, 2)

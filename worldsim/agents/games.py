@@ -165,18 +165,18 @@ class Grey(VecEnvWrapper):
 
     def reset(self) -> np.ndarray:
         """Begin episodes."""
-        return to_grey(np.asarray(self.venv.reset()))
+        return to_grayscale(np.asarray(self.venv.reset()))
 
     def step_wait(self) -> VecEnvStepReturn:
         """What the games show."""
         frames, rewards, over, infos = self.venv.step_wait()
         for info in infos:
             if "terminal_observation" in info:
-                info["terminal_observation"] = to_grey(info["terminal_observation"])
-        return to_grey(np.asarray(frames)), rewards, over, infos
+                info["terminal_observation"] = to_grayscale(info["terminal_observation"])
+        return to_grayscale(np.asarray(frames)), rewards, over, infos
 
 
-def to_grey(frames: np.ndarray) -> np.ndarray:
+def to_grayscale(frames: np.ndarray) -> np.ndarray:
     """Brightness of uint8 frames (..., H, W, 3) as uint8 (..., H, W, 1)."""
     # Whole numbers, so that one frame alone and many have the same bits.
     weighed = frames.astype(np.uint16) @ np.array([77, 150, 29], np.uint16)  # of 256

@@ -142,7 +142,7 @@ class Planner:
         """Futures under random actions, each held for a while: what they earn (A * S,) and what was done (A * S, H)."""
         done = np.empty((len(self.choices), self.config.futures, self.config.horizon), np.int64)
         for s in range(self.config.futures):
-            row = np.repeat(*self._stretches())[: self.config.horizon]
+            row = np.repeat(*self._segments())[: self.config.horizon]
             first = int(self._rng.integers(1, self.config.hold + 1))
             done[:, s] = row
             done[:, s, :first] = np.arange(len(self.choices))[:, None]
@@ -156,7 +156,7 @@ class Planner:
             alive *= 1 - np.array([step.ended for step in now])
         return earned, flat
 
-    def _stretches(self) -> tuple[np.ndarray, np.ndarray]:
+    def _segments(self) -> tuple[np.ndarray, np.ndarray]:
         size = self.config.horizon
         return self._rng.integers(len(self.choices), size=size), self._rng.integers(1, self.config.hold + 1, size=size)
 

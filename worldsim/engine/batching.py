@@ -1,7 +1,8 @@
 """Rows in batches whose size does not change their bits.
 
 A kernel may add up in another order when it gets more rows, and a frame would then depend on who shares its batch.
-`exactness` finds the sizes at which every row is what it is alone; here a batch is cut into pieces of these sizes.
+`batch_invariance` finds the sizes at which every row is what it is alone; here a batch is cut into pieces of these
+sizes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from worldsim.engine.exactness import Sizes
+from worldsim.engine.batch_invariance import Sizes
 from worldsim.engine.stages import Stages
 
 SHARED = 3  # the last arguments of `Prepare` are the same for all rows

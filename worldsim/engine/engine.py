@@ -24,8 +24,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.engine.batch_invariance import Sizes
 from worldsim.engine.batching import in_pieces, spread
-from worldsim.engine.exactness import Sizes
 from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.engine.runtimes import MOST_ROWS, Runtime
 from worldsim.engine.session import Session, Snapshot
@@ -54,7 +54,7 @@ class Engine:
         threads: CPU cores to use; each works on sessions of its own (default: all).
         exact: whether a session's bits are the same alone and among others. False is faster where kernels differ, see
             `worldsim bench engine`.
-        alone: draw every session by itself: its bits are the same by construction, not by trying, at the speed of one.
+        isolated: draw every session by itself: the same bits by construction, not by trying, at the speed of one.
         max_sessions: at most so many, besides what memory allows.
         memory_mb: for the sessions and their snapshots.
         clips: of so many of the last clips that sessions began from the memory is kept.
@@ -76,7 +76,7 @@ class Engine:
         runtime: str = "auto",
         threads: int | None = None,
         exact: bool = True,
-        alone: bool = False,
+        isolated: bool = False,
         max_sessions: int | None = None,
         memory_mb: int = 1024,
         clips: int = CLIPS,
@@ -85,7 +85,7 @@ class Engine:
         self.threads = os.cpu_count() or 1 if threads is None else threads
         if self.threads < 1 or (max_sessions is not None and max_sessions < 1):
             raise ConfigError(f"threads is {threads} and max_sessions {max_sessions}; both must be at least 1.")
-        self.world, self.exact, self.alone, self.clips = world, exact, alone, clips
+        self.world, self.exact, self.isolated, self.clips = world, exact, isolated, clips
         self.runtime: Runtime = choose(world, runtime)
         self.sampler = sampler or SamplerConfig.of(world.card.sampler)
         stages = in_pieces(self.runtime.stages, lambda: self.sizes)
@@ -333,7 +333,7 @@ class Engine:
     @property
     def sizes(self) -> Sizes:
         """The batch sizes that are used, for each stage by name."""
-        if self.alone:
+        if self.isolated:
             return dict.fromkeys(vars(self.runtime.stages), (1,))
         return self.runtime.sizes if self.exact else dict.fromkeys(vars(self.runtime.stages), ANY_SIZE)
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.aoti import Library, unpack
-from worldsim.engine.exactness import ENOUGH, Sizes, exact_parts, exact_sizes, set_parts
+from worldsim.engine.batch_invariance import ENOUGH, Sizes, exact_parts, exact_sizes, set_parts
 from worldsim.engine.stages import Decode, Denoise, Judge, Prepare, Stages, eager, example
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean
 from worldsim.models.autoencoder import FrameAutoencoder

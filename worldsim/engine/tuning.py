@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.engine.batch_invariance import Sizes
 from worldsim.engine.batching import in_pieces
-from worldsim.engine.exactness import Sizes
 from worldsim.engine.runtimes import RUNTIMES, Runtime, build, try_sizes
 from worldsim.engine.simulator import Simulator
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean

@@ -1,4 +1,4 @@
-"""A world beside the U-Net baseline: the same held-out stretches, the same measures, one core each."""
+"""A world beside the U-Net baseline: the same held-out segments, the same measures, one core each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worldsim.diffusion.noise import SAMPLE, keys_of, normal
 from worldsim.engine.simulator import State
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation.report import EvalConfig, Evaluation
-from worldsim.evaluation.rollout import Act, Runner, Stretches, context_of, recorded
+from worldsim.evaluation.rollout import Act, Runner, Segments, context_of, recorded
 from worldsim.models.action import flat_size
 from worldsim.models.unet import UNetDynamics, to_pixels
 from worldsim.training.baseline import load_baseline, prompt_means
@@ -52,13 +52,13 @@ class BaselineEval:
 
 
 class UNetRunner(Runner):
-    """Draws stretches with a U-Net as `Runner` does with a world.
+    """Draws segments with a U-Net as `Runner` does with a world.
 
     Args:
         model: the U-Net.
-        world: whose stretches they are, and whose prompts' states.
+        world: whose segments they are, and whose prompts' states.
         batch: sessions that are stepped together.
-        seed: of the noise; stretch i of a call has the session seed `seed + i`.
+        seed: of the noise; segment i of a call has the session seed `seed + i`.
     """
 
     def __init__(self, model: UNetDynamics, world: World, batch: int = 16, seed: int = 0) -> None:
@@ -75,7 +75,7 @@ class UNetRunner(Runner):
             )
         if model.config.history > context_of(world):
             raise DataError(
-                f"the U-Net stacks {model.config.history} frames, the world's stretches begin with "
+                f"the U-Net stacks {model.config.history} frames, the world's segments begin with "
                 f"{context_of(world)}; use a U-Net of shorter history."
             )
         self.model = model
@@ -83,7 +83,7 @@ class UNetRunner(Runner):
 
     def stream(
         self,
-        stretches: Stretches,
+        segments: Segments,
         act: Act,
         frames: int,
         title: str = "free running",
@@ -96,9 +96,9 @@ class UNetRunner(Runner):
         """
         if before is not None:
             raise ConfigError("the U-Net baseline has no state that could be changed while it plays.")
-        with tqdm(total=frames * self._batches(stretches), desc=title, unit="step", leave=False, disable=None) as bar:
-            for rows in self._rows(stretches):
-                seen, done = self.begin(stretches, rows)
+        with tqdm(total=frames * self._batches(segments), desc=title, unit="step", leave=False, disable=None) as bar:
+            for rows in self._rows(segments):
+                seen, done = self.begin(segments, rows)
                 for n in range(frames):
                     action, prompts = act(rows, n, seen[:, -1])
                     taken = torch.cat([done, action.unsqueeze(1)], dim=1)
@@ -107,31 +107,31 @@ class UNetRunner(Runner):
                     yield rows, n, last
                     bar.update()
 
-    def forced(self, stretches: Stretches, *actions: Tensor, title: str = "next frames") -> list[Tensor]:
+    def forced(self, segments: Segments, *actions: Tensor, title: str = "next frames") -> list[Tensor]:
         """Every next frame from the true frames before it, once for each of `actions` (S, N, action_size)."""
-        history, drawn = self.model.config.history, [torch.empty_like(stretches.truth) for _ in actions]
+        history, drawn = self.model.config.history, [torch.empty_like(segments.truth) for _ in actions]
         with tqdm(
-            total=stretches.length * self._batches(stretches), desc=title, unit="step", leave=False, disable=None
+            total=segments.length * self._batches(segments), desc=title, unit="step", leave=False, disable=None
         ) as bar:
-            for rows in self._rows(stretches):
-                for n in range(stretches.length):
-                    now = stretches.context + n
-                    before = stretches.actions[rows, now - history : now - 1]
-                    prompts = [stretches.prompts[row][now] for row in rows]
+            for rows in self._rows(segments):
+                for n in range(segments.length):
+                    now = segments.context + n
+                    before = segments.actions[rows, now - history : now - 1]
+                    prompts = [segments.prompts[row][now] for row in rows]
                     for out, chosen in zip(drawn, actions, strict=True):
                         taken = torch.cat([before, chosen[rows, n].unsqueeze(1)], dim=1)
-                        out[rows, n] = self.draw(stretches.frames[rows, now - history : now], taken, prompts, rows, n)
+                        out[rows, n] = self.draw(segments.frames[rows, now - history : now], taken, prompts, rows, n)
                     bar.update()
         return drawn
 
     def fresh(self, prompts: list[str], frames: int = 1, title: str = "fresh starts") -> Tensor:
         """Not possible: the U-Net needs frames to begin from."""
-        raise ConfigError("the U-Net baseline cannot begin from a prompt alone; compare it on recorded stretches.")
+        raise ConfigError("the U-Net baseline cannot begin from a prompt alone; compare it on recorded segments.")
 
-    def begin(self, stretches: Stretches, rows: list[int]) -> tuple[Tensor, Tensor]:
+    def begin(self, segments: Segments, rows: list[int]) -> tuple[Tensor, Tensor]:
         """The last K frames of the context, uint8 (B, K, H, W, 3), and the actions between them (B, K - 1, A)."""
-        last, history = stretches.context, self.model.config.history
-        return stretches.frames[rows, last - history : last], stretches.actions[rows, last - history : last - 1]
+        last, history = segments.context, self.model.config.history
+        return segments.frames[rows, last - history : last], segments.actions[rows, last - history : last - 1]
 
     def draw(self, seen: Tensor, actions: Tensor, prompts: list[str], rows: list[int], n: int) -> Tensor:
         """The next frames, uint8 (B, H, W, 3), from the last K and the last K actions (B, K, A)."""
@@ -144,7 +144,7 @@ class UNetRunner(Runner):
 
 
 def compare(config: BaselineEval) -> dict[str, Any]:
-    """Measure a world and a U-Net on the same stretches.
+    """Measure a world and a U-Net on the same segments.
 
     Returns:
         "world" and "unet", each with the stages of `worldsim eval` ("next_frame", "frame_N", "steering"), their
@@ -173,8 +173,8 @@ def compare(config: BaselineEval) -> dict[str, Any]:
         if name == "unet":
             evaluation.runner = unet
         report[name] = evaluation.run()
-        stretch = evaluation.cut(1, config.timed + WARM_UP, 0)
-    times = frame_times({"world": Runner(world, batch=1), "unet": unet}, stretch, WARM_UP)
+        segment = evaluation.cut(1, config.timed + WARM_UP, 0)
+    times = frame_times({"world": Runner(world, batch=1), "unet": unet}, segment, WARM_UP)
     sizes = {"world": [world.autoencoder, world.dynamics], "unet": [unet.model]}
     for name, modules in sizes.items():
         report[name] |= {
@@ -185,11 +185,11 @@ def compare(config: BaselineEval) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def frame_times(runners: dict[str, Runner], stretch: Stretches, warm_up: int) -> dict[str, float]:
+def frame_times(runners: dict[str, Runner], segment: Segments, warm_up: int) -> dict[str, float]:
     """Median milliseconds of a frame of one session, an action in and pixels out; all take turns at each frame."""
     spent: dict[str, list[float]] = {name: [] for name in runners}
-    plays = {name: runner.stream(stretch, recorded(stretch), stretch.length, name) for name, runner in runners.items()}
-    for _ in range(stretch.length):
+    plays = {name: runner.stream(segment, recorded(segment), segment.length, name) for name, runner in runners.items()}
+    for _ in range(segment.length):
         for name, play in plays.items():
             begin = time.perf_counter()
             next(play)
@@ -206,7 +206,7 @@ def table(report: dict[str, Any]) -> str:
             continue
         for key, unit in (("psnr", "PSNR, dB"), ("moving_psnr", "PSNR where it moves, dB"), ("ssim", "SSIM")):
             rows.append((f"{title}: {unit}", *(_cell(part[key]) for part in found), _cell(found[0][f"copy_{key}"])))
-        rows.append((f"{title}: PSNR under foreign actions", *(_cell(part["permuted_psnr"]) for part in found), ""))
+        rows.append((f"{title}: PSNR under shuffled actions", *(_cell(part["shuffled_psnr"]) for part in found), ""))
         for key in ("sharpness", "brightness"):
             rows.append((f"{title}: {key} over the truth's", *(_cell(part[key]) for part in found), ""))
     for key in ("ms_per_frame", "parameters"):

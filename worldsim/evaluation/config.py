@@ -39,7 +39,7 @@ class EvalConfig:
     memory: bool = False
     """Look away and back in the real game and in the world, for the games that have keys to turn with."""
     memory_starts: int = 16
-    """Stretches for each time away."""
+    """Segments for each time away."""
     first_minute: bool = False
     """Let four scripted beginners play the world and the real game: one holds a key, one taps at random, one steers by
     what it sees, one rests. Needs no recording, and measures nothing else."""

@@ -21,7 +21,7 @@ from worldsim.data.games.doom_scenarios import SCENARIOS
 from worldsim.evaluation.classifier import Classifier, accuracy, examples
 from worldsim.evaluation.horizon import plan
 from worldsim.evaluation.intervals import shown, wilson
-from worldsim.evaluation.rollout import Runner, Stretches, scripted
+from worldsim.evaluation.rollout import Runner, Segments, scripted
 from worldsim.models.action import flatten_actions, stack_actions
 
 STEADY = 3  # frames of TELL that must show it
@@ -195,7 +195,7 @@ class Events:
             label = episode.prompts[episode.prompt_index[one.at]]
             told.append(words(label, EVENTS[one.event], rng))
             plain.append(words(label, None, rng))
-        stretches = Stretches(
+        segments = Segments(
             frames=torch.from_numpy(np.stack(frames)),
             actions=torch.from_numpy(np.stack(actions)),
             prompts=before,
@@ -204,7 +204,7 @@ class Events:
         )
         moves = torch.from_numpy(np.stack(taken))
         drawn, control = (
-            self.runner.free(stretches, scripted(moves, [[text] * TELL for text in texts]), TELL, title)
+            self.runner.free(segments, scripted(moves, [[text] * TELL for text in texts]), TELL, title)
             for texts, title in ((told, "events"), (plain, "without events"))
         )
         return drawn, control, told

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldsim.evaluation.intervals import bootstrap, ratio, squared
-from worldsim.evaluation.rollout import Runner, Stretches, scripted
+from worldsim.evaluation.rollout import Runner, Segments, scripted
 
 FRAMES = 16  # the frame after which errors are compared
 GAP = 2  # frames: the reader sees one frame and the one so many steps later, and the action between is held
@@ -126,7 +126,7 @@ def key_numbers(actions: Tensor) -> Tensor:
     return numbers.unflatten(0, actions.shape[:2])
 
 
-def following(runner: Runner, segments: Stretches, actions: Tensor, truth: Tensor) -> dict[str, Any]:
+def following(runner: Runner, segments: Segments, actions: Tensor, truth: Tensor) -> dict[str, Any]:
     """Play real sessions again in a world, with their own actions and with those of the next session.
 
     Args:

@@ -24,7 +24,7 @@ from worldsim.evaluation import metrics, real
 from worldsim.evaluation.bands import WINDOW, Limits, fits, session_fits
 from worldsim.evaluation.intervals import shown, wilson
 from worldsim.evaluation.ranges import Ranges
-from worldsim.evaluation.rollout import Act, Runner, Stretches, chained
+from worldsim.evaluation.rollout import Act, Runner, Segments, chained
 from worldsim.models.action import flatten_actions, stack_actions
 
 PATTERNS = ("none", "held", "random", "recorded")
@@ -63,13 +63,13 @@ def plan(pattern: str, keys: dict[str, Any], space: spaces.Space, frames: int, r
     return taken[:frames]
 
 
-def plain_starts(stretches: Stretches, count: int) -> Stretches:
+def plain_starts(segments: Segments, count: int) -> Segments:
     """Those `count` whose last prompt is shortest: it will be held, and should not tell of what was in view just then.
 
     Rows come back in the order of their length.
     """
-    words = [len(texts[stretches.context - 1].split()) for texts in stretches.prompts]
-    return stretches.pick(sorted(range(len(stretches)), key=lambda row: words[row])[:count])
+    words = [len(texts[segments.context - 1].split()) for texts in segments.prompts]
+    return segments.pick(sorted(range(len(segments)), key=lambda row: words[row])[:count])
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Horizon:
 
     Attributes:
         runner: draws.
-        stretches: a recorded context for each session to begin from.
+        segments: a recorded context for each session to begin from.
         episodes: whose actions the pattern "recorded" plays.
         truth: of the recording.
         labels: of each session, see `probe`.
@@ -96,7 +96,7 @@ class Horizon:
     """
 
     runner: Runner
-    stretches: Stretches
+    segments: Segments
     episodes: list[Episode]
     truth: Ranges
     motion: tuple[float, float]
@@ -111,9 +111,9 @@ class Horizon:
             The report; pictures at the checkpoints, a row for each of some sessions; and the rows' captions.
         """
         acts = self._acts(frames)
-        names, count, points = list(acts), len(self.stretches), checkpoints(frames)
+        names, count, points = list(acts), len(self.segments), checkpoints(frames)
         order = list(range(count)) * len(names)
-        many = self.stretches.pick(order)
+        many = self.segments.pick(order)
 
         def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
             parts = [acts[names[row // count]]([row % count], n, last) for row in rows]
@@ -141,7 +141,7 @@ class Horizon:
         """The report of some sessions by pattern."""
         report: dict[str, Any] = {
             "frames": frames,
-            "sessions": len(self.stretches),
+            "sessions": len(self.segments),
             "truth": {**self.truth.truth.typical, "ranges": self.truth.limits, "motion_range": self.motion},
             "in_range_of": self.truth.names,
             "patterns": {},
@@ -173,13 +173,13 @@ class Horizon:
         """Who plays, by pattern; those that the world has no input for are left out."""
         space, keys = self.runner.world.action_space, self.runner.world.card.keys
         rng = np.random.default_rng([self.seed, 20])
-        prompts = [texts[self.stretches.context - 1] for texts in self.stretches.prompts]
+        prompts = [texts[self.segments.context - 1] for texts in self.segments.prompts]
         acts: dict[str, Act] = {}
         for name in PATTERNS[:-1]:
-            plans = [plan(name, keys, space, frames, rng) for _ in range(len(self.stretches))]
+            plans = [plan(name, keys, space, frames, rng) for _ in range(len(self.segments))]
             if plans[0]:
                 acts[name] = _played(torch.from_numpy(np.stack([_flat(space, actions) for actions in plans])), prompts)
-        taken = chained(self.stretches, self.episodes, space, frames)
+        taken = chained(self.segments, self.episodes, space, frames)
         # The recorded prompts tell what the recording shows, which a free run leaves: the first is held here too.
         acts[PATTERNS[-1]] = lambda rows, n, last: (taken(rows, n, last)[0], [prompts[row] for row in rows])
         return acts

@@ -1,6 +1,6 @@
 """How sure a figure is: 95 % intervals over episodes, not over frames, which are too alike to count one by one.
 
-A figure is a function of sums over stretches, so that drawing other episodes is only adding up other sums.
+A figure is a function of sums over segments, so that drawing other episodes is only adding up other sums.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def bootstrap(sums: np.ndarray, groups: Sequence[int], statistic: Statistic, see
     """The percentile interval of a figure when other episodes had been drawn (Efron 1979, doi:10.1214/aos/1176344552).
 
     Args:
-        sums: what the figure is made of, for each stretch, (S, K).
-        groups: the episode of each stretch: those of one episode are drawn together.
+        sums: what the figure is made of, for each segment, (S, K).
+        groups: the episode of each segment: those of one episode are drawn together.
         statistic: the figure of the summed rows.
         seed: of the draws.
 
@@ -69,13 +69,13 @@ def decibels(error: int, values: int) -> Statistic:
 def psnr_intervals(
     drawn: Tensor, truth: Tensor, baselines: dict[str, Tensor], groups: Sequence[int]
 ) -> dict[str, float | Interval | None]:
-    """Pooled PSNR with its interval, and by how much it is above baselines, stretch by stretch the same ones.
+    """Pooled PSNR with its interval, and by how much it is above baselines, segment by segment the same ones.
 
     Args:
         drawn: frames uint8 (S, N, H, W, 3).
         truth: the same shape.
         baselines: by name, the same shape.
-        groups: the episode of each of the S stretches.
+        groups: the episode of each of the S segments.
 
     Returns:
         "psnr_interval", and for each baseline "over_NAME" in dB and "over_NAME_interval".
@@ -105,7 +105,7 @@ def share_interval(hits: Tensor, groups: Sequence[int]) -> Interval | None:
 
 
 def squared(frames: Tensor, truth: Tensor) -> np.ndarray:
-    """The sum of squared errors of each stretch, for frames (S, ...), as float64 (S,)."""
+    """The sum of squared errors of each segment, for frames (S, ...), as float64 (S,)."""
     return np.array([float((a.float() - b.float()).square().sum()) for a, b in zip(frames, truth, strict=True)])
 
 

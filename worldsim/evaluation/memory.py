@@ -1,7 +1,7 @@
 """Look away and back: is it the same place?
 
 The truth is the real game: someone who stands still turns away, waits, and turns back by the same steps, and only
-those stretches count where the game then shows the same picture again and another one between. The world sees the true
+those segments count where the game then shows the same picture again and another one between. The world sees the true
 frames up to the moment of turning, and draws all that follows under the same actions. How much of that is memory is
 seen by comparing with the same world whose memory is emptied before each step: it has its last few frames and no more.
 """
@@ -20,7 +20,7 @@ from worldsim.engine.simulator import State
 from worldsim.errors import MissingDependency
 from worldsim.evaluation import metrics, real
 from worldsim.evaluation.intervals import psnr_intervals, shown
-from worldsim.evaluation.rollout import Runner, Stretches, context_of, recorded
+from worldsim.evaluation.rollout import Runner, Segments, context_of, recorded
 from worldsim.models.action import flatten_actions, stack_actions
 
 AWAY = (8, 16, 32, 64)  # steps from the first turn to the return
@@ -28,7 +28,7 @@ TURNS = 16  # steps of turning at most: about half a circle in Doom, so that the
 STILL = 8  # steps without a key until a player who walked stands
 SAME = 25.0  # dB: the truth's first and last frame are one picture
 OTHER = 20.0  # dB: the frame in the middle is another one
-TRIES = 8  # stretches tried for each that is wanted
+TRIES = 8  # segments tried for each that is wanted
 
 
 def script(keys: dict[str, Any], away: int) -> list[list[Any]]:
@@ -41,13 +41,13 @@ def script(keys: dict[str, Any], away: int) -> list[list[Any]]:
     return [[there] * turns + wait + [back] * turns + [keys[""]] for there, back in sides]
 
 
-def glances(
+def look_aways(
     recipe: Recipe, env: gym.Env, away: int, count: int, context: int, size: tuple[int, int], rng: np.random.Generator
-) -> Stretches | None:
-    """Up to `count` stretches of the real game in which someone looks away and is back after `away` steps.
+) -> Segments | None:
+    """Up to `count` segments of the real game in which someone looks away and is back after `away` steps.
 
     Returns:
-        Stretches of `away` frames after their context, the last of which shows what the last of the context showed;
+        Segments of `away` frames after their context, the last of which shows what the last of the context showed;
         None where the game gave none.
     """
     keys, explorer = dict(recipe.keys), recipe.make_explorer()
@@ -67,7 +67,7 @@ def glances(
         return None
     total, space = context + away, env.action_space
     taken = [flatten_actions(space, stack_actions(space, run.actions[1 - total :])) for run in found]
-    return Stretches(
+    return Segments(
         frames=torch.from_numpy(np.stack([run.frames[-total:] for run in found])),
         actions=torch.from_numpy(np.stack(taken)),
         prompts=[run.prompts[-total:] for run in found],
@@ -76,45 +76,45 @@ def glances(
     )
 
 
-def forgetful(runner: Runner, stretches: Stretches) -> Tensor:
+def forgetful(runner: Runner, segments: Segments) -> Tensor:
     """What `runner.free` draws when memory is emptied before each step, uint8 (S, N, H, W, 3)."""
 
     def forget(state: State) -> None:
         latent = state.history.shape[-2:]
         state.cache = runner.simulator.dynamics.empty_cache(len(state.prompts), (latent[0], latent[1]))
 
-    drawn = torch.empty_like(stretches.truth)
-    act = recorded(stretches)
-    for rows, n, frames in runner.stream(stretches, act, stretches.length, "without memory", before=forget):
+    drawn = torch.empty_like(segments.truth)
+    act = recorded(segments)
+    for rows, n, frames in runner.stream(segments, act, segments.length, "without memory", before=forget):
         drawn[rows, n] = frames
     return drawn
 
 
-def compare(runner: Runner, stretches: Stretches) -> tuple[dict[str, Any], list[np.ndarray]]:
+def compare(runner: Runner, segments: Segments) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The views on return.
 
     Returns:
         psnr: of the world's view on return against the truth's, in dB; and of others in its place: emptied_psnr, the
             same world without memory; copy_psnr, the true frame before turning: the most that can be had;
-            other_psnr, the view of another stretch: the least; decoded_psnr, the truth through the autoencoder.
+            other_psnr, the view of another segment: the least; decoded_psnr, the truth through the autoencoder.
         over_emptied, over_other: what memory gives, in dB, with intervals.
         perceptual, emptied_perceptual, ...: `features.perceptual_distance`, where its network is installed.
 
         And pictures: before turning, away, the return in truth, as drawn, and as drawn without memory, for each.
     """
     drawn, emptied = (
-        runner.free(stretches, recorded(stretches), title="look away and back"),
-        forgetful(runner, stretches),
+        runner.free(segments, recorded(segments), title="look away and back"),
+        forgetful(runner, segments),
     )
-    truth, home = stretches.truth[:, -1:], stretches.before[:, :1]
+    truth, home = segments.truth[:, -1:], segments.before[:, :1]
     decoded = runner.world.autoencoder.decode(runner.world.autoencoder.encode(truth[:, 0])).unsqueeze(1)
     others = truth.roll(1, dims=0)
     views = {"": drawn[:, -1:], "emptied_": emptied[:, -1:], "copy_": home, "other_": others, "decoded_": decoded}
-    report: dict[str, Any] = {"stretches": len(stretches)}
+    report: dict[str, Any] = {"segments": len(segments)}
     for name, frames in views.items():
         report[f"{name}psnr"] = metrics.psnr(frames.flatten(0, 1), truth.flatten(0, 1))
     baselines = {"emptied": views["emptied_"], "other": others}
-    report |= psnr_intervals(views[""], truth, baselines, stretches.sources)
+    report |= psnr_intervals(views[""], truth, baselines, segments.sources)
     try:
         from worldsim.evaluation.features import perceptual_distance
 
@@ -122,7 +122,7 @@ def compare(runner: Runner, stretches: Stretches) -> tuple[dict[str, Any], list[
             report[f"{name}perceptual"] = float(perceptual_distance(frames[:, 0], truth[:, 0]).mean())
     except MissingDependency as error:
         report["skipped"] = str(error)
-    middle = stretches.truth[:, stretches.length // 2 - 1]
+    middle = segments.truth[:, segments.length // 2 - 1]
     rows = [home[:, 0], middle, truth[:, 0], drawn[:, -1], emptied[:, -1]]
     return report, list(torch.stack(rows, dim=1).flatten(0, 1).numpy())
 
@@ -143,7 +143,7 @@ def memory(
     try:
         for steps in away:
             rng = np.random.default_rng([seed, 30, steps])
-            found = glances(recipe, env, steps, count, context_of(world), (height, width), rng)
+            found = look_aways(recipe, env, steps, count, context_of(world), (height, width), rng)
             if found is None:
                 report[str(steps)] = {"skipped": "in the real game nobody saw the same picture again"}
                 continue
@@ -172,6 +172,6 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"{steps:>6} steps: {shown(line['psnr'], line['psnr_interval'])}, without memory "
             f"{line['emptied_psnr']:.2f} (memory gives {gain}), another view {line['other_psnr']:.2f}, "
-            f"before turning {line['copy_psnr']:.2f}, {line['stretches']} stretches{eyes}"
+            f"before turning {line['copy_psnr']:.2f}, {line['segments']} segments{eyes}"
         )
     return "\n".join(lines)

@@ -96,15 +96,15 @@ def inside(values: Tensor, limits: tuple[float, float]) -> Tensor:
     return (values >= limits[0]) & (values <= limits[1])
 
 
-def compare(drawn: Tensor, truth: Tensor, copy: Tensor, permuted: Tensor) -> dict[str, float]:
+def compare(drawn: Tensor, truth: Tensor, copy: Tensor, shuffled: Tensor) -> dict[str, float]:
     """Drawn frames and two baselines against the truth, all uint8 (S, n, H, W, 3).
 
     `moving_` figures are over the frames that clearly differ from what `copy` shows.
     """
-    drawn, truth, copy, permuted = (frames.flatten(0, 1) for frames in (drawn, truth, copy, permuted))
+    drawn, truth, copy, shuffled = (frames.flatten(0, 1) for frames in (drawn, truth, copy, shuffled))
     moves = moving(truth, copy)
     report = {"frames": len(truth), "moving": float(moves.float().mean())}
-    for name, frames in (("", drawn), ("copy_", copy), ("permuted_", permuted)):
+    for name, frames in (("", drawn), ("copy_", copy), ("shuffled_", shuffled)):
         report[f"{name}psnr"] = psnr(frames, truth)
         report[f"{name}ssim"] = float(ssim(frames, truth).mean())
         report[f"{name}moving_psnr"] = psnr(frames[moves], truth[moves])

@@ -25,7 +25,7 @@ from worldsim.engine.simulator import State
 from worldsim.errors import DataError
 from worldsim.evaluation.beginners import Policy
 from worldsim.evaluation.probe import Probe
-from worldsim.evaluation.rollout import Runner, Stretches
+from worldsim.evaluation.rollout import Runner, Segments
 from worldsim.models.action import flatten_actions, stack_actions
 
 BEFORE = (33, 90)  # steps of an explorer before a start; the first is also the most context there can be
@@ -163,13 +163,13 @@ def _again(
     return frames
 
 
-def segments_of(starts: Sequence[Start], space: spaces.Space, context: int) -> Stretches:
+def segments_of(starts: Sequence[Start], space: spaces.Space, context: int) -> Segments:
     """The last `context` frames before each start, for a world to begin from. Raises DataError for more than kept."""
     if context > len(starts[0].frames):
         raise DataError(f"a start keeps {len(starts[0].frames)} frames; the world has a context of {context}.")
     taken = [start.actions[len(start.actions) - context + 1 :] for start in starts]
     actions = [flatten_actions(space, stack_actions(space, some)) for some in taken]
-    return Stretches(
+    return Segments(
         frames=torch.from_numpy(np.stack([start.frames[-context:] for start in starts])),
         actions=torch.from_numpy(np.stack(actions)),
         prompts=[[start.prompt] * context for start in starts],
@@ -237,7 +237,7 @@ Forks = dict[int, dict[str, list[Any]]]
 
 def play_world(
     runner: Runner,
-    begin: Stretches | Sequence[str],
+    begin: Segments | Sequence[str],
     labels: list[dict[str, Any]],
     policy: Callable[[int], Policy],
     steps: int,
@@ -286,9 +286,9 @@ def play_world(
     return Played(kept, frames, present, rewards, ends, taken, labels, beside)
 
 
-def _begin(runner: Runner, begin: Stretches | Sequence[str], rows: list[int]) -> tuple[State, Tensor]:
+def _begin(runner: Runner, begin: Segments | Sequence[str], rows: list[int]) -> tuple[State, Tensor]:
     """Sessions, and their last frames."""
-    if isinstance(begin, Stretches):
+    if isinstance(begin, Segments):
         state = runner.warm_up(begin, rows)
         state.prompts = [begin.prompts[row][-1] for row in rows]
         return state, begin.frames[rows, begin.context - 1]

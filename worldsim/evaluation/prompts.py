@@ -12,7 +12,7 @@ from torch import Tensor
 from worldsim.data.episodes import Episode
 from worldsim.data.games.palettes import PAIRS, UNSEEN, Palette, plain_prompt
 from worldsim.evaluation.racing import best_palettes, look
-from worldsim.evaluation.rollout import Runner, Stretches
+from worldsim.evaluation.rollout import Runner, Segments
 
 LATER = 16  # frames after which a fresh start is looked at again
 SWITCHED = 8  # frames after which a change of the prompt must have changed the colours
@@ -57,7 +57,7 @@ def fresh_starts(runner: Runner, count: int, unseen: bool, rng: np.random.Genera
     return Starts(palettes, drawn[:, 0], drawn[:, -1])
 
 
-def obedience(starts: Starts) -> dict[str, float]:
+def prompt_adherence(starts: Starts) -> dict[str, float]:
     """Shares of the fresh starts.
 
     Returns:
@@ -79,8 +79,8 @@ def obedience(starts: Starts) -> dict[str, float]:
     }
 
 
-def truth_obedience(episodes: list[Episode]) -> float:
-    """`palette` of `obedience`, for recorded frames: what the measurement itself can reach."""
+def real_prompt_adherence(episodes: list[Episode]) -> float:
+    """`palette` of `prompt_adherence`, for recorded frames: what the measurement itself can reach."""
     step = 25
     frames = torch.from_numpy(np.concatenate([episode.frames[::step] for episode in episodes]))
     palettes = [palette for episode in episodes for palette in palettes_at(episode, slice(None, None, step))]
@@ -88,13 +88,13 @@ def truth_obedience(episodes: list[Episode]) -> float:
     return float((scene.palette & scene.road).float().mean())
 
 
-def switch(runner: Runner, stretches: Stretches, rng: np.random.Generator) -> float:
-    """Share of stretches that show a palette SWITCHED frames after the prompt first named it."""
-    wanted = [PAIRS[i] for i in rng.integers(len(PAIRS), size=len(stretches))]
+def switch(runner: Runner, segments: Segments, rng: np.random.Generator) -> float:
+    """Share of segments that show a palette SWITCHED frames after the prompt first named it."""
+    wanted = [PAIRS[i] for i in rng.integers(len(PAIRS), size=len(segments))]
     prompts = [plain_prompt(palette) for palette in wanted]
 
     def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
-        return stretches.taken[rows, n], [prompts[row] for row in rows]
+        return segments.taken[rows, n], [prompts[row] for row in rows]
 
-    drawn = runner.free(stretches, act, SWITCHED, title="changing palettes")
+    drawn = runner.free(segments, act, SWITCHED, title="changing palettes")
     return float(look(drawn[:, -1], wanted).palette.float().mean())

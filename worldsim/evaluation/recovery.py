@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from worldsim.diffusion.noise import keys_of, normal
 from worldsim.evaluation.minute_measures import mean_interval
-from worldsim.evaluation.rollout import Runner, Stretches
+from worldsim.evaluation.rollout import Runner, Segments
 
 PATCH = 3  # latents across
 PASTED = 2  # frames of context that it is pasted into
@@ -38,7 +38,7 @@ def paste(latents: Tensor, corner: tuple[int, int], noise: Tensor) -> Tensor:
     return pasted
 
 
-def rollout(runner: Runner, segments: Stretches, actions: Tensor, frames: int, pasted: bool) -> Tensor:
+def rollout(runner: Runner, segments: Segments, actions: Tensor, frames: int, pasted: bool) -> Tensor:
     """Frames drawn after the context of some segments under actions (S, frames, A), uint8 (S, frames, H, W, 3).
 
     With `pasted`, the last PASTED frames of context have the patch, in history and cache alike.
@@ -79,7 +79,7 @@ def nearest(found: Tensor, bank: Tensor) -> Tensor:
 
 
 def recovery(
-    runner: Runner, segments: Stretches, actions: Tensor, real: Tensor, after: tuple[int, ...] = AFTER
+    runner: Runner, segments: Segments, actions: Tensor, real: Tensor, after: tuple[int, ...] = AFTER
 ) -> dict[str, Any]:
     """Paste a patch of noise and look at its place afterwards.
 

@@ -1,7 +1,7 @@
 """How good a world is, on recorded episodes that it was not trained on.
 
 Every number stands beside its baselines: the last frame shown again (`copy`), and the same world under the actions of
-another episode (`permuted`), which must be worse or the actions do not matter. What can be
+another episode (`shuffled`), which must be worse or the actions do not matter. What can be
 asked for is in `config`; how each thing is measured is in modules of its own.
 """
 
@@ -33,20 +33,20 @@ from worldsim.evaluation.prompts import (
     fresh_starts,
     has_palettes,
     labels_at,
-    obedience,
     palettes_at,
+    prompt_adherence,
+    real_prompt_adherence,
     switch,
-    truth_obedience,
 )
 from worldsim.evaluation.racing import Driver, driven, look
 from worldsim.evaluation.ranges import Ranges, judge
-from worldsim.evaluation.rollout import Runner, Stretches, chained, context_of, cut, longest, recorded
+from worldsim.evaluation.rollout import Runner, Segments, chained, context_of, cut, longest, recorded
 from worldsim.evaluation.steering import direction, steer_of
 from worldsim.evaluation.table import table as table
 from worldsim.world import World, write_card
 
-FORCED = 16  # next frames measured in each stretch
-SHOWN = 6  # stretches on a sheet
+FORCED = 16  # next frames measured in each segment
+SHOWN = 6  # segments on a sheet
 COLUMNS = 12  # frames of each
 
 
@@ -147,10 +147,10 @@ class Evaluation:
         """Clips of 64 frames under the recorded actions, as a network's features and VMAF see them."""
         from worldsim.evaluation.features import judge
 
-        stretches = self.cut(self.config.segments, self.fitting(64), 7)
-        drawn = self.runner.free(stretches, recorded(stretches), title="features")
+        segments = self.cut(self.config.segments, self.fitting(64), 7)
+        drawn = self.runner.free(segments, recorded(segments), title="features")
         try:
-            return judge(drawn, stretches.truth, seed=self.config.seed)
+            return judge(drawn, segments.truth, seed=self.config.seed)
         except MissingDependency as error:
             return {"skipped": str(error)}
 
@@ -159,75 +159,75 @@ class Evaluation:
         room = longest(self.episodes, self.context)
         return max(1, min(frames, room - min(8, room // 8)))
 
-    def cut(self, count: int, frames: int, stage: int) -> Stretches:
-        """Stretches for a stage; each stage has its own random places."""
+    def cut(self, count: int, frames: int, stage: int) -> Segments:
+        """Segments for a stage; each stage has its own random places."""
         rng = np.random.default_rng([self.config.seed, stage])
         found = cut(self.episodes, self.world.action_space, count, self.context, self.fitting(frames), rng)
         return found if self.config.prompts == "recorded" else found.hold_prompts()
 
     def next_frame(self) -> dict[str, Any]:
         """Next frames from true ones; what the autoencoder alone costs; steering."""
-        stretches = self.cut(self.config.segments, FORCED, 0)
-        drawn, other = self.runner.forced(stretches, stretches.taken, stretches.foreign_actions())
-        truth, before = stretches.truth, stretches.before
-        self.sheet("next", stretches, {"drawn": drawn}, list(range(min(COLUMNS, truth.shape[1]))))
+        segments = self.cut(self.config.segments, FORCED, 0)
+        drawn, other = self.runner.forced(segments, segments.taken, segments.shuffled_actions())
+        truth, before = segments.truth, segments.before
+        self.sheet("next", segments, {"drawn": drawn}, list(range(min(COLUMNS, truth.shape[1]))))
         encode, decode = self.world.autoencoder.encode, self.world.autoencoder.decode
         flat = truth.flatten(0, 1)
         seen = torch.cat([decode(encode(part)) for part in flat.split(64)])
         report: dict[str, dict[str, Any]] = {"next_frame": metrics.compare(drawn, truth, before, other)}
-        report["next_frame"] |= psnr_intervals(drawn, truth, {"copy": before, "permuted": other}, stretches.sources)
+        report["next_frame"] |= psnr_intervals(drawn, truth, {"copy": before, "shuffled": other}, segments.sources)
         report["autoencoder"] = {
             "psnr": metrics.psnr(seen, flat),
             "ssim": float(metrics.ssim(seen, flat).mean()),
             "sharpness": float(metrics.sharpness(seen).mean() / metrics.sharpness(flat).mean()),
-        } | judge(self.ranges, list(seen.unflatten(0, truth.shape[:2])), self.labels(stretches), None)
-        steer = steer_of(stretches.taken, self.world.card.keys, self.world.action_space)
+        } | judge(self.ranges, list(seen.unflatten(0, truth.shape[:2])), self.labels(segments), None)
+        steer = steer_of(segments.taken, self.world.card.keys, self.world.action_space)
         if steer is not None:
             free = self.cut(max(1, self.config.segments // 2), 2 * FORCED, 1)
             wheel = steer_of(free.taken, self.world.card.keys, self.world.action_space)
             assert wheel is not None
             run = self.runner.free(free, recorded(free), title="steering")
-            report["steering"] = direction(steer, before, truth, drawn, (wheel, run), stretches.sources) or {}
+            report["steering"] = direction(steer, before, truth, drawn, (wheel, run), segments.sources) or {}
         return report
 
     def frame(self, frames: int) -> dict[str, Any]:
         """Free running for `frames` under the true actions, measured over the last sixteenth of them."""
-        stretches = self.cut(self.config.segments, frames, 10 + frames)
-        drawn = self.runner.free(stretches, recorded(stretches), title=f"{frames} frames")
-        foreign = recorded(stretches, stretches.foreign_actions())
-        other = self.runner.free(stretches, foreign, title=f"{frames} frames, permuted actions")
+        segments = self.cut(self.config.segments, frames, 10 + frames)
+        drawn = self.runner.free(segments, recorded(segments), title=f"{frames} frames")
+        shuffled = recorded(segments, segments.shuffled_actions())
+        other = self.runner.free(segments, shuffled, title=f"{frames} frames, shuffled actions")
         last = slice(frames - max(1, frames // 16), frames)
-        still = stretches.before[:, :1].expand_as(stretches.truth)
-        report = metrics.compare(drawn[:, last], stretches.truth[:, last], still[:, last], other[:, last])
-        baselines = {"copy": still[:, last], "permuted": other[:, last]}
-        report |= psnr_intervals(drawn[:, last], stretches.truth[:, last], baselines, stretches.sources)
-        report |= self.in_range(drawn, stretches)
+        still = segments.before[:, :1].expand_as(segments.truth)
+        report = metrics.compare(drawn[:, last], segments.truth[:, last], still[:, last], other[:, last])
+        baselines = {"copy": still[:, last], "shuffled": other[:, last]}
+        report |= psnr_intervals(drawn[:, last], segments.truth[:, last], baselines, segments.sources)
+        report |= self.in_range(drawn, segments)
         shown = np.unique(np.geomspace(1, frames, COLUMNS).round().astype(int) - 1).tolist()
-        self.sheet(f"frame_{frames}", stretches, {"drawn": drawn, "permuted": other}, shown)
+        self.sheet(f"frame_{frames}", segments, {"drawn": drawn, "shuffled": other}, shown)
         return {f"frame_{frames}": report}
 
-    def in_range(self, drawn: Tensor, stretches: Stretches) -> dict[str, Any]:
+    def in_range(self, drawn: Tensor, segments: Segments) -> dict[str, Any]:
         """Rollouts (S, N, H, W, 3) whose end is in the reference ranges of `ranges`, and told from the truth's."""
-        frames, labels = drawn.shape[1], self.labels(stretches)
+        frames, labels = drawn.shape[1], self.labels(segments)
         end = slice(max(0, frames - WINDOW), frames)
         some = np.unique(np.linspace(end.start, frames - 1, 8, dtype=int))
-        seen = [realism.decoded(self.world.autoencoder, one[some]) for one in stretches.truth]
-        told = realism.tell(seen, list(drawn[:, some]), [source % realism.FOLDS for source in stretches.sources])
+        seen = [realism.decoded(self.world.autoencoder, one[some]) for one in segments.truth]
+        told = realism.tell(seen, list(drawn[:, some]), [source % realism.FOLDS for source in segments.sources])
         report = judge(self.ranges, list(drawn[:, end]), labels, told) | realism.line(told)
-        truth = judge(self.ranges, list(stretches.truth[:, end]), labels, None)
+        truth = judge(self.ranges, list(segments.truth[:, end]), labels, None)
         return report | {f"truth_{name}": truth[name] for name in ("in_range", "in_range_interval")}
 
-    def labels(self, stretches: Stretches) -> list[dict[str, Any]]:
-        """What the recording says of the last frame of each stretch."""
-        rows = zip(stretches.prompts, stretches.sources, strict=True)
+    def labels(self, segments: Segments) -> list[dict[str, Any]]:
+        """What the recording says of the last frame of each segment."""
+        rows = zip(segments.prompts, segments.sources, strict=True)
         return [next(p for p in self.episodes[i].prompts if p["text"] == texts[-1]) for texts, i in rows]
 
     def long_runs(self) -> dict[str, Any]:
         """Long runs under several patterns of input, see `horizon`."""
         count, recipe = self.config.horizon_starts, real.find_recipe(self.dataset.card.get("recipe") or "")
-        stretches = horizon.plain_starts(self.cut(4 * count, FORCED, 5), count)
-        held = stretches.hold_prompts()
-        parts = (self.runner, stretches, self.episodes, self.ranges, self.truth_motion, recipe, self.labels(held))
+        segments = horizon.plain_starts(self.cut(4 * count, FORCED, 5), count)
+        held = segments.hold_prompts()
+        parts = (self.runner, segments, self.episodes, self.ranges, self.truth_motion, recipe, self.labels(held))
         runs = horizon.Horizon(*parts, self.config.seed)
         return self._kept("horizon", *runs.run(self.config.horizon))
 
@@ -254,22 +254,22 @@ class Evaluation:
     def free_run(self) -> dict[str, Any]:
         """A long run: by a driver that sees only the frames where there are roads, else under recorded actions."""
         config, frames = self.config, self.config.free
-        stretches = self.cut(config.free_starts, 64, 2)
+        segments = self.cut(config.free_starts, 64, 2)
         last = slice(frames - max(1, frames // 10), frames)
         if not has_palettes(self.episodes):
-            act = chained(stretches, self.episodes, self.world.action_space, frames)
-            drawn = self.runner.free(stretches, act, frames, title="long free run")
+            act = chained(segments, self.episodes, self.world.action_space, frames)
+            drawn = self.runner.free(segments, act, frames, title="long free run")
             sharp, bright = self.truth["sharpness"].mean(), self.truth["brightness"].mean()
-            labels = self.labels(stretches.hold_prompts())
+            labels = self.labels(segments.hold_prompts())
             report = self._drift(drawn[:, last], float(sharp), float(bright), labels)
         else:
-            prompts = [texts[self.context - 1] for texts in stretches.prompts]
-            episodes = [self.episodes[source] for source in stretches.sources]
+            prompts = [texts[self.context - 1] for texts in segments.prompts]
+            episodes = [self.episodes[source] for source in segments.sources]
             palettes = [
                 palettes_at(episode, slice(episode.texts().index(text), None))[0]
                 for episode, text in zip(episodes, prompts, strict=True)
             ]
-            drawn = self.runner.free(stretches, driven(Driver(palettes), prompts), frames, title="long drive")
+            drawn = self.runner.free(segments, driven(Driver(palettes), prompts), frames, title="long drive")
             same = [
                 torch.from_numpy(e.frames[[text == prompt for text in e.texts()]])
                 for e, prompt in zip(episodes, prompts, strict=True)
@@ -302,11 +302,11 @@ class Evaluation:
     def palette(self) -> dict[str, Any]:
         """Fresh starts from prompts, and prompts that change on the way."""
         rng = np.random.default_rng([self.config.seed, 3])
-        report: dict[str, Any] = {"truth": truth_obedience(self.episodes)}
+        report: dict[str, Any] = {"truth": real_prompt_adherence(self.episodes)}
         try:
             for name, unseen in (("known", False), ("unseen", True)):
                 starts = fresh_starts(self.runner, self.config.fresh, unseen, rng)
-                report[name] = obedience(starts)
+                report[name] = prompt_adherence(starts)
                 self._fresh_sheet(name, starts)
             report["switched"] = switch(self.runner, self.cut(self.config.segments, 16, 4), rng)
         except MissingDependency as error:
@@ -320,14 +320,14 @@ class Evaluation:
         sheet = contact_sheet([frame.numpy() for frame in frames], COLUMNS, 2, captions)
         sheet.save(self.out / f"fresh_{name}.png")
 
-    def sheet(self, name: str, stretches: Stretches, drawn: dict[str, Tensor], shown: list[int]) -> None:
-        """A picture: for some stretches the truth above what was drawn."""
+    def sheet(self, name: str, segments: Segments, drawn: dict[str, Tensor], shown: list[int]) -> None:
+        """A picture: for some segments the truth above what was drawn."""
         rows, captions = [], []
-        for i in range(min(SHOWN, len(stretches))):
+        for i in range(min(SHOWN, len(segments))):
             numbers = ", ".join(str(n + 1) for n in shown)
-            for title, frames in {"truth": stretches.truth, **drawn}.items():
+            for title, frames in {"truth": segments.truth, **drawn}.items():
                 rows += list(frames[i, shown].numpy())
-                captions.append(f"{title}, frames {numbers}: {stretches.prompts[i][stretches.context]}")
+                captions.append(f"{title}, frames {numbers}: {segments.prompts[i][segments.context]}")
         contact_sheet(rows, len(shown), 1, captions).save(self.out / f"{name}.png")
 
 

@@ -1,6 +1,6 @@
 """Let a world play on from recorded frames: frame by frame under the truth, or freely.
 
-Legend: S stretches, C context frames, N frames to draw, H W pixels.
+Legend: S segments, C context frames, N frames to draw, H W pixels.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Act = Callable[[list[int], int, Tensor], tuple[Tensor, list[str]]]
 
 
 @dataclass(frozen=True)
-class Stretches:
-    """Recorded stretches of equal length: some context, then what a world has to draw.
+class Segments:
+    """Recorded segments of equal length: some context, then what a world has to draw.
 
     Attributes:
         frames: uint8 (S, C + N, H, W, 3).
         actions: flattened, actions[:, t] led to frames[:, t + 1], (S, C + N - 1, action_size).
         prompts: the prompt in force at each frame, S lists of C + N.
-        sources: the episode each stretch is from, as an index.
+        sources: the episode each segment is from, as an index.
         context: C.
     """
 
@@ -45,7 +45,7 @@ class Stretches:
     context: int
 
     def __len__(self) -> int:
-        """How many stretches."""
+        """How many segments."""
         return len(self.frames)
 
     @property
@@ -68,7 +68,7 @@ class Stretches:
         """The action that leads to each frame to draw, (S, N, action_size)."""
         return self.actions[:, self.context - 1 :]
 
-    def pick(self, rows: list[int]) -> Stretches:
+    def pick(self, rows: list[int]) -> Segments:
         """The same with these rows, which may repeat."""
         return replace(
             self,
@@ -78,13 +78,13 @@ class Stretches:
             sources=[self.sources[row] for row in rows],
         )
 
-    def hold_prompts(self) -> Stretches:
+    def hold_prompts(self) -> Segments:
         """The same with the last prompt of the context in force for all frames to draw."""
         seen = [texts[: self.context] for texts in self.prompts]
         return replace(self, prompts=[texts + texts[-1:] * self.length for texts in seen])
 
-    def foreign_actions(self) -> Tensor:
-        """Like `taken`, but from the next stretch of another episode where there is one."""
+    def shuffled_actions(self) -> Tensor:
+        """Like `taken`, but from the next segment of another episode where there is one."""
         rows, order = len(self), []
         for row in range(rows):
             others = [(row + step) % rows for step in range(1, rows)]
@@ -99,14 +99,14 @@ def context_of(world: World) -> int:
 
 
 def longest(episodes: list[Episode], context: int) -> int:
-    """The most frames that a stretch of these episodes can have after its context."""
+    """The most frames that a segment of these episodes can have after its context."""
     return max(len(episode) + 1 for episode in episodes) - context
 
 
 def cut(
     episodes: list[Episode], space: spaces.Space, count: int, context: int, frames: int, rng: np.random.Generator
-) -> Stretches:
-    """Up to `count` distinct stretches at random places, evenly from all episodes that are long enough.
+) -> Segments:
+    """Up to `count` distinct segments at random places, evenly from all episodes that are long enough.
 
     Raises:
         DataError: no episode is long enough.
@@ -120,7 +120,7 @@ def cut(
     total = context + frames
     flat = {i: flatten_actions(space, episodes[i].actions) for i, _ in chosen}
     texts = {i: episodes[i].texts() for i, _ in chosen}
-    return Stretches(
+    return Segments(
         frames=torch.from_numpy(np.stack([episodes[i].frames[t : t + total] for i, t in chosen])),
         actions=torch.from_numpy(np.stack([flat[i][t : t + total - 1] for i, t in chosen])),
         prompts=[texts[i][t : t + total] for i, t in chosen],
@@ -138,18 +138,18 @@ def scripted(actions: Tensor, prompts: list[list[str]]) -> Act:
     return act
 
 
-def recorded(stretches: Stretches, actions: Tensor | None = None) -> Act:
+def recorded(segments: Segments, actions: Tensor | None = None) -> Act:
     """Play `actions` (default: the recorded ones), (S, N, action_size), under the recorded prompts."""
-    prompts = [texts[stretches.context :] for texts in stretches.prompts]
-    return scripted(stretches.taken if actions is None else actions, prompts)
+    prompts = [texts[segments.context :] for texts in segments.prompts]
+    return scripted(segments.taken if actions is None else actions, prompts)
 
 
-def chained(stretches: Stretches, episodes: list[Episode], space: spaces.Space, frames: int) -> Act:
-    """Play `frames` recorded actions under their prompts: those of each stretch, then those of other episodes."""
+def chained(segments: Segments, episodes: list[Episode], space: spaces.Space, frames: int) -> Act:
+    """Play `frames` recorded actions under their prompts: those of each segment, then those of other episodes."""
     flat = [torch.from_numpy(flatten_actions(space, episode.actions)) for episode in episodes]
     actions, prompts = [], []
-    for row, source in enumerate(stretches.sources):
-        parts, texts, turn = [stretches.taken[row]], stretches.prompts[row][stretches.context :], source
+    for row, source in enumerate(segments.sources):
+        parts, texts, turn = [segments.taken[row]], segments.prompts[row][segments.context :], source
         while sum(len(part) for part in parts) < frames:
             turn = (turn + 1) % len(episodes)
             parts.append(flat[turn])
@@ -160,13 +160,13 @@ def chained(stretches: Stretches, episodes: list[Episode], space: spaces.Space, 
 
 
 class Runner:
-    """Draws stretches of a world, `batch` of them at a time.
+    """Draws segments of a world, `batch` of them at a time.
 
     Args:
         world: what to run.
         sampler: how frames are drawn; None is what the world's card says.
         batch: sessions that are stepped together.
-        seed: of the noise; stretch i of a call has the session seed `seed + i`.
+        seed: of the noise; segment i of a call has the session seed `seed + i`.
         runtime: what computes: "eager", or "auto" for what `worldsim tune` found fastest, or one by name.
     """
 
@@ -188,17 +188,17 @@ class Runner:
             self.simulator = Simulator(found.dynamics, world.book, settings, found.stages)
             self.decode = found.stages.decode
 
-    def free(self, stretches: Stretches, act: Act, frames: int | None = None, title: str = "free running") -> Tensor:
+    def free(self, segments: Segments, act: Act, frames: int | None = None, title: str = "free running") -> Tensor:
         """`frames` (default N) frames after each context, each from the model's own, uint8 (S, frames, H, W, 3)."""
-        frames = stretches.length if frames is None else frames
-        drawn = torch.empty(len(stretches), frames, *stretches.frames.shape[2:], dtype=torch.uint8)
-        for rows, n, last in self.stream(stretches, act, frames, title):
+        frames = segments.length if frames is None else frames
+        drawn = torch.empty(len(segments), frames, *segments.frames.shape[2:], dtype=torch.uint8)
+        for rows, n, last in self.stream(segments, act, frames, title):
             drawn[rows, n] = last
         return drawn
 
     def stream(
         self,
-        stretches: Stretches,
+        segments: Segments,
         act: Act,
         frames: int,
         title: str = "free running",
@@ -207,7 +207,7 @@ class Runner:
         """What `free` draws, one step of a batch at a time, so that nothing needs to be kept.
 
         Args:
-            stretches: whose contexts are begun from.
+            segments: whose contexts are begun from.
             act: who plays.
             frames: to draw in each session.
             title: of the progress bar.
@@ -216,9 +216,9 @@ class Runner:
         Yields:
             The rows of a batch, the number n of the frame from 0, and the frames, uint8 (rows, H, W, 3).
         """
-        with tqdm(total=frames * self._batches(stretches), desc=title, unit="step", leave=False, disable=None) as bar:
-            for rows in self._rows(stretches):
-                state, last = self.warm_up(stretches, rows), stretches.frames[rows, stretches.context - 1]
+        with tqdm(total=frames * self._batches(segments), desc=title, unit="step", leave=False, disable=None) as bar:
+            for rows in self._rows(segments):
+                state, last = self.warm_up(segments, rows), segments.frames[rows, segments.context - 1]
                 for n in range(frames):
                     action, state.prompts = act(rows, n, last)
                     if before is not None:
@@ -227,24 +227,24 @@ class Runner:
                     yield rows, n, last
                     bar.update()
 
-    def forced(self, stretches: Stretches, *actions: Tensor, title: str = "next frames") -> list[Tensor]:
+    def forced(self, segments: Segments, *actions: Tensor, title: str = "next frames") -> list[Tensor]:
         """Every next frame from the true frames before it, once for each of `actions` (S, N, action_size).
 
         Returns:
             uint8 (S, N, H, W, 3) for each of `actions`.
         """
-        drawn = [torch.empty_like(stretches.truth) for _ in actions]
+        drawn = [torch.empty_like(segments.truth) for _ in actions]
         with tqdm(
-            total=stretches.length * self._batches(stretches), desc=title, unit="step", leave=False, disable=None
+            total=segments.length * self._batches(segments), desc=title, unit="step", leave=False, disable=None
         ) as bar:
-            for rows in self._rows(stretches):
-                state = self.warm_up(stretches, rows)
-                for n in range(stretches.length):
-                    state.prompts = [stretches.prompts[row][stretches.context + n] for row in rows]
+            for rows in self._rows(segments):
+                state = self.warm_up(segments, rows)
+                for n in range(segments.length):
+                    state.prompts = [segments.prompts[row][segments.context + n] for row in rows]
                     for out, taken in zip(drawn, actions, strict=True):
                         out[rows, n] = self._draw(replace(state), taken[rows, n])  # of a twin
-                    truth = self._encode(stretches.truth[rows, n])
-                    self.simulator.observe(state, truth, stretches.taken[rows, n])
+                    truth = self._encode(segments.truth[rows, n])
+                    self.simulator.observe(state, truth, segments.taken[rows, n])
                     bar.update()
         return drawn
 
@@ -258,14 +258,14 @@ class Runner:
             drawn.append(torch.stack(shown, dim=1))
         return torch.cat(drawn)
 
-    def warm_up(self, stretches: Stretches, rows: list[int]) -> State:
-        """Sessions that have seen the context of some stretches."""
-        texts = [stretches.prompts[row] for row in rows]
+    def warm_up(self, segments: Segments, rows: list[int]) -> State:
+        """Sessions that have seen the context of some segments."""
+        texts = [segments.prompts[row] for row in rows]
         state = self.simulator.begin([self.seed + row for row in rows], [text[0] for text in texts])
-        for t in range(stretches.context):
+        for t in range(segments.context):
             state.prompts = [text[t] for text in texts]
-            latents = self._encode(stretches.frames[rows, t])
-            self.simulator.observe(state, latents, stretches.actions[rows, t - 1] if t else None)
+            latents = self._encode(segments.frames[rows, t])
+            self.simulator.observe(state, latents, segments.actions[rows, t - 1] if t else None)
         return state
 
     def _draw(self, state: State, action: Tensor | None) -> Tensor:
@@ -282,11 +282,11 @@ class Runner:
             return torch.zeros(1, size)
         return torch.from_numpy(flatten_actions(self.world.action_space, np.asarray([self.world.card.keys[""]])))
 
-    def _rows(self, stretches: Stretches) -> Iterator[list[int]]:
-        return _chunks(range(len(stretches)), self.batch)
+    def _rows(self, segments: Segments) -> Iterator[list[int]]:
+        return _chunks(range(len(segments)), self.batch)
 
-    def _batches(self, stretches: Stretches) -> int:
-        return -(-len(stretches) // self.batch)
+    def _batches(self, segments: Segments) -> int:
+        return -(-len(segments) // self.batch)
 
 
 def _chunks(items: Iterable[int], size: int) -> Iterator[list[int]]:

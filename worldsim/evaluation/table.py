@@ -18,7 +18,7 @@ def table(report: dict[str, Any]) -> str:
         lines += ["", *_comparison(report, stages)]
     for stage in stages:
         found = report[stage]
-        names = ("over_copy", "over_permuted", "told", "truth_in_range")
+        names = ("over_copy", "over_shuffled", "told", "truth_in_range")
         parts = [f"{name.replace('_', ' ')} {_sure(found, name)}" for name in names if found.get(name) is not None]
         if parts:
             lines.append(f"{stage.replace('_', ' ')}: {', '.join(parts)}")
@@ -36,8 +36,8 @@ def table(report: dict[str, Any]) -> str:
 
 def _comparison(report: dict[str, Any], stages: list[str]) -> list[str]:
     """A line for each stage that has frames to compare with."""
-    head = ("PSNR", "copy", "permuted", "moving", "copy", "SSIM", "copy", "sharp", "bright", "in range", "frames")
-    keys = ("psnr", "copy_psnr", "permuted_psnr", "moving_psnr", "copy_moving_psnr", "ssim", "copy_ssim")
+    head = ("PSNR", "copy", "shuffled", "moving", "copy", "SSIM", "copy", "sharp", "bright", "in range", "frames")
+    keys = ("psnr", "copy_psnr", "shuffled_psnr", "moving_psnr", "copy_moving_psnr", "ssim", "copy_ssim")
     keys = (*keys, "sharpness", "brightness", "in_range", "frames")
     wide = {"psnr": 22, "in_range": 20}
     lines = [f"{'':>11}" + "".join(f"{name:>{wide.get(key, 9)}}" for name, key in zip(head, keys, strict=True))]

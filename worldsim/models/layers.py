@@ -49,7 +49,7 @@ def in_fixed_rows(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Run a small network over rows x (..., in) among always as many rows, the others zero.
 
     One vector a session makes products of few rows, for which kernels change with their number, and with the kernel, in
-    one of some hundred thousand numbers, the last bit (`engine.exactness`). In training it does not matter.
+    one of some hundred thousand numbers, the last bit (`engine.batch_invariance`). In training it does not matter.
     """
     rows = x.reshape(-1, x.shape[-1])
     count = rows.shape[0]  # not len, which an exporter would take for a constant
@@ -120,7 +120,7 @@ class MLP(nn.Module):
 
     Attributes:
         parts: in how many parts the second product is summed up. Some kernels choose the order of a long sum by the
-            number of rows; short sums are the same for one session and for many (`engine.exactness` finds out).
+            number of rows; short sums are the same for one session and for many (`engine.batch_invariance` finds out).
     """
 
     def __init__(self, width: int, ratio: float) -> None:

@@ -17,7 +17,7 @@ from worldsim.models.autoencoder import AutoencoderConfig, FrameAutoencoder
 from worldsim.training.trainer import Trainer, TrainerConfig
 from worldsim.world import describe_autoencoder, load_autoencoder, save_autoencoder
 
-SHEET_FRAMES = 16
+GRID_FRAMES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class AutoencoderTask:
         if self.module.linear:
             sample = torch.from_numpy(self.frames.evenly(4096))
             self.module.start_linear(sample.permute(0, 3, 1, 2).float() / 127.5 - 1)
-        self.held = torch.from_numpy(FrameTable(dataset.episodes("heldout")).evenly(SHEET_FRAMES))[:SHEET_FRAMES]
+        self.val = torch.from_numpy(FrameTable(dataset.episodes("heldout")).evenly(GRID_FRAMES))[:GRID_FRAMES]
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of random frames."""
@@ -70,10 +70,10 @@ class AutoencoderTask:
         loss = 20 * square + self.config.edges * edges
         return loss, {"psnr": -10 * float(torch.log10(square.detach() / 4))}
 
-    def sheet(self, module: nn.Module) -> np.ndarray:
+    def sample_grid(self, module: nn.Module) -> np.ndarray:
         """Held-out frames above what the autoencoder makes of them."""
         assert isinstance(module, FrameAutoencoder)
-        frames = self.held
+        frames = self.val
         rows = torch.cat([torch.cat(list(frames), 1), torch.cat(list(module.decode(module.encode(frames))), 1)], 0)
         return rows.numpy()
 

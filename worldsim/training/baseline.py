@@ -25,7 +25,7 @@ from worldsim.models.unet import UNetConfig, UNetDynamics, to_pixels
 from worldsim.training.precision import choose
 from worldsim.training.trainer import Trainer, TrainerConfig
 
-SHEET_EPISODES, SHEET_FRAMES = 4, 32
+SHEET_EPISODES, GRID_FRAMES = 4, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +106,9 @@ def prompt_means(book: PromptBook, prompts: list[str]) -> Tensor:
 class BaselineTask:
     """EDM's loss of the next frame."""
 
-    def __init__(self, config: BaselineTraining, data: PixelData, held: PixelData | None, book: PromptBook) -> None:
-        """Build the model; `data` trains it, `held` is drawn on the sheets (None: no sheets)."""
-        self.config, self.data, self.held, self.book = config, data, held, book
+    def __init__(self, config: BaselineTraining, data: PixelData, val: PixelData | None, book: PromptBook) -> None:
+        """Build the model; `data` trains it, `val` is drawn on sample grids (None: on none)."""
+        self.config, self.data, self.val, self.book = config, data, val, book
         self.module: UNetDynamics = config.model.build()
         if config.compile:
             self.module.compile_unet()
@@ -135,11 +135,11 @@ class BaselineTask:
         return error.mean(), {"pixel_error": float(pixel)}
 
     @torch.no_grad()
-    def sheet(self, module: nn.Module) -> np.ndarray | None:
-        """Held-out stretches, the truth above the model's own play under the recorded actions, every 8th frame."""
-        if self.held is None:
+    def sample_grid(self, module: nn.Module) -> np.ndarray | None:
+        """Held-out segments, the truth above the model's own play under the recorded actions, every 8th frame."""
+        if self.val is None:
             return None
-        frames = min(SHEET_FRAMES, int(torch.bincount(self.held.first).max()) - self.config.model.history)
+        frames = min(GRID_FRAMES, int(torch.bincount(self.val.first).max()) - self.config.model.history)
         drawn, truth = self.play(module, SHEET_EPISODES, frames)
         shown = [0, *range(7, frames, 8)]
         pairs = zip(truth[:, shown], drawn[:, shown], strict=True)
@@ -147,25 +147,25 @@ class BaselineTask:
 
     @torch.no_grad()
     def play(self, module: nn.Module, count: int, frames: int) -> tuple[Tensor, Tensor]:
-        """Free running over up to `count` held-out stretches under the recorded actions, and the truth of them.
+        """Free running over up to `count` held-out segments under the recorded actions, and the truth of them.
 
         Returns:
             Two of uint8 (S, frames, H, W, 3).
         """
-        assert self.held is not None and isinstance(module, UNetDynamics)
-        held, history = self.held, module.config.history
-        fits = held.rows(history, frames)
+        assert self.val is not None and isinstance(module, UNetDynamics)
+        val, history = self.val, module.config.history
+        fits = val.rows(history, frames)
         starts = fits[:: max(1, len(fits) // count)][:count]
-        text, generator = prompt_means(self.book, held.prompts), torch.Generator().manual_seed(0)
-        seen = held.frames[starts.unsqueeze(1) + self.back[:-1]]  # (S, K, H, W, 3)
+        text, generator = prompt_means(self.book, val.prompts), torch.Generator().manual_seed(0)
+        seen = val.frames[starts.unsqueeze(1) + self.back[:-1]]  # (S, K, H, W, 3)
         for n in range(frames):
             rows = starts + n
             noise = torch.randn((len(rows), 3, *seen.shape[2:4]), generator=generator)
-            actions = held.actions[rows.unsqueeze(1) + self.back[1:]]
+            actions = val.actions[rows.unsqueeze(1) + self.back[1:]]
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=choose(self.config.trainer.bf16).bf16):
-                drawn = module.draw(noise, to_pixels(seen[:, -history:]), actions, text[held.prompt[rows]])
+                drawn = module.draw(noise, to_pixels(seen[:, -history:]), actions, text[val.prompt[rows]])
             seen = torch.cat([seen, drawn.unsqueeze(1)], dim=1)
-        return seen[:, history:], held.frames[starts.unsqueeze(1) + torch.arange(frames)]
+        return seen[:, history:], val.frames[starts.unsqueeze(1) + torch.arange(frames)]
 
     def state(self) -> dict[str, Any]:
         """Nothing but the weights."""
@@ -198,10 +198,10 @@ def prepare_baseline(config: BaselineTraining) -> tuple[BaselineTask, Trainer]:
             f"{len(config.model.widths)} levels need; use fewer levels."
         )
     model = dataclasses.replace(config.model, action_size=flat_size(dataset.action_space))
-    held = PixelData.read(dataset, "heldout", 8) if dataset.episodes("heldout") else None
+    val = PixelData.read(dataset, "heldout", 8) if dataset.episodes("heldout") else None
     torch.manual_seed(config.trainer.seed)
     book = PromptBook(model.text_width)
-    task = BaselineTask(dataclasses.replace(config, model=model), PixelData.read(dataset, "train"), held, book)
+    task = BaselineTask(dataclasses.replace(config, model=model), PixelData.read(dataset, "train"), val, book)
     return task, Trainer(task, config.trainer, config.folder())
 
 

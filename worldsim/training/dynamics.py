@@ -41,7 +41,7 @@ from worldsim.models.text import PromptBook
 from worldsim.training.configs import DynamicsTraining
 from worldsim.training.rollouts import ErrorBank, RolloutBuffer, roll
 
-SHEET_FRAMES = 96
+GRID_FRAMES = 96
 TYPICAL_FRAMES = 4000  # that say what is mostly there
 
 
@@ -81,9 +81,9 @@ class SegmentBatch:
 class DynamicsTask:
     """The loss of the dynamics on a recording's latents."""
 
-    def __init__(self, config: DynamicsTraining, data: LatentData, held: LatentData, book: PromptBook) -> None:
-        """Build the model; `data` trains it, `held` is drawn on the sheets."""
-        self.config, self.data, self.held, self.book = config, data, held, book
+    def __init__(self, config: DynamicsTraining, data: LatentData, val: LatentData, book: PromptBook) -> None:
+        """Build the model; `data` trains it, `val` is drawn on sample grids."""
+        self.config, self.data, self.val, self.book = config, data, val, book
         self.module: DiT = config.model.build()
         if config.compiles():
             self.module.compile_blocks()
@@ -116,7 +116,7 @@ class DynamicsTask:
         self.mean_frame: Tensor | None = None  # what is mostly at each place, (C, h, w)
         if config.saliency_weight:
             self.mean_frame = self._some_frames().mean(dim=0)
-        self.decode: Any = None  # frames for the sheet, set by whoever has an autoencoder
+        self.decode: Any = None  # of latents to frames, for sample grids; set by who has an autoencoder
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch: recorded segments, and the model's own once `own_after` steps are over."""
@@ -366,20 +366,20 @@ class DynamicsTask:
         return seen.unfold(1, self.config.model.history, 1)[:, :-1].movedim(-1, 2)
 
     @torch.no_grad()
-    def sheet(self, module: nn.Module) -> np.ndarray | None:
+    def sample_grid(self, module: nn.Module) -> np.ndarray | None:
         """Four held-out stretches, the truth above the model's own play under the recorded actions, every 8th frame."""
         if self.decode is None:
             return None
         assert isinstance(module, DiT)
         history = module.config.history
-        frames = min(SHEET_FRAMES, int((self.held.last - self.held.first).max()) + 1 - history)
+        frames = min(GRID_FRAMES, int((self.val.last - self.val.first).max()) + 1 - history)
         generator = torch.Generator().manual_seed(0)
-        starts = self.held.sample_starts(4, frames, generator, history)
-        seen = self.held.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
+        starts = self.val.sample_starts(4, frames, generator, history)
+        seen = self.val.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
         simulator = Simulator(module, self.book, self.shown)
-        drawn = roll(simulator, self.held, starts, seen.unsqueeze(1), frames, 0).seen[:, 0]
+        drawn = roll(simulator, self.val, starts, seen.unsqueeze(1), frames, 0).seen[:, 0]
         shown = sorted({0, 1, 3, *range(7, frames, 8)} & set(range(frames)))
-        truth = self.held.latents[(starts.unsqueeze(1) + torch.arange(frames))[:, shown]].float()
+        truth = self.val.latents[(starts.unsqueeze(1) + torch.arange(frames))[:, shown]].float()
         rows = []
         for real, own in zip(truth, drawn[:, history:][:, shown], strict=True):
             rows += [torch.cat(list(self.decode(real)), dim=1), torch.cat(list(self.decode(own)), dim=1)]

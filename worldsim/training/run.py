@@ -50,7 +50,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
     book = PromptBook(config.model.text_width)
     data = LatentData.join([LatentData.cached(part, "train", autoencoder) for part in (dataset, *more)])
-    held = LatentData.cached(dataset, "heldout", autoencoder)
+    val = LatentData.cached(dataset, "heldout", autoencoder)
     if world is None:
         channels, height, width = data.latents.shape[1:]
         model = dataclasses.replace(
@@ -70,7 +70,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     # trained foresaw ends five times too often.
     model = dataclasses.replace(model, context=min(config.model.context, config.longest() - 1))
     torch.manual_seed(config.trainer.seed)
-    task = DynamicsTask(dataclasses.replace(config, model=model), data, held, book)
+    task = DynamicsTask(dataclasses.replace(config, model=model), data, val, book)
     if world is not None:
         task.module.load_state_dict(world.dynamics.state_dict())
         if model.newest_base and not world.dynamics.config.newest_base:

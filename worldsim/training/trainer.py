@@ -38,7 +38,7 @@ class TrainerConfig:
     """Total number of steps, over all calls."""
     checkpoint_minutes: float = 4.0
     log_every: int = 20
-    sheet_minutes: float = 10.0
+    sample_grid_minutes: float = 10.0
     """How often a picture is drawn."""
     seed: int = 0
     threads: int = 1
@@ -84,7 +84,7 @@ class Task(Protocol):
         """The loss of one batch, and scalars for the log."""
         ...
 
-    def sheet(self, module: nn.Module) -> np.ndarray | None:
+    def sample_grid(self, module: nn.Module) -> np.ndarray | None:
         """A uint8 picture (H, W, 3) of what `module` (the EMA) can do, or None."""
         ...
 
@@ -103,8 +103,8 @@ class Trainer:
     Args:
         task: what to train.
         config: how.
-        out: the run folder, made if missing: `checkpoint.pt`, `log.jsonl`, TensorBoard events, `sheet.png`. A run that
-            was stopped there goes on from its checkpoint.
+        out: the run folder, made if missing: `checkpoint.pt`, `log.jsonl`, TensorBoard events, `sample_grid.png`. A run
+            that was stopped there goes on from its checkpoint.
     """
 
     def __init__(self, task: Task, config: TrainerConfig, out: Path) -> None:
@@ -154,7 +154,7 @@ class Trainer:
                 if self.step % config.log_every == 0:
                     scalars, sums = sums, {}
                     self._log(writer, scalars, now - start, bar)
-                if now - drawn > 60 * config.sheet_minutes:
+                if now - drawn > 60 * config.sample_grid_minutes:
                     self.draw(writer)
                     drawn = time.monotonic()
                 if now - saved > 60 * config.checkpoint_minutes:
@@ -241,14 +241,14 @@ class Trainer:
                 writer.add_scalar(name, value, self.step)
 
     def draw(self, writer: Any = None) -> None:
-        """Draw the task's picture with the EMA weights into `sheet.png`."""
+        """Draw the task's picture with the EMA weights into `sample_grid.png`."""
         from PIL import Image
 
-        picture = self.with_ema(self.task.sheet)
+        picture = self.with_ema(self.task.sample_grid)
         if picture is not None:
-            Image.fromarray(picture).save(self.out / "sheet.png")
+            Image.fromarray(picture).save(self.out / "sample_grid.png")
             if writer is not None:
-                writer.add_image("sheet", picture, self.step, dataformats="HWC")
+                writer.add_image("sample_grid", picture, self.step, dataformats="HWC")
 
     def with_ema(self, call: Callable[[nn.Module], Any]) -> Any:
         """`call(module)` while the module holds the EMA weights."""
