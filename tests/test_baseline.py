@@ -192,7 +192,7 @@ def test_the_first_free_frame_is_a_forced_one(dataset: Dataset, world: World) ->
 
 
 def test_compares(dataset: Dataset, world_path: Path, run: Path, tmp_path: Path) -> None:
-    """Both are measured on the same stretches: their copies are equal."""
+    """Both are measured on the same segments: their copies are equal."""
     report = compare(
         BaselineEval(
             world=world_path, unet=run, data=dataset.path, starts=2, horizons=(8,), timed=8, out=tmp_path

@@ -57,10 +57,10 @@ SCRIPT = """
 import sys
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.connection import ConnectionConfig
-from worldsim.engine.records import Opening
+from worldsim.engine.records import SessionSpec
 
 engine = RemoteEngine(sys.argv[1], config=ConnectionConfig(timeout=0.5, patience=20))
-number = engine.open_all([Opening(seed=1)])[0]
+number = engine.open_all([SessionSpec(seed=1)])[0]
 for i in range(int(sys.argv[2])):
     engine.step({number: i % 2})
 engine.close()

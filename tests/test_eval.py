@@ -26,13 +26,13 @@ def episodes(dataset):
     return dataset.read("train")
 
 
-def stretches_of(episodes, dataset, world, count=5, frames=4, seed=0):
+def segments_from(episodes, dataset, world, count=5, frames=4, seed=0):
     rng = np.random.default_rng(seed)
     return cut(episodes, dataset.action_space, count, context_of(world), frames, rng)
 
 
 def test_stretches_are_aligned_and_distinct(episodes, dataset, world):
-    cuts = stretches_of(episodes, dataset, world, count=7)
+    cuts = segments_from(episodes, dataset, world, count=7)
     assert len(cuts) == 7 and cuts.length == 4 and cuts.context == context_of(world) == 6
     assert cuts.truth.shape[:2] == cuts.before.shape[:2] == cuts.taken.shape[:2] == (7, 4)
     assert torch.equal(cuts.before[:, 1:], cuts.truth[:, :-1])
@@ -46,11 +46,11 @@ def test_stretches_are_aligned_and_distinct(episodes, dataset, world):
     assert len(set(cuts.sources[:5])) == 5  # evenly from all episodes
     assert longest(episodes, 6) == max(len(e) for e in episodes) - 5
     with pytest.raises(DataError, match="no episode has 6 \\+ 5000 frames"):
-        stretches_of(episodes, dataset, world, frames=5000)
+        segments_from(episodes, dataset, world, frames=5000)
 
 
 def test_foreign_actions_are_from_elsewhere(episodes, dataset, world):
-    cuts = stretches_of(episodes, dataset, world, count=3)
+    cuts = segments_from(episodes, dataset, world, count=3)
     assert torch.equal(cuts.shuffled_actions(), cuts.taken[[1, 2, 0]])
     pairs = dataclasses.replace(cuts, sources=[0, 0, 1])
     assert torch.equal(pairs.shuffled_actions(), cuts.taken[[2, 2, 0]])
@@ -59,14 +59,14 @@ def test_foreign_actions_are_from_elsewhere(episodes, dataset, world):
 
 
 def test_held_prompts(episodes, dataset, world):
-    cuts = stretches_of(episodes, dataset, world, count=1)
+    cuts = segments_from(episodes, dataset, world, count=1)
     told = dataclasses.replace(cuts, prompts=[list("abcdefghij")]).hold_prompts()
     assert told.prompts == [list("abcdefffff")]
     assert recorded(told)([0], 3, torch.empty(0))[1] == ["f"]
 
 
 def test_the_first_free_frame_is_the_first_forced_one(episodes, dataset, world):
-    cuts, runner = stretches_of(episodes, dataset, world), Runner(world, batch=2)
+    cuts, runner = segments_from(episodes, dataset, world), Runner(world, batch=2)
     (forced,) = runner.forced(cuts, cuts.taken)
     free = runner.free(cuts, recorded(cuts))
     assert torch.equal(free[:, 0], forced[:, 0])
@@ -77,7 +77,7 @@ def test_the_first_free_frame_is_the_first_forced_one(episodes, dataset, world):
 
 
 def test_chained_actions_go_on_with_other_episodes(episodes, dataset, world):
-    cuts = stretches_of(episodes, dataset, world, count=2)
+    cuts = segments_from(episodes, dataset, world, count=2)
     act = chained(cuts, episodes, dataset.action_space, 30)
     played = torch.stack([act([0, 1], n, torch.empty(0))[0] for n in range(30)], dim=1)
     assert torch.equal(played[:, :4], cuts.taken)

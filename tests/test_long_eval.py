@@ -26,7 +26,7 @@ def noise(count, seed=0, low=0, high=256):
     return torch.from_numpy(rng.integers(low, high, (count, 12, 16, 3), np.uint8))
 
 
-def stretches_of(dataset, world, count=4, frames=4):
+def segments_from(dataset, world, count=4, frames=4):
     episodes = dataset.read("train")
     found = cut(episodes, dataset.action_space, count, context_of(world), frames, np.random.default_rng(0))
     return found, episodes
@@ -46,7 +46,7 @@ def test_an_interval_holds_the_figure_and_shrinks_with_more_episodes():
     assert widths[1] < 0.5 * widths[0]
 
 
-def test_stretches_of_one_episode_are_drawn_together():
+def test_segments_from_one_episode_are_drawn_together():
     # The same stretch ten times over is no more evidence than once.
     sums = np.array([[10.0, 100.0], [90.0, 100.0], [40.0, 100.0]])
     once = intervals.bootstrap(sums, [0, 1, 2], intervals.ratio())
@@ -137,7 +137,7 @@ def test_plans():
 
 def test_long_runs_are_judged_at_checkpoints(dataset, world):
     world.card = dataclasses.replace(world.card, keys=KEYS)
-    segments, episodes = stretches_of(dataset, world, 2)
+    segments, episodes = segments_from(dataset, world, 2)
     runner = Runner(world, batch=8)
     frames = torch.cat([torch.from_numpy(episode.frames) for episode in episodes])
     runs = horizon.Horizon(runner, segments, episodes, Ranges.of(frames, None, []), (0.0, 5.0), None, [{}, {}])
@@ -153,7 +153,7 @@ def test_long_runs_are_judged_at_checkpoints(dataset, world):
 
 
 def test_a_run_of_true_frames_stays_and_one_that_fades_does_not(dataset, world):
-    segments, episodes = stretches_of(dataset, world, 2)
+    segments, episodes = segments_from(dataset, world, 2)
     frames = torch.cat([torch.from_numpy(episode.frames) for episode in episodes])
     truth = Ranges.of(frames, None, [])
     values = truth.measure(frames[:300], []).expand(2, -1, -1).clone()
@@ -202,7 +202,7 @@ def test_a_glance_turns_there_and_back(away):
 
 
 def test_an_emptied_world_has_only_its_last_frames(dataset, world):
-    segments, _ = stretches_of(dataset, world, 3, 6)
+    segments, _ = segments_from(dataset, world, 3, 6)
     runner = Runner(world, batch=2)
     emptied, full = memory.forgetful(runner, segments), runner.free(segments, recorded(segments))
     assert emptied.shape == full.shape and not torch.equal(emptied, full)
@@ -214,7 +214,7 @@ def test_an_emptied_world_has_only_its_last_frames(dataset, world):
     assert torch.equal(memory.forgetful(runner, other), emptied)
     assert not torch.equal(runner.free(other, recorded(other)), full)
     report, pictures = memory.compare(runner, segments)
-    assert report["stretches"] == 3 and len(pictures) == 15
+    assert report["segments"] == 3 and len(pictures) == 15
     assert report["over_emptied"] == pytest.approx(report["psnr"] - report["emptied_psnr"])
     assert "memory gives" in memory.table({"8": report, "16": {"skipped": "none"}})
 

@@ -32,7 +32,7 @@ def weights(path: Path) -> dict[str, Tensor]:
 def test_resume_is_exact(objective: str, dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
     """6 steps at once equal 4 steps, a stop, and 2 more: bit for bit, also through the pool of own rollouts."""
     for out, steps in (("whole", 6), ("parts", 4), ("parts", 6)):
-        changes = {"own_after": 2, "objective": objective}
+        changes = {"rollout_start": 2, "objective": objective}
         train_dynamics(tiny_dynamics(dataset, autoencoder_run, tmp_path / out, steps=steps, **changes))
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
@@ -103,7 +103,7 @@ def test_a_world_remembers_no_more_than_windows_show(dataset: Dataset, autoencod
     assert task.module.config.context == config.frames - 1
     with pytest.raises(ConfigError, match="at least 2"):
         dataclasses.replace(config, frames=1)
-    with pytest.raises(ConfigError, match="events is -1; it must be at least 0"):
+    with pytest.raises(ConfigError, match="event_segments is -1; it must be at least 0"):
         dataclasses.replace(config, event_segments=-1)
 
 
@@ -118,7 +118,7 @@ def test_a_world_learns_to_remember_more(dataset: Dataset, world_path: Path, tmp
 
 
 def test_drawing_in_several_steps_needs_the_flow_objective(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="1 step only"):
+    with pytest.raises(ConfigError, match="a single step only"):
         tiny_dynamics(dataset, tmp_path, tmp_path, num_denoising_steps=2)
     assert tiny_dynamics(dataset, tmp_path, tmp_path, objective="flow").denoising_steps() == 2
 

@@ -5,10 +5,10 @@ python tests/benchmarks/baseline.py data/car-racing --minutes 15
 The world's minutes hold its autoencoder, the encoding of the recording and its dynamics; the U-Net (DIAMOND's recipe,
 see worldsim/models/unet.py) draws pixels and spends all of them on itself. Minutes are of CPU time on one thread,
 compilers included, so that other work on the machine takes nothing from either. Then both draw the same held-out
-stretches, without compiling.
+segments, without compiling.
 
 Before that, what suits the U-Net: `--sweep --minutes 2.5` trains each setting of `SWEEP` for so long, and prints how
-near it draws frames 1 and 16 of held-out stretches.
+near it draws frames 1 and 16 of held-out segments.
 
 Run again, it goes on where it was stopped. Options of each training are there too (--unet.batch 16,
 --dynamics.windows 8, ...); --world FOLDER and --trained-unet FOLDER compare what is already trained.

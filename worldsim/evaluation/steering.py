@@ -145,7 +145,7 @@ def direction(
         truth: the true frame.
         drawn: what the world drew for it, from the true frames before it.
         free: the steers (S, N) and frames (S, N, H, W, 3) of a free run.
-        groups: the episode of each of the S stretches (default: all different).
+        groups: the episode of each of the S segments (default: all different).
 
     Returns:
         None where the true frames show no clear turns, else:

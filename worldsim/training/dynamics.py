@@ -119,7 +119,7 @@ class DynamicsTask:
         self.decode: Any = None  # of latents to frames, for sample grids; set by who has an autoencoder
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """One batch: recorded segments, and the model's own once `own_after` steps are over."""
+        """One batch: recorded segments, and the model's own once `rollout_start` steps are over."""
         config = self.config
         segments = self._segments(step, generator)
         objective = self._energy if config.objective == "energy" else self._flow
@@ -367,7 +367,7 @@ class DynamicsTask:
 
     @torch.no_grad()
     def sample_grid(self, module: nn.Module) -> np.ndarray | None:
-        """Four held-out stretches, the truth above the model's own play under the recorded actions, every 8th frame."""
+        """Four held-out segments, the truth above the model's own play under the recorded actions, every 8th frame."""
         if self.decode is None:
             return None
         assert isinstance(module, DiT)

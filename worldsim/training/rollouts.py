@@ -1,7 +1,7 @@
 """The model's own futures, as training material.
 
 A model that only ever saw recorded frames does not know how to go on from its own, slightly wrong ones, and drifts.
-Here it plays short stretches under the recorded actions; training then shows it these frames as the past, with the
+Here it plays short segments under the recorded actions; training then shows it these frames as the past, with the
 recorded frame as the target (self-forcing in its simplest form; compare Huang et al. 2025, arXiv:2506.08009).
 
 A score of samples needs every stretch twice, played apart from the same recorded frames: two futures of one past. Two
