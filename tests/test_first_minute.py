@@ -377,6 +377,8 @@ def test_a_first_minute(car_world, tmp_path, quick):
     sheets = {file.name for file in tmp_path.glob("*.png")}
     assert {"minute_rest_starts.png", "minute_tap_prompts.png", "first_frames.png"} <= sheets
     assert json.loads((tmp_path / "first_minute.json").read_text())["starts"] == 4
+    first = report["first_frames"]
+    assert first["sharpness_decoded"] > 0 and first["sharpness_decoded_interval"][0] <= first["sharpness_decoded"]
     text = table(json.loads((tmp_path / "first_minute.json").read_text()))
     assert "told from real" in text and "block distance to step 16" in text and "a turn to the left" in text
     again = first_minute(world, dataclasses.replace(SMALL, beginners=("tap", "rest"), probes=False, first_frames=0))

@@ -11,6 +11,7 @@ from torch import Tensor
 from worldsim.evaluation import metrics
 from worldsim.evaluation.intervals import bootstrap, ratio, wilson
 from worldsim.evaluation.probe import Probe
+from worldsim.evaluation.realism import decoded
 from worldsim.evaluation.rollout import Runner
 
 
@@ -26,13 +27,16 @@ def first_frames(
         count: how many.
 
     Returns:
-        sharpness: theirs over the recorded ones'; for games with roads road_in_view, the share in which a road leads
-        from the car to the edge of the picture; with intervals. Then the frames, and their prompts.
+        sharpness: theirs over the recorded ones'; sharpness_decoded: over those encoded and decoded, as a session
+        from a clip shows them; for games with roads road_in_view, the share in which a road leads from the car to the
+        edge of the picture; with intervals. Then the frames, and their prompts.
     """
     known = probe.prompts(runner.world.card.prompts)
     chosen = [known[i % len(known)] for i in range(count)]
     frames = runner.fresh([text for text, _ in chosen], 1)[:, 0]
     report = {"frames": count} | sharpness(frames, starts)
+    shown = sharpness(frames, decoded(runner.world.autoencoder, starts))
+    report |= {name.replace("sharpness", "sharpness_decoded"): value for name, value in shown.items()}
     labels = [probe.named(text, options) for text, options in chosen]
     if "road_in_view" in probe.layout_names:
         hits = probe.layout(frames, labels)[:, probe.layout_names.index("road_in_view")]
