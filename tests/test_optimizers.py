@@ -43,8 +43,8 @@ def test_every_parameter_has_one_optimizer() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     module.muon_parameters = lambda: [module[0].weight]  # type: ignore[method-assign]
     built = build_optimizers(module, learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.0)
-    val = [id(p) for optimizer in built for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(val) == sorted(id(p) for p in module.parameters())
+    held = [id(p) for optimizer in built for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in module.parameters())
 
 
 def test_precision_is_what_was_asked_for_and_is_set_back() -> None:

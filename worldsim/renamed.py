@@ -71,6 +71,5 @@ def refuse_old_options(verb: str, args: Sequence[str]) -> None:
 
 def with_new_names(fields: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
     """Fields of a saved world under their names of today; a new name that is there as well has the say."""
-    return {**{renamed[name]: value for name, value in fields.items() if name in renamed}} | {
-        name: value for name, value in fields.items() if name not in renamed
-    }
+    old = {renamed[name]: value for name, value in fields.items() if name in renamed}
+    return old | {name: value for name, value in fields.items() if name not in renamed}

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 # Draws: where sampling begins, what is mixed into the history, noise of all places, whether an episode ends; and those
-# of training: draws of frames, what is mixed into their history, frames and noise levels that are corrupted.
+# of training: the same three, then what corrupts the frames of segments and single frames.
 SAMPLE, HISTORY, SHARED, END = 0, 1, 2, 3
-TRAIN_SAMPLE, TRAIN_SHARED, TRAIN_HISTORY, TRAIN_CORRUPT, TRAIN_STILL = 16, 17, 18, 19, 20
+TRAIN_SAMPLE, TRAIN_SHARED, TRAIN_HISTORY, TRAIN_CORRUPT, TRAIN_IMAGE = 16, 17, 18, 19, 20
 NEVER = 0.001  # a learned probability below is as good as none: it would end a thousand good steps by chance
 
 LEVELS = 2**16  # quantiles in the table: the largest is 4.3, one in 65,536 is as large

@@ -136,8 +136,8 @@ class SessionTable:
         """
         session = self.get(number)
         for last in (False, True):
-            pinned = self.pool.reserved + self.pool.would_reserve(session.blocks)
-            if (self.blocks - pinned) // (self.need + 1) >= len(self.open):
+            reserved = self.pool.reserved + self.pool.would_reserve(session.blocks)
+            if (self.blocks - reserved) // (self.need + 1) >= len(self.open):
                 break
             if last:
                 raise EngineFull(

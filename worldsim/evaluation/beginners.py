@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from worldsim.data.recipe import Beginner
 from worldsim.evaluation.probe import Labels, Probe
 
-HELD = "up"  # the key that is held, where a game has it
 TAP = (1, 6)  # shortest and longest time of a tapped key, and of none, in steps
 NOISE = 0.03  # deviation of the steering beginner's hand
 
@@ -112,5 +112,5 @@ def beginner(name: str, probe: Probe, space: gym.Space, labels: Labels, seed: li
     if name == "steer":
         return Steer(probe, space, labels, rng)
     others = [key for key in keys if key]
-    held = HELD if HELD in keys else others[0] if others else ""
+    held = Beginner.KEY if Beginner.KEY in keys else others[0] if others else ""
     return Hold(keys[held if name == "hold" else ""])

@@ -25,7 +25,7 @@ from worldsim.models.unet import UNetConfig, UNetDynamics, to_pixels
 from worldsim.training.precision import choose
 from worldsim.training.trainer import Trainer, TrainerConfig
 
-SHEET_EPISODES, GRID_FRAMES = 4, 32
+GRID_EPISODES, GRID_FRAMES = 4, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class BaselineTask:
         if self.val is None:
             return None
         frames = min(GRID_FRAMES, int(torch.bincount(self.val.first).max()) - self.config.model.history)
-        drawn, truth = self.play(module, SHEET_EPISODES, frames)
+        drawn, truth = self.play(module, GRID_EPISODES, frames)
         shown = [0, *range(7, frames, 8)]
         pairs = zip(truth[:, shown], drawn[:, shown], strict=True)
         return torch.cat([torch.cat(list(line), dim=1) for pair in pairs for line in pair]).numpy()

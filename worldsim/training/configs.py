@@ -99,7 +99,7 @@ class DynamicsTraining:
     scales: tuple[int, ...] = (1, 2, 4)
     """Sides of the blocks of latents that the energy score compares as one vector each."""
     pixel_metric: bool = True
-    """Whether that score weighs latents by what they change in the picture, see `training.picture`."""
+    """Whether that score weighs latents by what they change in the picture, see `training.latent_metric`."""
     saliency_weight: float = 0.0
     """Share of that score that goes to places by how far they are from what is mostly there, frame by frame: for small
     things that matter in a scene that hardly changes. What appears by chance then does so more often than it should."""

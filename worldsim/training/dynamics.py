@@ -26,9 +26,9 @@ from worldsim.diffusion.flow import add_noise, get_schedule, loss_weight, sample
 from worldsim.diffusion.noise import (
     TRAIN_CORRUPT,
     TRAIN_HISTORY,
+    TRAIN_IMAGE,
     TRAIN_SAMPLE,
     TRAIN_SHARED,
-    TRAIN_STILL,
     normal,
     row_keys,
 )
@@ -163,9 +163,8 @@ class DynamicsTask:
             if config.error_prob:
                 self.errors.add((seen - recorded.unsqueeze(1))[:own, 0])
         if config.error_prob and frames == config.frames:  # of which errors are known
-            seen[own:] += config.error_scale * self.errors.some(seen[own:, 0], config.error_prob, generator).unsqueeze(
-                1
-            )
+            errors = self.errors.some(seen[own:, 0], config.error_prob, generator)
+            seen[own:] += config.error_scale * errors.unsqueeze(1)
         birth = torch.where(fresh, starts, self.data.first[starts])
         inside = rows[:, history:] <= self.data.last[starts].unsqueeze(1)
         return SegmentBatch(rows[:, history:], birth, fresh, seen, noise, recorded[:, history - 1 :], inside, own, odds)
@@ -307,7 +306,7 @@ class DynamicsTask:
     def _heads(self, reward: Tensor, ended: Tensor, rows: Tensor, judged: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of reward and end over the frames `rows`, weighted by `judged`, both (B, T).
 
-        Frames that end an episode count less by as much as segments show more of them than there are (`ends`): so the
+        Frames that end an episode count less by as much as segments show more of them than there are: so the
         probability of an end, and of the reward that comes with it, stays that of the recording. It is so wherever in a
         segment a frame is, as the model can tell that; in play every frame is like the last of one.
         """
@@ -325,7 +324,7 @@ class DynamicsTask:
         rows = self._beginnings(self.config.image_samples, 1, generator).unsqueeze(1)  # (S, 1)
         target = self.data.latents[rows].float()
         sigma = sample_sigmas(tuple(rows.shape), generator)
-        noisy = add_noise(target, self._normal(TRAIN_STILL, step, target.shape), sigma)
+        noisy = add_noise(target, self._normal(TRAIN_IMAGE, step, target.shape), sigma)
         nothing = torch.zeros(len(rows), self.config.model.history + 1, *target.shape[2:])
         predicted = self.module(noisy, sigma, self._conditions(rows, rows[:, 0], nothing, step, generator))
         error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (S, 1)

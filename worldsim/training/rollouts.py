@@ -4,7 +4,7 @@ A model that only ever saw recorded frames does not know how to go on from its o
 Here it plays short segments under the recorded actions; training then shows it these frames as the past, with the
 recorded frame as the target (self-forcing in its simplest form; compare Huang et al. 2025, arXiv:2506.08009).
 
-A score of samples needs every stretch twice, played apart from the same recorded frames: two futures of one past. Two
+A score of samples needs every segment twice, played apart from the same recorded frames: two futures of one past. Two
 samples after *one* own past would be told to be what happened after another, and learn to jump.
 """
 
@@ -72,7 +72,7 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
 
 
 class RolloutBuffer:
-    """A pool of rollouts that is made anew once every segment was used `reuse` times.
+    """A buffer of rollouts that is made anew once every segment was used `reuse` times.
 
     Where something moves, a rollout goes on from its own last frames once, so that the model also meets frames up to
     two segments deep into its own play; deeper ones have lost the recorded course, and their targets would teach blur.
