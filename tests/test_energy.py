@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worldsim.diffusion.energy import energy_score, scaled_energy_score, through_one_draw
+from worldsim.diffusion.objectives.energy import energy_score, scaled_energy_score, through_one_sample
 
 
 def expected(shift: float, spread: float, count: int = 40000) -> float:
@@ -54,7 +54,7 @@ def test_large_blocks_tell_whether_places_agree() -> None:
     assert large[0] < large[1] - 0.03
 
 
-def test_the_gradient_through_one_draw_is_right_on_the_average() -> None:
+def test_the_gradient_through_one_sample_is_right_on_the_average() -> None:
     """For draws theta + noise: the mean gradient through one, doubled, is that through both."""
     generator = torch.Generator().manual_seed(6)
     first, second, target = torch.randn(3, 40000, 3, generator=generator)
@@ -62,9 +62,9 @@ def test_the_gradient_through_one_draw_is_right_on_the_average() -> None:
     for both in (True, False):
         theta = torch.tensor([0.7, 0.0, -0.4], requires_grad=True)
         score = energy_score(theta + first, (theta if both else theta.detach()) + second, target)
-        (score if both else through_one_draw(score)).mean().backward()
+        (score if both else through_one_sample(score)).mean().backward()
         assert theta.grad is not None
         found.append(theta.grad)
     torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.01)
     score = torch.tensor([2.0], requires_grad=True)
-    assert float(through_one_draw(score).detach()) == 2.0
+    assert float(through_one_sample(score).detach()) == 2.0

@@ -18,6 +18,7 @@ TOP = Path(__file__).resolve().parent.parent
 FLOORS = {
     "worldsim.errors": 0,
     "worldsim.renamed": 0,
+    "worldsim.types": 0,
     "worldsim.models": 1,
     "worldsim.diffusion": 1,
     "worldsim.world": 2,

@@ -15,7 +15,7 @@ from worldsim.data.recipe import Beginner, Rest
 from worldsim.data.record import RecordConfig, recipe_for, record_episode
 from worldsim.engine.simulator import Simulator
 from worldsim.errors import ConfigError
-from worldsim.training.rollouts import MOVING_DEEP, RolloutBuffer
+from worldsim.training.self_forcing import MOVING_DEEP, RolloutBuffer, SelfForcingConfig
 from worldsim.world import World
 
 KEYS = {"": 0, "up": 1, "left": 2}
@@ -128,7 +128,7 @@ def resting(data: LatentData) -> LatentData:
 def test_rollouts_at_rest_go_on_until_it_is_over(world: World, dataset: Dataset) -> None:
     data = resting(moving(world, dataset))
     simulator, size, frames = Simulator.of(world), 8, 2
-    pool = RolloutBuffer(size, frames, 1, simulator.sampler, samples=1, rest_share=0.25)
+    pool = RolloutBuffer(SelfForcingConfig(rollout_buffer=size, rollout_rests=0.25), frames)
     before, deepest = None, 0
     for step in range(6):
         found = pool.take(size, simulator, data, step, 0)
@@ -143,7 +143,7 @@ def test_rollouts_at_rest_go_on_until_it_is_over(world: World, dataset: Dataset)
         assert int(pool.depth[[0, 1, 2, 4, 5, 6]].max()) < MOVING_DEEP
         before, deepest = found, max(deepest, int(pool.depth[[3, 7]].max()))
     assert deepest > MOVING_DEEP
-    again = RolloutBuffer(size, frames, 1, simulator.sampler, samples=1, rest_share=0.25)
+    again = RolloutBuffer(SelfForcingConfig(rollout_buffer=size, rollout_rests=0.25), frames)
     again.load_state(pool.state())
     a, b = (part.take(size, simulator, data, 9, 0) for part in (pool, again))
     assert torch.equal(a.seen, b.seen) and torch.equal(a.starts, b.starts)
@@ -152,5 +152,5 @@ def test_rollouts_at_rest_go_on_until_it_is_over(world: World, dataset: Dataset)
 def test_a_recording_without_rests_has_none_in_its_rollouts(world: World, dataset: Dataset) -> None:
     data, simulator = moving(world, dataset), Simulator.of(world)
     assert len(data.sample_rests(3, 2, torch.Generator())) == 0
-    pool = RolloutBuffer(4, 2, 1, simulator.sampler, rest_share=1.0)
+    pool = RolloutBuffer(SelfForcingConfig(rollout_buffer=4, rollout_rests=1.0), 2)
     assert len(pool.take(4, simulator, data, 0, 0).starts) == 4

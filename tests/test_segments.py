@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_dynamics
+from tiny import changed, tiny_dynamics
 from torch import nn
 
 from worldsim.data.coverage import cluster, odds
 from worldsim.data.episodes import Dataset, read_episode, write_episode
 from worldsim.data.latents import LatentData
+from worldsim.diffusion.objective import condition
+from worldsim.diffusion.objectives.energy import Energy
 from worldsim.errors import ConfigError
 from worldsim.models.dit import REWARD_BINS, DiTConfig
 from worldsim.training.autoencoder import load_run
@@ -26,9 +28,9 @@ SEED = 7
 def test_own_rollouts_are_the_models_own(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
     task, *_ = prepare(tiny_dynamics(dataset, autoencoder_run, tmp_path, rollout_start=0))
     nn.init.normal_(task.module.final.weight, std=0.1)  # which is zero at first: then all futures are one
-    taken = task.rollouts.take(2, task.simulator, task.data, 0, 0)
+    taken = task.forcing.rollouts.take(2, task.forcing.simulator, task.data, 0, 0)
     history = task.config.model.history
-    index = taken.starts.unsqueeze(1) + torch.arange(-history, task.config.frames)
+    index = taken.starts.unsqueeze(1) + torch.arange(-history, task.config.batch.frames)
     recorded = task.data.latents[index].float()
     recorded = recorded.unsqueeze(1).expand_as(taken.seen)  # both futures
     assert torch.equal(taken.seen[:, :, :history], recorded[:, :, :history])
@@ -43,14 +45,15 @@ def test_an_own_segment_is_recorded_up_to_the_frames_drawn(
         dataset, autoencoder_run, tmp_path, frames=6, rollout_length=2, rollout_segments=2, rollout_start=0
     )
     task, *_ = prepare(config)
-    segments = task._segments(0, torch.Generator().manual_seed(0))
+    segments = task.forcing.segments(0, torch.Generator().manual_seed(0))
     history = config.model.history
     index = segments.rows[:, :1] + torch.arange(-history, 6)
     recorded = task.data.latents[index.clamp(min=0)].float()
     for future in segments.seen.unbind(1):
         differs = (future != recorded).flatten(2).any(dim=2)
         assert differs.tolist() == [[False] * (history + 4) + [True] * 2] * 2 + [[False] * (history + 6)]
-    assert torch.equal(segments.target, recorded[:, history - 1 :])
+    assert torch.equal(segments.target, recorded[:, history:])
+    assert torch.equal(segments.previous, recorded[:, history - 1 : -1])
 
 
 def test_what_is_scored_of_an_own_segment_is_what_was_played(
@@ -61,12 +64,14 @@ def test_what_is_scored_of_an_own_segment_is_what_was_played(
         dataset, autoencoder_run, tmp_path, rollout_segments=3, rollout_start=0, no_history=0.0, history_noise=0.1
     )
     task, *_ = prepare(config)
+    assert isinstance(task.objective, Energy)
     task.module.eval()
     nn.init.normal_(task.module.final.weight, std=0.1)
-    segments = task._segments(0, torch.Generator().manual_seed(0))
-    first = segments.seen.shape[2] - config.frames  # the first frame drawn, whose past is recorded
-    for future, noise in zip(segments.seen.unbind(1), segments.noise.unbind(1), strict=True):
-        given = task._conditions(segments.rows, segments.birth, future, 0, torch.Generator().manual_seed(1))
+    segments = task.forcing.segments(0, torch.Generator().manual_seed(0))
+    first = segments.seen.shape[2] - config.batch.frames  # the first frame drawn, whose past is recorded
+    noise_of = task.objective.noise(segments).unbind(2)
+    for future, noise in zip(segments.seen.unbind(1), noise_of, strict=True):
+        given = condition(segments, future, config.objective, torch.Generator().manual_seed(1))
         shared = task.module.share(given)
         modulation = task.module.modulate(task.module.level(torch.ones(segments.rows.shape)), shared.condition)
         with torch.no_grad():
@@ -83,9 +88,9 @@ def test_segments_that_end_as_episodes_do(dataset: Dataset, autoencoder_run: Pat
     task, *_ = prepare(config)
     data = task.data
     data.terminated.zero_()  # a recording cut by time alone has none to show
-    assert len(data.sample_around(data.terminated, 3, config.frames, torch.Generator())) == 0
+    assert len(data.sample_around(data.terminated, 3, config.batch.frames, torch.Generator())) == 0
     data.terminated[data.last.unique()[::2]] = 1
-    segments = task._segments(0, torch.Generator().manual_seed(0))
+    segments = task.forcing.segments(0, torch.Generator().manual_seed(0))
     rows, inside = segments.rows[1:], segments.inside[1:]  # the first is the model's own
     assert ((data.terminated[rows] * inside).sum(dim=1) == 1).all()
     assert torch.equal(inside, data.first[rows] == data.first[rows[:, :1]])
@@ -99,12 +104,12 @@ def test_ends_come_anywhere_in_a_window(dataset: Dataset, autoencoder_run: Path,
     data = task.data
     data.terminated.zero_()
     data.terminated[data.last.unique()[::2]] = 1
-    shown = torch.zeros(config.frames)
+    shown = torch.zeros(config.batch.frames)
     for step in range(400):
-        segments = task._segments(step, torch.Generator().manual_seed(step))
+        segments = task.forcing.segments(step, torch.Generator().manual_seed(step))
         shown += (data.terminated[segments.rows] * segments.inside)[-1]
     share = shown / shown.sum()
-    assert (share * config.frames > 0.5).all() and (share * config.frames < 1.5).all(), share
+    assert (share * config.batch.frames > 0.5).all() and (share * config.batch.frames < 1.5).all(), share
 
 
 def test_segments_in_which_an_event_is_told(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
@@ -120,15 +125,15 @@ def test_segments_in_which_an_event_is_told(dataset: Dataset, autoencoder_run: P
     write_episode(tmp_path / "told" / "train" / path.name, episode)
     shutil.copy(dataset.path / "dataset.json", tmp_path / "told")
     data = LatentData.encode(Dataset(tmp_path / "told"), "train", load_run(autoencoder_run))
-    assert torch.nonzero(data.told)[:, 0].tolist() == [1, 3, 5]
+    assert torch.nonzero(data.event_onset)[:, 0].tolist() == [1, 3, 5]
     some = dataclasses.replace(episode, prompts=[{"text": ""}, *episode.prompts[1:]])  # nothing said at reset
     write_episode(tmp_path / "told" / "train" / path.name, some)
     data = LatentData.encode(Dataset(tmp_path / "told"), "train", load_run(autoencoder_run))
-    assert torch.nonzero(data.told)[:, 0].tolist() == [1, 3, 5]
+    assert torch.nonzero(data.event_onset)[:, 0].tolist() == [1, 3, 5]
     words = dataclasses.replace(episode, prompts=[{"text": text} for text in "aabbab"])  # a game without that label
     write_episode(tmp_path / "told" / "train" / path.name, words)
     data = LatentData.encode(Dataset(tmp_path / "told"), "train", load_run(autoencoder_run))
-    assert torch.nonzero(data.told)[:, 0].tolist() == [2, 4, 5]
+    assert torch.nonzero(data.event_onset)[:, 0].tolist() == [2, 4, 5]
 
     config = tiny_dynamics(
         dataset,
@@ -141,16 +146,18 @@ def test_segments_in_which_an_event_is_told(dataset: Dataset, autoencoder_run: P
         rollout_start=0,
     )
     task, *_ = prepare(config)
-    assert not task.data.told.any()
-    plain = task._segments(0, torch.Generator().manual_seed(0)).rows  # there is none to show
-    task.data.told[task.data.first.unique() + 7] = 1
-    shown = torch.zeros(config.frames)
+    assert not task.data.event_onset.any()
+    plain = task.forcing.segments(0, torch.Generator().manual_seed(0)).rows  # there is none to show
+    task.data.event_onset[task.data.first.unique() + 7] = 1
+    shown = torch.zeros(config.batch.frames)
     for step in range(100):
-        rows = task._segments(step, torch.Generator().manual_seed(step)).rows
-        assert task.data.told[rows[2:4]].any(dim=1).all()
-        shown += task.data.told[rows[2:4]].sum(dim=0)
+        rows = task.forcing.segments(step, torch.Generator().manual_seed(step)).rows
+        assert task.data.event_onset[rows[2:4]].any(dim=1).all()
+        shown += task.data.event_onset[rows[2:4]].sum(dim=0)
     assert (shown > 0).all()
-    assert torch.equal(task._segments(0, torch.Generator().manual_seed(0)).rows[1], plain[1])  # the first is its own
+    assert torch.equal(
+        task.forcing.segments(0, torch.Generator().manual_seed(0)).rows[1], plain[1]
+    )  # the first is its own
 
 
 def test_frames_of_the_next_episode_count_for_nothing(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
@@ -168,14 +175,15 @@ def test_frames_of_the_next_episode_count_for_nothing(dataset: Dataset, autoenco
         task, *_ = prepare(config)
         data = task.data
         data.terminated[data.last.unique()] = 1
-        segments = task._segments(0, torch.Generator().manual_seed(0))
+        segments = task.forcing.segments(0, torch.Generator().manual_seed(0))
         assert not segments.inside.all()
         losses = []
         for spoilt in (0.0, 5.0):
-            segments.target[:, 1:][~segments.inside] += spoilt
-            data.rewards[segments.rows[~segments.inside]] += spoilt
-            step = task._energy if objective == "energy" else task._flow
-            losses.append(float(step(segments, torch.Generator().manual_seed(1), 0)[0].detach()))
+            segments.target[~segments.inside] += spoilt
+            segments.rewards[~segments.inside] += spoilt
+            losses.append(
+                float(task.objective.loss(task.module, segments, torch.Generator().manual_seed(1))[0].detach())
+            )
         assert losses[0] == losses[1]
 
 
@@ -185,15 +193,18 @@ def test_an_end_is_as_likely_as_in_the_recording(dataset: Dataset, autoencoder_r
         dataset, autoencoder_run, tmp_path, segments=4, terminal_segments=4, termination_weight=1.0, rollout_segments=0
     )
     task, *_ = prepare(config)
-    task.end_share = torch.tensor(0.01)
-    rows = task.data.last[:4].unsqueeze(1) - torch.arange(config.frames - 1, -1, -1)
-    task.data.terminated[rows[:, -1]] = 1
+    batch, frames = task.sampler.segments(0, torch.Generator().manual_seed(0)), config.batch.frames
+    ends = torch.zeros(4, frames)
+    ends[:, -1] = 1
+    ones = torch.ones(4, frames)
+    batch = dataclasses.replace(
+        batch, terminated=ends, importance=ones, can_terminate=ones, terminal_rate=torch.tensor(0.01)
+    )
     losses = {}
     for probability in (0.003, 0.01, 0.03):
-        value = torch.logit(torch.tensor(probability))
-        ended = value.expand(rows.shape)
-        _, scalars = task._heads(torch.zeros(*rows.shape, REWARD_BINS), ended, rows, torch.ones(rows.shape))
-        losses[probability] = float(scalars["ended"])
+        logits = torch.logit(torch.tensor(probability)).expand(4, frames)
+        _, scalars = task.objective.head_loss(torch.zeros(4, frames, REWARD_BINS), logits, batch, ones)
+        losses[probability] = float(scalars["termination"])
     assert losses[0.01] == min(losses.values()), losses
 
 
@@ -201,39 +212,48 @@ def test_saliency_is_of_what_differs_from_what_is_mostly_there(
     dataset: Dataset, autoencoder_run: Path, tmp_path: Path
 ) -> None:
     config = tiny_dynamics(dataset, autoencoder_run, tmp_path, saliency_weight=0.5)
-    task, *_ = prepare(config)
-    assert task.mean_frame is not None
-    target = task.mean_frame.expand(1, 2, *task.mean_frame.shape).clone()
+    objective = prepare(config)[0].objective
+    assert isinstance(objective, Energy) and objective.mean_frame is not None
+    target = objective.mean_frame.expand(1, 2, *objective.mean_frame.shape).clone()
     target[0, :, :, 1, 0] += 3.0
-    weight = task._saliency(target)
+    weight = objective.saliency(target)
     assert weight is not None
     assert weight.mean(dim=(2, 3)) == pytest.approx(1.0)
     assert (weight[0, :, 1, 0] > 2).all() and (weight.flatten(2).min(dim=2).values == 0.5).all()
-    assert prepare(dataclasses.replace(config, saliency_weight=0.0))[0]._saliency(target) is None
+    plain = prepare(changed(config, saliency_weight=0.0))[0].objective
+    assert isinstance(plain, Energy) and plain.saliency(target) is None
     with pytest.raises(ConfigError, match="saliency_weight"):
-        dataclasses.replace(config, saliency_weight=1.5)
+        changed(config, saliency_weight=1.5)
 
 
 def test_what_went_another_way_than_the_recording_counts_less(
     dataset: Dataset, autoencoder_run: Path, tmp_path: Path
 ) -> None:
-    """At its place and those beside it, in the model's own segments alone."""
-    config = tiny_dynamics(dataset, autoencoder_run, tmp_path, rollout_segments=2, rollout_start=0, rollout_trust=0.2)
+    """At its place and those beside it, in self-rollouts alone."""
+    config = tiny_dynamics(
+        dataset, autoencoder_run, tmp_path, rollout_segments=2, rollout_start=0, rollout_trust=0.2, saliency_weight=0.5
+    )
     task, *_ = prepare(config)
-    segments, first = task._segments(0, torch.Generator().manual_seed(0)), config.model.history - 1
-    segments.seen[:, :, first:-1] = segments.target[:, None, :-1]
-    weight = task._trusted(None, segments)
+    forcing, objective = task.forcing, task.objective
+    assert isinstance(objective, Energy)
+    batch, first = forcing.segments(0, torch.Generator().manual_seed(0)), config.model.history - 1
+    batch.seen[:, :, first:-1] = batch.previous[:, None]
+    weight = forcing.place_weight(batch)
     assert weight is not None and torch.equal(weight, torch.ones_like(weight))
-    segments.seen[1:, 1, first + 2, :, 0, 0] += 100.0  # in one of both futures, of an own and of a recorded segment
-    weight = task._trusted(None, segments)
-    assert weight is not None
-    changed = torch.zeros_like(weight, dtype=torch.bool)
-    changed[1, 2, :2, :2] = True
-    assert (weight[changed] < 0.1).all() and torch.equal(weight[~changed], torch.ones_like(weight[~changed]))
-    both = task._trusted(torch.full_like(weight, 0.5), segments)
-    torch.testing.assert_close(both, weight / 2)
-    task.config = dataclasses.replace(config, rollout_trust=0.0)
-    assert task._trusted(None, segments) is None
+    batch.seen[1:, 1, first + 2, :, 0, 0] += 100.0  # in one of both futures, of a rollout and of a recorded segment
+    weight = forcing.place_weight(batch)
+    assert weight is not None and len(weight) == 2
+    differs = torch.zeros_like(weight, dtype=torch.bool)
+    differs[1, 2, :2, :2] = True
+    assert (weight[differs] < 0.1).all() and torch.equal(weight[~differs], torch.ones_like(weight[~differs]))
+    saliency = objective.saliency(batch.target)
+    both = objective.place_weight(dataclasses.replace(batch, place_weight=weight))
+    assert saliency is not None and both is not None
+    torch.testing.assert_close(both, torch.cat([saliency[:2] * weight, saliency[2:]]))
+    plain = changed(config, rollout_trust=0.0, saliency_weight=0.0, out=tmp_path / "plain")
+    task, *_ = prepare(plain)
+    assert task.forcing.segments(0, torch.Generator().manual_seed(0)).place_weight is None
+    assert task.objective.place_weight(task.forcing.segments(0, torch.Generator().manual_seed(0))) is None  # type: ignore
     assert torch.isfinite(prepare(config)[1].train_step()["loss"] * torch.ones(()))
 
 
@@ -267,13 +287,13 @@ def test_some_steps_have_fewer_and_longer_windows(dataset: Dataset, autoencoder_
     )
     task, *_ = prepare(config)
     for step in range(6):
-        segments, long = task._segments(step, torch.Generator().manual_seed(step)), step % 3 == 2
-        assert tuple(segments.rows.shape) == ((2, 9) if long else (4, 5)) and segments.own == (0 if long else 2)
+        segments, long = task.forcing.segments(step, torch.Generator().manual_seed(step)), step % 3 == 2
+        assert tuple(segments.rows.shape) == ((2, 9) if long else (4, 5)) and segments.rollouts == (0 if long else 2)
         loss, _ = task.loss(step, torch.Generator().manual_seed(step))
         assert torch.isfinite(loss)
     assert task.module.config.context == 8
     with pytest.raises(ConfigError, match="long_frames is 30; allowed: 0, or more than frames .5. and at most the 20"):
-        dataclasses.replace(config, long_frames=30)
+        changed(config, long_frames=30)
 
 
 def test_errors_of_rollouts_are_put_on_other_pasts(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
@@ -286,16 +306,18 @@ def test_errors_of_rollouts_are_put_on_other_pasts(dataset: Dataset, autoencoder
     changed = 0
     for step in range(20):
         with torch.autocast("cpu", torch.bfloat16, enabled=step % 2 == 1):  # as trainers do where it is faster
-            segments = task._segments(step, torch.Generator().manual_seed(step))
+            segments = task.forcing.segments(step, torch.Generator().manual_seed(step))
         recorded = task.data.latents[segments.rows].float()
-        assert torch.equal(segments.target[:, 1:], recorded)
-        differ = (segments.seen[1:, :, -config.frames :] != recorded[1:].unsqueeze(1)).flatten(2).any(dim=2)  # (B, D)
+        assert torch.equal(segments.target, recorded)
+        differ = (
+            (segments.seen[1:, :, -config.batch.frames :] != recorded[1:].unsqueeze(1)).flatten(2).any(dim=2)
+        )  # (B, D)
         assert torch.equal(differ[:, 0], differ[:, 1])  # both futures have one past
         changed += int(differ[:, 0].sum())
     assert 0.35 < changed / (20 * 7) < 0.65
-    assert task.errors.kept is not None
-    assert len(task.errors.kept) == 20
+    assert task.forcing.errors.kept is not None
+    assert len(task.forcing.errors.kept) == 20
     again, *_ = prepare(dataclasses.replace(config, out=tmp_path / "again"))
     again.load_state(task.state())
-    one, two = (part._segments(20, torch.Generator().manual_seed(1)).seen for part in (task, again))
+    one, two = (part.forcing.segments(20, torch.Generator().manual_seed(1)).seen for part in (task, again))
     assert torch.equal(one[1:], two[1:])

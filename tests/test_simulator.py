@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worldsim.diffusion.flow import get_schedule
 from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.diffusion.schedules import get_schedule
 from worldsim.engine.simulator import Simulator, State
 from worldsim.world import World
 
@@ -37,7 +37,7 @@ def test_batch_equals_singles(world: World) -> None:
 
 def test_observing_what_was_drawn_goes_on_alike(world: World) -> None:
     """A session that is shown another one's frames continues nearly as that one does: it only remembers less noise."""
-    simulator = Simulator.of(world, SamplerConfig(clean_pass=True, history_sigma=0.0))
+    simulator = Simulator.of(world, SamplerConfig(cache_sigma=0.0, history_sigma=0.0))
     frames, drawn = play(simulator, [4], ["a cart"])
     shown = simulator.begin([4], ["a cart"])
     for step in range(frames.shape[1]):
@@ -71,9 +71,9 @@ def test_guidance_is_a_matter_of_each_session(world: World) -> None:
     assert (rows[1] - rows[2]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("clean_pass", [False, True])
-def test_a_draw_changes_nothing(world: World, clean_pass: bool) -> None:
-    simulator = Simulator.of(world, SamplerConfig(clean_pass=clean_pass))
+@pytest.mark.parametrize("cache_sigma", [None, 0.0, 0.1])
+def test_a_draw_changes_nothing(world: World, cache_sigma: float | None) -> None:
+    simulator = Simulator.of(world, SamplerConfig(cache_sigma=cache_sigma))
     _, state = play(simulator, [1], ["a cart"])
     before = state.cache.keys.clone()
     outcomes = [simulator.draw(state), simulator.draw(state)]

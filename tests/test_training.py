@@ -13,11 +13,16 @@ import torch
 from tiny import tiny_autoencoder, tiny_dynamics
 from torch import Tensor, nn
 
+from worldsim.cli import option, parse
 from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData
 from worldsim.data.record import RecordConfig, record
+from worldsim.data.segments import BatchConfig
+from worldsim.diffusion.objectives.energy import EnergyConfig
+from worldsim.diffusion.objectives.flow import FlowConfig
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
 from worldsim.training.autoencoder import load_run, prepare_autoencoder, train_autoencoder
+from worldsim.training.configs import DynamicsTraining, training_of
 from worldsim.training.run import prepare, train_dynamics
 from worldsim.training.trainer import Trainer, TrainerConfig
 from worldsim.world import World
@@ -100,11 +105,43 @@ def test_overfits(objective: str, share: float, dataset: Dataset, autoencoder_ru
 def test_a_world_remembers_no_more_than_windows_show(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
     config = tiny_dynamics(dataset, autoencoder_run, tmp_path, steps=1)
     task, *_ = prepare(dataclasses.replace(config, model=dataclasses.replace(config.model, context=99)))
-    assert task.module.config.context == config.frames - 1
-    with pytest.raises(ConfigError, match="at least 2"):
-        dataclasses.replace(config, frames=1)
-    with pytest.raises(ConfigError, match="event_segments is -1; it must be at least 0"):
-        dataclasses.replace(config, event_segments=-1)
+    assert task.module.config.context == config.batch.frames - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": 1}, "frames is 1; a segment has at least 2"),
+        ({"event_segments": -1}, "event_segments is -1; it must be at least 0"),
+        ({"evenness": 1.5}, "evenness is 1.5; allowed: 0 to 1"),
+        ({"rollout_segments": 9}, "rollout_segments is 9 of 3 segments; allowed: at most all"),
+        ({"rollout_trust": -1.0}, "rollout_trust is -1.0; allowed: 0 to 1"),
+        ({"history_sigma": 0.3}, "history_sigma is 0.3; allowed: 0 to history_noise, 0.2"),
+        ({"cache_sigma": 1.0}, "cache_sigma is 1.0; allowed: 0 <= cache_sigma < 1"),
+        ({"scales": ()}, "scales is ..; allowed: one or more"),
+        ({"objective": "flow", "num_denoising_steps": 0}, "num_denoising_steps is 0"),
+    ],
+)
+def test_bad_settings_are_refused_where_they_are_given(
+    changes: dict, message: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_dynamics(dataset, tmp_path, tmp_path, **changes)
+
+
+def test_the_command_line_has_the_options_of_the_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def parsed(*words: str) -> DynamicsTraining:
+        args = [str(tmp_path), *words]
+        return parse(training_of(option(args, "objective", "energy")), "train dynamics", args, flat=True)
+
+    assert parsed("--objective", "flow", "--num-denoising-steps", "3").objective == FlowConfig(num_denoising_steps=3)
+    assert parsed("--objective=energy", "--scales", "1", "2").objective == EnergyConfig(scales=(1, 2))
+    assert parsed("--frames", "9", "--rollout-length", "3", "--steps", "5").batch == BatchConfig(frames=9)
+    with pytest.raises(SystemExit):
+        parsed("--num-denoising-steps", "3")  # energy samples a frame in one pass
+    assert "--num-denoising-steps" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no objective 'flwo'. Did you mean 'flow'.*Known: energy, flow"):
+        parsed("--objective", "flwo")
 
 
 def test_a_world_learns_to_remember_more(dataset: Dataset, world_path: Path, tmp_path: Path) -> None:
@@ -115,12 +152,6 @@ def test_a_world_learns_to_remember_more(dataset: Dataset, world_path: Path, tmp
     longer = train_dynamics(dataclasses.replace(config, model=dataclasses.replace(config.model, context=8)))
     assert World.from_pretrained(world_path).dynamics.config.context == 4
     assert longer.dynamics.config.context == 8
-
-
-def test_drawing_in_several_steps_needs_the_flow_objective(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a single step only"):
-        tiny_dynamics(dataset, tmp_path, tmp_path, num_denoising_steps=2)
-    assert tiny_dynamics(dataset, tmp_path, tmp_path, objective="flow").denoising_steps() == 2
 
 
 @pytest.mark.slow
@@ -142,7 +173,7 @@ def test_kept_latents_are_those_of_their_autoencoder(dataset: Dataset, autoencod
     for _ in range(2):  # written, then read
         kept = LatentData.cached(dataset, "heldout", autoencoder)
         assert kept.prompts == made.prompts
-        for name in ("latents", "actions", "known", "rewards", "terminated", "told", "prompt", "first", "last"):
+        for name in ("latents", "actions", "known", "rewards", "terminated", "event_onset", "prompt", "first", "last"):
             assert torch.equal(getattr(kept, name), getattr(made, name)), name
     autoencoder.set_statistics(autoencoder.mean + 1, autoencoder.std)
     assert not torch.equal(LatentData.cached(dataset, "heldout", autoencoder).latents, made.latents)
@@ -158,7 +189,7 @@ def test_several_recordings_are_one(dataset: Dataset, autoencoder_run: Path, tmp
     parts = [LatentData.encode(part, "train", autoencoder) for part in (more, dataset)]
     joined, before = LatentData.join(parts), len(parts[0].latents)
     for part, rows in ((parts[0], slice(None, before)), (parts[1], slice(before, None))):
-        for name in ("latents", "actions", "known", "rewards", "terminated", "told"):
+        for name in ("latents", "actions", "known", "rewards", "terminated", "event_onset"):
             assert torch.equal(getattr(joined, name)[rows], getattr(part, name)), name
         assert [joined.prompts[i] for i in joined.prompt[rows]] == [part.prompts[i] for i in part.prompt]
     row = torch.arange(len(joined.latents))
@@ -234,7 +265,7 @@ def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(
     prepare(config)[1].run()
     stopped = dataclasses.replace(config, out=tmp_path / "stopped")
     task, trainer, *_ = prepare(stopped)
-    part, name = (task.rollouts, "take") if place == "taken" else (trainer.optimizers[0], "step")
+    part, name = (task.forcing.rollouts, "take") if place == "taken" else (trainer.optimizers[0], "step")
     inner, calls = getattr(part, name), []
 
     def disturbed(*args: Any, **options: Any) -> Any:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from worldsim.data.episodes import Dataset
+from worldsim.data.segments import BatchConfig
+from worldsim.diffusion.objectives import OBJECTIVES
 from worldsim.models.autoencoder import AutoencoderConfig
 from worldsim.models.dit import DiTConfig
 from worldsim.models.unet import UNetConfig
 from worldsim.training.autoencoder import AutoencoderTraining
 from worldsim.training.baseline import BaselineTraining
 from worldsim.training.configs import DynamicsTraining
+from worldsim.training.self_forcing import SelfForcingConfig
 from worldsim.training.trainer import TrainerConfig
 
 UNET = UNetConfig(widths=(8, 16), layers=1, groups=4, embedding=16, action_size=2)
@@ -29,7 +33,10 @@ def tiny_autoencoder(dataset: Dataset, out: Path, steps: int = 5) -> Autoencoder
 
 
 def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6, **changes: Any) -> DynamicsTraining:
-    """A config that trains tiny dynamics for a few steps, half of them on its own rollouts."""
+    """A config that trains tiny dynamics for a few steps, half of them on its own rollouts.
+
+    `changes` are fields of any branch of the config, as options of the command line are.
+    """
     settings: dict = {
         "model": DiTConfig(width=32, heads=2, pattern="st", text_layers=(0,), history=2, action_history=2, context=4),
         "trainer": TrainerConfig(steps=steps, log_every=2, warmup=2, matmul="highest"),
@@ -40,8 +47,26 @@ def tiny_dynamics(dataset: Dataset, autoencoder: Path, out: Path, steps: int = 6
         "rollout_start": steps // 2,
         "rollout_buffer": 2,
         "compile": False,
+    } | changes
+    branches = {
+        "batch": BatchConfig,
+        "self_forcing": SelfForcingConfig,
+        "objective": OBJECTIVES[settings.pop("objective", "energy")],
     }
-    return DynamicsTraining(data=dataset.path, autoencoder=autoencoder, out=out, **(settings | changes))
+    for branch, kind in branches.items():
+        names = {field.name for field in dataclasses.fields(kind)} & settings.keys()
+        settings[branch] = kind(**{name: settings.pop(name) for name in names})
+    return DynamicsTraining(data=dataset.path, autoencoder=autoencoder, out=out, **settings)
+
+
+def changed(config: DynamicsTraining, **changes: Any) -> DynamicsTraining:
+    """The same with other fields, of any branch."""
+    for branch in ("batch", "self_forcing", "objective"):
+        part = getattr(config, branch)
+        names = {field.name for field in dataclasses.fields(part)} & changes.keys()
+        changed = dataclasses.replace(part, **{name: changes.pop(name) for name in names})
+        config = dataclasses.replace(config, **{branch: changed})
+    return dataclasses.replace(config, **changes)
 
 
 def tiny_baseline(dataset: Dataset, out: Path, steps: int = 4) -> BaselineTraining:

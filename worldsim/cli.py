@@ -45,6 +45,16 @@ def parse(
     )
 
 
+def option(args: Sequence[str], name: str, default: str) -> str:
+    """The value that `args` give to an option, read before the others as it decides what these are."""
+    for word, after in zip(args, [*args[1:], ""], strict=True):
+        if word == f"--{name}":
+            return after
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return default
+
+
 def record(args: Sequence[str]) -> None:
     """Record a game into a dataset (--list names the built-in games).
 
@@ -141,10 +151,12 @@ def train_dynamics(args: Sequence[str]) -> None:
     Example: worldsim train dynamics data/car-racing --minutes 60
     A run that was stopped goes on when the same command is run again.
     """
-    from worldsim.training.configs import DynamicsTraining
+    from worldsim.training.configs import training_of
     from worldsim.training.run import train_dynamics as run
 
-    config = parse(DynamicsTraining, "train dynamics", args, train_dynamics.__doc__, flat=True)
+    config = parse(
+        training_of(option(args, "objective", "energy")), "train dynamics", args, train_dynamics.__doc__, flat=True
+    )
     run(config)
     print(f"the world is in {config.folder() / 'world'}; play it with: worldsim play {config.folder() / 'world'}")
 

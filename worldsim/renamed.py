@@ -38,6 +38,8 @@ OPTIONS: dict[str, dict[str, str]] = {  # verb -> old name -> new name, without 
         "focus": "saliency-weight",
         "shared-noise": "spatially-shared-noise",
         "temperature": "noise-scale",
+        "clean-pass": "cache-sigma",
+        "no-clean-pass": "cache-sigma",
         "sheet-minutes": "sample-grid-minutes",
     },
     "train autoencoder": {"sheet-minutes": "sample-grid-minutes"},
@@ -54,6 +56,7 @@ SAMPLER = {  # of `sampler` in world.json
     "temperature": "noise_scale",
     "shared_noise": "spatially_shared_noise",
 }
+LATENTS = {"told": "event_onset"}  # of the latents that are kept beside a recording
 
 
 def refuse_old_options(verb: str, args: Sequence[str]) -> None:

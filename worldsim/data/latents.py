@@ -24,6 +24,9 @@ from worldsim.data.episodes import Dataset, read_episode
 from worldsim.errors import DataError
 from worldsim.models.action import flatten_actions
 from worldsim.models.autoencoder import Autoencoder, FrameAutoencoder
+from worldsim.renamed import LATENTS, with_new_names
+
+SOME = 4000  # frames that stand for a recording
 
 
 @dataclass
@@ -37,8 +40,8 @@ class LatentData:
         rewards: (N,).
         terminated: (N,).
         mortal: whether the episode could end there: 0 in rests that the recorder protected (`data.recipe.Rest`), (N,).
-        told: whether with the frame an event begins to be told (label "event"; in games without it, whether the words
-            change), (N,).
+        event_onset: whether an event begins with the frame (label "event"; in games without it, whether the prompt
+            changes), (N,).
         prompt: index into `prompts`, (N,).
         first: row of the first frame of the same episode, (N,).
         last: row of the last frame of the same episode, (N,).
@@ -51,7 +54,7 @@ class LatentData:
     rewards: Tensor
     terminated: Tensor
     mortal: Tensor
-    told: Tensor
+    event_onset: Tensor
     prompt: Tensor
     first: Tensor
     last: Tensor
@@ -74,7 +77,7 @@ class LatentData:
             raise DataError(f"dataset {dataset.path} has no episodes in split {split!r}; record more of it.")
         places: dict[str, int] = {"": 0}
         columns: dict[str, list[Tensor]] = {name: [] for name in ("latents", "actions", "known", "rewards")}
-        columns |= {name: [] for name in ("terminated", "mortal", "told", "prompt", "first", "last")}
+        columns |= {name: [] for name in ("terminated", "mortal", "event_onset", "prompt", "first", "last")}
         offset = 0
         for path in tqdm(paths, desc=f"encoding {split}", unit="episode"):
             episode = read_episode(path)
@@ -88,7 +91,7 @@ class LatentData:
             columns["rewards"].append(torch.from_numpy(np.concatenate([[0], episode.rewards]).astype(np.float32)))
             columns["terminated"].append(torch.from_numpy(np.concatenate([[False], episode.terminated])).float())
             columns["mortal"].append(torch.full((frames,), 0.0 if episode.meta.get("protected") else 1.0))
-            columns["told"].append(_told([episode.prompts[i] for i in episode.prompt_index]))
+            columns["event_onset"].append(_event_onset([episode.prompts[i] for i in episode.prompt_index]))
             columns["prompt"].append(torch.tensor([places.setdefault(t, len(places)) for t in episode.texts()]))
             columns["first"].append(torch.full((frames,), offset))
             columns["last"].append(torch.full((frames,), offset + frames - 1))
@@ -137,6 +140,10 @@ class LatentData:
             )
             partial.replace(path)
         return data
+
+    def some_frames(self) -> Tensor:
+        """Some thousand frames at equal distances, (N', C, h, w)."""
+        return self.latents[:: max(1, len(self.latents) // SOME)].float()
 
     def sample_starts(
         self, rows: int, frames: int, generator: torch.Generator, before: int = 0, odds: Tensor | None = None
@@ -203,13 +210,13 @@ def _neighbours(latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(latents[:-1].split(4096), latents[1:].split(4096), strict=True)
 
 
-def _told(prompts: list[dict[str, Any]]) -> Tensor:
-    """Which frames of an episode begin to tell an event, (T,), by the prompts in force at each."""
-    told = [
+def _event_onset(prompts: list[dict[str, Any]]) -> Tensor:
+    """With which frames of an episode an event begins, (T,), by the prompts in force at each."""
+    onset = [
         now["event"] not in ("", was.get("event", "")) if "event" in now else now["text"] != was["text"]
         for was, now in pairwise(prompts)
     ]
-    return torch.tensor([False, *told]).float()
+    return torch.tensor([False, *onset]).float()
 
 
 def _read(path: Path, digest: str) -> LatentData | None:
@@ -219,7 +226,7 @@ def _read(path: Path, digest: str) -> LatentData | None:
             about = file.metadata() or {}
             if about.get("of") != digest:
                 return None
-            names = [field.name for field in fields(LatentData) if field.name != "prompts"]
-            return LatentData(**{name: file.get_tensor(name) for name in names}, prompts=json.loads(about["prompts"]))
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  -- no mapping
+            return LatentData(**with_new_names(columns, LATENTS), prompts=json.loads(about["prompts"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None

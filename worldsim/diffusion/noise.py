@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Draws: where sampling begins, what is mixed into the history, noise of all places, whether an episode ends; and those
+# Draws: where sampling begins, what is mixed into the history, noise of all places, whether an episode ends, what is
+# mixed into a finished frame for the cache; and those
 # of training: the same three, then what corrupts the frames of segments and single frames.
-SAMPLE, HISTORY, SHARED, END = 0, 1, 2, 3
+SAMPLE, HISTORY, SHARED, END, CACHE = 0, 1, 2, 3, 4
 TRAIN_SAMPLE, TRAIN_SHARED, TRAIN_HISTORY, TRAIN_CORRUPT, TRAIN_IMAGE = 16, 17, 18, 19, 20
 NEVER = 0.001  # a learned probability below is as good as none: it would end a thousand good steps by chance
 
@@ -66,6 +67,21 @@ def ends(probability: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
     stays far below a half at every step, and only a draw ends an episode as often as in the game.
     """
     return (uniform(keys, steps, END, ()) < probability) & (probability >= NEVER)
+
+
+def share_places(noise: Tensor, shared: Tensor) -> Tensor:
+    """Noise (..., C, h, w) whose first k channels are `shared` (..., k, 1, 1), the same at every place.
+
+    Noise of its own decides what happens at one place and not at the next; noise that all places have decides what must
+    fit together, such as how far the camera turned.
+    """
+    count = shared.shape[-3]
+    return torch.cat([shared.expand(*shared.shape[:-2], *noise.shape[-2:]), noise[..., count:, :, :]], dim=-3)
+
+
+def shared_channels(channels: int, share: float) -> int:
+    """How many of the noise's channels all places share."""
+    return round(channels * share)
 
 
 def _words(keys: Tensor, steps: Tensor, draw: int, count: int) -> Tensor:

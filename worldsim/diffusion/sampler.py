@@ -17,7 +17,7 @@ class SamplerConfig:
     num_denoising_steps: int = 2
     """Of a frame."""
     shift: float = 0.5
-    """Of their noise levels, see `flow.get_schedule`: below 1 gives fine detail more of the steps."""
+    """Of their noise levels, see `schedules.get_schedule`: below 1 gives fine detail more of the steps."""
     first_frame_steps: int = 12
     """Equal steps, of the first frame of a session that begins from its prompt alone."""
     history_sigma: float = 0.1
@@ -29,9 +29,10 @@ class SamplerConfig:
     noise_scale: float = 1.0
     """Of the noise that frames are sampled from: below 1 the likelier ones, above 1 stranger."""
     spatially_shared_noise: float = 0.0
-    """Fraction of the noise's channels that are the same at every place, see `energy.share_places`."""
-    clean_pass: bool = True
-    """Whether reward and cache come from one more pass, over the finished frame."""
+    """Fraction of the noise's channels that are the same at every place, see `noise.share_places`."""
+    cache_sigma: float | None = 0.0
+    """Noise level at which finished frames are passed through the model once more, for reward and cache; None: both
+    come from the last denoising pass."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -46,8 +47,10 @@ class SamplerConfig:
             raise ConfigError(f"spatially_shared_noise is {self.spatially_shared_noise}; allowed: 0 to 1.")
         if not self.noise_scale >= 0:
             raise ConfigError(f"noise_scale is {self.noise_scale}; it must be at least 0.")
-        if not 0 <= self.history_sigma < 1:
-            raise ConfigError(f"history_sigma is {self.history_sigma}; allowed: 0 <= history_sigma < 1.")
+        for name in ("history_sigma", "cache_sigma"):
+            sigma = getattr(self, name)
+            if sigma is not None and not 0 <= sigma < 1:
+                raise ConfigError(f"{name} is {sigma}; allowed: 0 <= {name} < 1.")
 
     @staticmethod
     def of(card: Mapping[str, Any], **changes: Any) -> SamplerConfig:
@@ -57,4 +60,7 @@ class SamplerConfig:
             card: its `sampler`.
             changes: fields to change; None keeps the card's.
         """
-        return SamplerConfig(**(with_new_names(card, SAMPLER) | {k: v for k, v in changes.items() if v is not None}))
+        fields = with_new_names(card, SAMPLER)
+        if (clean := fields.pop("clean_pass", None)) is not None:  # what it was called while it was a yes or no
+            fields.setdefault("cache_sigma", 0.0 if clean else None)
+        return SamplerConfig(**(fields | {k: v for k, v in changes.items() if v is not None}))

@@ -123,7 +123,7 @@ def try_sizes(world: World, runtime: Runtime) -> Sizes:
     """The exact batch sizes of a runtime, found by trying."""
     sampler = SamplerConfig.of(world.card.sampler)
     steps = {sampler.num_denoising_steps, sampler.first_frame_steps}
-    passes = {1, *(count + sampler.clean_pass for count in steps)}
+    passes = {1, *(count + (sampler.cache_sigma is not None) for count in steps)}
     return exact_sizes(runtime.stages, runtime.dynamics, tuple(sorted(passes)))
 
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldsim.diffusion.energy import share_places, shared_channels
-from worldsim.diffusion.flow import euler, get_schedule
-from worldsim.diffusion.noise import HISTORY, SAMPLE, SHARED, keys_of, normal
+from worldsim.diffusion.noise import CACHE, HISTORY, SAMPLE, SHARED, keys_of, normal, share_places, shared_channels
 from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.diffusion.schedules import add_noise, euler, get_schedule
 from worldsim.engine.stages import Stages, eager, flat
 from worldsim.models.dit import DiT
 from worldsim.models.kv_cache import KVCache
@@ -161,7 +160,7 @@ class Simulator:
             if first
             else get_schedule(sampler.num_denoising_steps, sampler.shift)
         )
-        sigmas = levels if sampler.clean_pass else levels[:-1]
+        sigmas = levels[:-1] if sampler.cache_sigma is None else [*levels[:-1], sampler.cache_sigma]
         guidance = [sampler.guidance] * batch if state.guidance is None else state.guidance
         guidance = [sampler.first_guidance] * batch if first else guidance
         guided = [row for row, strength in enumerate(guidance) if strength != 1]
@@ -183,8 +182,12 @@ class Simulator:
 
         noise = self.noise(state, first=first).to(self.device) * sampler.noise_scale
         latents = euler(predict, noise, levels)
-        if sampler.clean_pass:
-            _, *passed = self._pass(latents, len(levels) - 1, prepared, rows, guided)
+        if sampler.cache_sigma is not None:
+            finished = latents
+            if sampler.cache_sigma > 0:
+                noise = normal(state.keys, state.step, CACHE, tuple(latents.shape[1:])).to(latents)
+                finished = add_noise(latents, noise, torch.tensor(sampler.cache_sigma, device=self.device))
+            _, *passed = self._pass(finished, len(levels) - 1, prepared, rows, guided)
         return self._outcome(latents, [part[:batch] for part in passed])
 
     def noise(self, state: State, *, first: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldsim.diffusion.flow import add_noise
+from worldsim.diffusion.schedules import add_noise
 from worldsim.models.attention import Words
 from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.conditions import Past, Shared

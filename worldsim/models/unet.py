@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldsim.diffusion import edm
-from worldsim.diffusion.flow import euler
+from worldsim.diffusion.schedules import euler
 from worldsim.errors import ConfigError
 
 TIME_SCALE = 32.0  # c_noise is within -1.6..0.8, the sinusoids of diffusers are made for hundreds

@@ -68,17 +68,19 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
             )
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
     # trained foresaw ends five times too often.
-    model = dataclasses.replace(model, context=min(config.model.context, config.longest() - 1))
+    model = dataclasses.replace(model, context=min(config.model.context, config.batch.longest() - 1))
+    metric = None
+    if config.objective.needs_metric():
+        shown = torch.linspace(0, len(data.latents) - 1, PICTURE_FRAMES).long()
+        metric = latent_metric(autoencoder, data.latents[shown])
     torch.manual_seed(config.trainer.seed)
-    task = DynamicsTask(dataclasses.replace(config, model=model), data, val, book)
+    task = DynamicsTask(
+        dataclasses.replace(config, model=model), data, val, book, metric=metric, decode=autoencoder.decode
+    )
     if world is not None:
         task.module.load_state_dict(world.dynamics.state_dict())
         if model.newest_base and not world.dynamics.config.newest_base:
             task.module.open_gate(GATE_START)
-    task.decode = autoencoder.decode
-    if config.objective == "energy" and config.pixel_metric:
-        shown = torch.linspace(0, len(data.latents) - 1, PICTURE_FRAMES).long()
-        task.metric = latent_metric(autoencoder, data.latents[shown])
     return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
 
 
@@ -105,7 +107,7 @@ def export(
         autoencoder=describe_autoencoder(autoencoder),
         keys=dataset.card.get("keys", {}),
         prompts=common[:SHIPPED_PROMPTS],
-        sampler=dataclasses.asdict(task.shown),
+        sampler=dataclasses.asdict(config.objective.world_sampler()),
         notices=list(dict.fromkeys(text for part in (dataset, *more) for text in part.card.get("notices", []))),
         provenance={
             "recording": dataset.card["provenance"],

@@ -1,4 +1,4 @@
-"""Flow matching with x-prediction, as functions over tensors.
+"""The straight path between data and noise: corrupting, noise levels, and the Euler sampler, as functions.
 
 The path is a straight line from data to noise, `(1 - sigma) x + sigma e` (Lipman et al. 2022, arXiv:2210.02747;
 Liu et al. 2022, arXiv:2209.03003). The network predicts x; the velocity follows from it.
@@ -16,11 +16,6 @@ def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """Latents at noise level `sigma`, whose shape is a prefix of that of `clean`."""
     sigma = sigma.reshape(*sigma.shape, *[1] * (clean.ndim - sigma.ndim)).to(clean.dtype)
     return torch.lerp(clean, noise, sigma)
-
-
-def loss_weight(sigma: Tensor) -> Tensor:
-    """Weight of the squared error of x at each level: that of the velocity error, bounded near zero noise."""
-    return 1 / (sigma.square() + 0.05)
 
 
 def get_schedule(steps: int, shift: float = 1.0) -> list[float]:

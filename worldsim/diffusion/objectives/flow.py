@@ -1,0 +1,77 @@
+"""Flow matching: the clean latents of every frame from its past and from itself at some noise level.
+
+Every frame has a noise level of its own (diffusion forcing, Chen et al. 2024, arXiv:2407.01392) on the straight path
+from data to noise (Lipman et al. 2022, arXiv:2210.02747).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldsim.diffusion.noise import TRAIN_CORRUPT
+from worldsim.diffusion.objective import Losses, Objective, ObjectiveConfig, batch_noise, condition, flow_weight
+from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.diffusion.schedules import add_noise, get_schedule, sample_sigmas
+from worldsim.models.dit import DiT
+from worldsim.types import SegmentBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig(ObjectiveConfig):
+    """Flow matching."""
+
+    objective: str = "flow"
+    """energy: one pass samples a frame. flow: flow matching, some passes a frame."""
+    context_prob: float = 0.3
+    """Share of frames that take the part of the past, seen and not sampled."""
+    num_denoising_steps: int = 2
+    """Of a frame, in self-rollouts and later in the world."""
+
+    def sampler(self) -> SamplerConfig:
+        """Some Euler steps."""
+        return SamplerConfig(
+            num_denoising_steps=self.num_denoising_steps,
+            history_sigma=self.history_sigma,
+            cache_sigma=self.cache_sigma,
+        )
+
+    def build(self, metric: Tensor | None = None, mean_frame: Tensor | None = None) -> Flow:
+        """Make the objective; it needs neither."""
+        return Flow(self)
+
+
+class Flow(Objective):
+    """The squared error of the clean latents, weighted as that of the velocity."""
+
+    def segment_loss(self, module: DiT, batch: SegmentBatch, generator: torch.Generator) -> Losses:
+        """Frames at noise levels of their own; context frames are a little noisy, as the cache sees them."""
+        config, own, shape = self.config, batch.rollouts, batch.rows.shape
+        seen, target = batch.seen[:, 0], batch.target
+        context = torch.rand(shape, generator=generator) < config.context_prob
+        sigma = sample_sigmas(tuple(shape), generator)
+        sigma = torch.where(context, self.context_sigma * torch.rand(shape, generator=generator), sigma)
+        clean = torch.where(context[..., None, None, None], seen[:, -batch.frames :], target)
+        counted = batch.inside.float()
+        counted[:own] -= context[:own].float()  # the model's own frames are no targets
+        conditions = condition(batch, seen, config, generator)
+        noisy = add_noise(clean, batch_noise(batch, TRAIN_CORRUPT, target.shape[1:]), sigma)
+        predicted = module(noisy, sigma, conditions)
+        error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
+        denoise = (error * flow_weight(sigma) * counted).sum() / counted.sum()
+        heads, scalars = self.head_loss(predicted.reward, predicted.ended, batch, context)
+        at_one = ((sigma == 1) * batch.inside * (~batch.no_history).unsqueeze(1)).float()
+        scalars |= {"at_one": (error * at_one).sum() / at_one.sum().clamp(min=1)}
+        if own:
+            scalars["at_one_own"] = (error * at_one)[:own].sum() / at_one[:own].sum().clamp(min=1)
+        return denoise + heads, scalars
+
+    @property
+    def context_sigma(self) -> float:
+        """How noisy the cache sees the past, at most."""
+        if self.config.cache_sigma is not None:
+            return max(0.1, self.config.cache_sigma)
+        sampler = self.config.sampler()
+        return min(1.0, 1.2 * get_schedule(sampler.num_denoising_steps, sampler.shift)[-2])

@@ -1,0 +1,110 @@
+"""What passes between data, objectives and models, as tensors with names.
+
+Legend: B segments, D futures of a segment, T frames, K history frames, A action history, C h w latent, U distinct
+prompts, W text tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Prompts as text tokens, and which of them is in force at each frame.
+
+    Attributes:
+        states: of the distinct prompts, (U, W, text_width); the first is the empty prompt.
+        mask: which tokens exist, bool (U, W).
+        index: the prompt in force at each frame, (B, T).
+    """
+
+    states: Tensor
+    mask: Tensor
+    index: Tensor
+
+    def distinct(self) -> TextContext:
+        """Drop the prompts that are in force nowhere."""
+        found, index = torch.unique(self.index, return_inverse=True)
+        return TextContext(self.states[found], self.mask[found], index)
+
+
+@dataclass(frozen=True)
+class SegmentBatch:
+    """Segments of T frames, each after K frames of history, with all that a loss needs.
+
+    Attributes:
+        kind: "segments", or "images" for single frames that begin from nothing but their prompt.
+        step: of the training run; with `keys` it is what noise comes from.
+        keys: of each segment's noise, see `diffusion.noise.row_keys`, (B,).
+        rows: which frames of the recording the segments show, (B, T); no loss needs them.
+        target: the frames as recorded, (B, T, C, h, w).
+        previous: the recorded frame before each, (B, T, C, h, w).
+        seen: the history and the frames as the model sees them, recorded, with errors, or its own in each of D futures,
+            (B, D, K + T, C, h, w).
+        history_mask: which frames of the history exist, (B, T, K) of 0 or 1.
+        actions: the last A flattened actions up to the one that led to the frame, oldest first, (B, T, A, action_size).
+        action_mask: which of these exist, (B, T, A) of 0 or 1.
+        text: the prompts in force.
+        rewards: (B, T).
+        terminated: whether the episode ended with the frame, (B, T) of 0 or 1.
+        no_history: whether the segment begins from nothing but its prompt, bool (B,).
+        inside: which frames are of the episode that the segment begins in, bool (B, T); others count for nothing.
+        importance: weights of the frames for reward and termination, which undo uneven sampling, (B, T).
+        can_terminate: whether the episode could end there, (B, T) of 0 or 1.
+        terminal_segments: how many segments, of those that are no rollouts, were sampled around a termination.
+        terminal_rate: share of the recording's frames that terminate an episode, ().
+        rollouts: how many segments, the first ones, are self-rollouts.
+        rollout_noise: what the last frames of these were sampled from, (rollouts, D, frames, C, h, w).
+        place_weight: how much each place of their frames counts, (rollouts, T, h, w).
+    """
+
+    kind: Literal["segments", "images"]
+    step: int
+    keys: Tensor
+    rows: Tensor
+    target: Tensor
+    previous: Tensor
+    seen: Tensor
+    history_mask: Tensor
+    actions: Tensor
+    action_mask: Tensor
+    text: TextContext
+    rewards: Tensor
+    terminated: Tensor
+    no_history: Tensor
+    inside: Tensor
+    importance: Tensor
+    can_terminate: Tensor
+    terminal_segments: int
+    terminal_rate: Tensor
+    rollouts: int = 0
+    rollout_noise: Tensor | None = None
+    place_weight: Tensor | None = None
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return self.target.shape[1]
+
+    @property
+    def before(self) -> Tensor:
+        """The frame before each frame, as the model sees it in each future, (B, D, T, C, h, w)."""
+        return self.seen[:, :, -1 - self.frames : -1]
+
+    def to(self, device: torch.device | str) -> SegmentBatch:
+        """Copy all tensors to a device."""
+
+        def moved(part: object) -> object:
+            if isinstance(part, Tensor):
+                return part.to(device)
+            if isinstance(part, TextContext):
+                return TextContext(part.states.to(device), part.mask.to(device), part.index.to(device))
+            return part
+
+        return SegmentBatch(**{field.name: moved(getattr(self, field.name)) for field in dataclasses.fields(self)})  # type: ignore[arg-type]
