@@ -69,7 +69,9 @@ def world_path(dataset: Dataset, autoencoder_run: Path, tmp_path_factory: pytest
     train_dynamics(tiny_dynamics(dataset, autoencoder_run, out))
     model = out / "world" / "dynamics" / "model.safetensors"
     weights = load_file(model)
-    weights["end_head.2.bias"] -= 20  # it was hardly trained: without this, every other step would end an episode
+    weights["heads.termination.2.bias"] -= (
+        20  # it was hardly trained: without this, every other step would end an episode
+    )
     save_file(weights, model)
     return out / "world"
 

@@ -97,3 +97,32 @@ def test_all_packages_are_listed() -> None:
     settings = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {name for name, path in modules().items() if path.name == "__init__.py"}
     assert packages == set(settings["packages"])
+
+
+def test_nobody_reaches_into_the_model() -> None:
+    """Of a DiT others use `encode_context` and `forward`: its parts are the business of `models` alone."""
+    parts = "patch noise sigma actions history camera image blocks modulation final gate heads".split()
+    wrong = {}
+    for name, path in modules().items():
+        if name.startswith("worldsim.models"):
+            continue
+        reached = [
+            f"{node.value.attr if isinstance(node.value, ast.Attribute) else node.value.id}.{node.attr}"  # type: ignore
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+            and node.attr in parts
+            and (
+                (isinstance(node.value, ast.Attribute) and node.value.attr in ("dynamics", "module"))
+                or (isinstance(node.value, ast.Name) and node.value.id in ("dynamics", "dit"))
+            )
+        ]
+        if reached:
+            wrong[name] = reached
+    assert wrong == {}
+
+
+def test_the_model_has_two_public_methods() -> None:
+    from worldsim.models.dit import DiT
+
+    own = {name for name, value in vars(DiT).items() if callable(value) and not name.startswith("_")}
+    assert own == {"encode_context", "forward"}

@@ -11,12 +11,19 @@ from torch import Tensor
 
 from worldsim.errors import ConfigError
 from worldsim.models.attention import attend
-from worldsim.models.conditions import Conditions
-from worldsim.models.dit import GATE_OPEN, GATE_START, DiT, DiTConfig
+from worldsim.models.conditioning import Conditions
+from worldsim.models.config import GATE_OPEN, GATE_START, DiTConfig
+from worldsim.models.dit import DiT, DiTOutput
+from worldsim.models.initialise import set_gate
 from worldsim.models.kv_cache import KVCache
-from worldsim.models.layers import SquaredReLU, rope, rotate
+from worldsim.models.layers import SquaredReLU
+from worldsim.models.masks import Mask, block_causal, documents
+from worldsim.models.patch import patchify, unpatchify
+from worldsim.models.rope import rope, rotate
+from worldsim.types import TextContext
 
-B, T, K, A, C, SIZE, WORDS = 2, 6, 2, 2, 4, 4, 3
+B, T, K, A, C, SIZE, TOKENS = 2, 6, 2, 2, 4, 4, 3
+EXTRAS = {"camera_size": 5, "image_width": 7, "memory_width": 6, "fresh_noise": True}
 
 
 def build(**changes: Any) -> DiT:
@@ -30,36 +37,49 @@ def build(**changes: Any) -> DiT:
     return model.eval()
 
 
-def conditions(batch: int = B, frames: int = T) -> Conditions:
+def conditions(batch: int = B, frames: int = T, **extras: Any) -> Conditions:
+    mask = (torch.rand(batch, frames, K) > 0.3).float()
+    states = torch.randn(2, TOKENS, 8)
     return Conditions(
-        history=torch.randn(batch, frames, K, C, SIZE, SIZE),
-        newest=torch.randn(batch, frames, C, SIZE, SIZE),
-        present=(torch.rand(batch, frames, K) > 0.3).float(),
-        history_sigma=torch.rand(batch, frames),
         actions=torch.randn(batch, frames, A, 3),
-        known=torch.ones(batch, frames, A),
-        text=torch.randn(2, WORDS, 8),
-        text_mask=torch.tensor([[True, True, False], [True, True, True]]),
-        prompt_index=torch.randint(0, 2, (batch, frames)),
+        action_mask=torch.ones(batch, frames, A),
+        text=TextContext(
+            states, torch.tensor([[True, True, False], [True, True, True]]), torch.randint(0, 2, (batch, frames))
+        ),
+        previous=torch.randn(batch, frames, C, SIZE, SIZE),
+        previous_mask=mask[..., -1].clone(),
+        history=torch.randn(batch, frames, K, C, SIZE, SIZE),
+        history_mask=mask,
+        history_sigma=torch.rand(batch, frames),
+        **extras,
     )
 
 
 def cut(given: Conditions, rows: slice, frames: slice) -> Conditions:
     """Some rows and frames of conditions."""
-    fields = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
-    shared = ("text", "text_mask")
-    return Conditions(**{name: value if name in shared else value[rows, frames] for name, value in fields.items()})
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if isinstance(value, TextContext):
+            changed[field.name] = TextContext(value.states, value.mask, value.index[rows, frames])
+        elif value is not None:
+            changed[field.name] = value[rows] if field.name == "memory" else value[rows, frames]
+    return dataclasses.replace(given, **changed)
 
 
-def test_an_open_gate_leaves_what_is_drawn() -> None:
+def run(model: DiT, x: Tensor, sigma: Tensor, given: Conditions, **options: Any) -> DiTOutput:
+    return model(x, sigma, model.encode_context(given), **options)
+
+
+def test_an_open_gate_leaves_what_is_predicted() -> None:
     """Worlds from before there was a base play on to the bit."""
     model, given, frames = build(newest_base=False), conditions(), noisy()
-    model.open_gate(GATE_OPEN)
-    other = dataclasses.replace(given, newest=torch.randn_like(given.newest))
+    set_gate(model, GATE_OPEN)
+    other = dataclasses.replace(given, previous=torch.randn_like(given.previous))
     with torch.no_grad():
-        assert torch.equal(model(*frames, given).latents, model(*frames, other).latents)
-        model.open_gate(GATE_START)
-        assert not torch.equal(model(*frames, given).latents, model(*frames, other).latents)
+        assert torch.equal(run(model, *frames, given).sample, run(model, *frames, other).sample)
+        set_gate(model, GATE_START)
+        assert not torch.equal(run(model, *frames, given).sample, run(model, *frames, other).sample)
 
 
 def noisy(batch: int = B, frames: int = T) -> tuple[Tensor, Tensor]:
@@ -70,19 +90,18 @@ def test_starts_as_a_share_of_the_newest_frame() -> None:
     model = DiTConfig(latent_channels=C, latent_size=(SIZE, SIZE), width=32, heads=2, history=K, action_history=A,
                       text_width=8).build()  # fmt: skip
     given = conditions()
-    prediction = model(*noisy(), given)
-    kept = (1 - torch.sigmoid(torch.tensor(GATE_START))) * given.present[..., -1, None, None, None]
-    torch.testing.assert_close(prediction.latents, given.newest * kept)
+    kept = (1 - torch.sigmoid(torch.tensor(GATE_START))) * given.previous_mask[..., None, None, None]
+    torch.testing.assert_close(run(model, *noisy(), given).sample, given.previous * kept)
     assert 0 < float(kept.mean()) < 1  # some frames have a newest one, some have none
 
 
 @torch.no_grad()
 def test_no_frame_sees_a_later_one() -> None:
     model, (x, sigma), given = build(), noisy(), conditions()
-    before = model(x, sigma, given).latents
+    before = run(model, x, sigma, given).sample
     x[:, 3:] += 1
     given.actions[:, 3:] += 1
-    after = model(x, sigma, given).latents
+    after = run(model, x, sigma, given).sample
     assert torch.equal(before[:, :3], after[:, :3])
     assert (before[:, 3:] != after[:, 3:]).any(dim=(0, 2, 3, 4)).all()
 
@@ -90,9 +109,9 @@ def test_no_frame_sees_a_later_one() -> None:
 @torch.no_grad()
 def test_bidirectional_frames_see_later_ones() -> None:
     model, (x, sigma), given = build(), noisy(), conditions()
-    before = model(x, sigma, given, causal=False).latents
+    before = run(model, x, sigma, given, mask="full").sample
     x[:, -1] += 1
-    assert (before[:, 0] != model(x, sigma, given, causal=False).latents[:, 0]).any()
+    assert (before[:, 0] != run(model, x, sigma, given, mask="full").sample[:, 0]).any()
 
 
 @torch.no_grad()
@@ -100,12 +119,13 @@ def test_bidirectional_frames_see_later_ones() -> None:
 def test_cache_equals_no_cache(patch: tuple[int, int, int]) -> None:
     """Frame by frame through the cache equals one pass over a window, also one longer than the cache."""
     model, (x, sigma), given = build(patch=patch, context=T - 3), noisy(), conditions()
-    cache, whole = model.empty_cache(B), model(x, sigma, given)
+    cache, whole = KVCache.empty(model.config, B), run(model, x, sigma, given)
     for frame in range(T):
         one = cut(given, slice(None), slice(frame, frame + 1))
-        step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache)
-        cache = cache.append(*step.written)
-        torch.testing.assert_close(step.latents[:, 0], whole.latents[:, frame], rtol=1e-4, atol=1e-4)
+        step = run(model, x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache)
+        assert step.kv is not None
+        cache = cache.append(*step.kv)
+        torch.testing.assert_close(step.sample[:, 0], whole.sample[:, frame], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(step.reward[:, 0], whole.reward[:, frame], rtol=1e-4, atol=1e-4)
 
 
@@ -113,15 +133,16 @@ def test_cache_equals_no_cache(patch: tuple[int, int, int]) -> None:
 def test_full_cache_equals_recent_frames() -> None:
     """With one time layer nothing older than the cache can matter, so the window of its frames must give the same."""
     model, (x, sigma), given = build(pattern="t", context=3), noisy(), conditions()
-    cache, step = model.empty_cache(B), None
+    cache, step = KVCache.empty(model.config, B), None
     for frame in range(T):
         one = cut(given, slice(None), slice(frame, frame + 1))
-        step = model(x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache)
-        cache = cache.append(*step.written)
+        step = run(model, x[:, frame : frame + 1], sigma[:, frame : frame + 1], one, cache=cache)
+        assert step.kv is not None
+        cache = cache.append(*step.kv)
     assert step is not None
     window = slice(T - 4, T)
-    whole = model(x[:, window], sigma[:, window], cut(given, slice(None), window))
-    torch.testing.assert_close(step.latents[:, 0], whole.latents[:, -1], rtol=1e-4, atol=1e-4)
+    whole = run(model, x[:, window], sigma[:, window], cut(given, slice(None), window))
+    torch.testing.assert_close(step.sample[:, 0], whole.sample[:, -1], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -129,17 +150,19 @@ def test_sessions_of_different_age_share_a_batch() -> None:
     model = build()
     x, sigma = noisy(frames=T)
     given = conditions()
-    alone = [model.empty_cache(1), model.empty_cache(1)]
+    alone = [KVCache.empty(model.config, 1), KVCache.empty(model.config, 1)]
     for row, frames in ((0, 5), (1, 2)):
         for frame in range(frames):
             here = (slice(row, row + 1), slice(frame, frame + 1))
-            alone[row] = alone[row].append(*model(x[here], sigma[here], cut(given, *here), cache=alone[row]).written)
+            step = run(model, x[here], sigma[here], cut(given, *here), cache=alone[row])
+            assert step.kv is not None
+            alone[row] = alone[row].append(*step.kv)
     both = KVCache(*(torch.cat([getattr(cache, name) for cache in alone]) for name in ("keys", "values", "count")))
     last = (slice(None), slice(T - 1, T))
-    together = model(x[last], sigma[last], cut(given, *last), cache=both).latents
+    together = run(model, x[last], sigma[last], cut(given, *last), cache=both).sample
     for row, cache in enumerate(alone):
         here = (slice(row, row + 1), slice(T - 1, T))
-        single = model(x[here], sigma[here], cut(given, *here), cache=cache).latents
+        single = run(model, x[here], sigma[here], cut(given, *here), cache=cache).sample
         torch.testing.assert_close(together[row : row + 1], single, rtol=1e-4, atol=1e-4)
 
 
@@ -148,43 +171,159 @@ def test_attention_along_time_is_the_same_in_steps_and_windows() -> None:
     """A model of space layers alone has an empty cache; one of time layers alone sees all that was pushed."""
     for pattern, layers in (("s", 0), ("t", 1)):
         model, (x, sigma), given = build(pattern=pattern), noisy(frames=1), conditions(frames=1)
-        step = model(x, sigma, given, cache=model.empty_cache(B))
-        torch.testing.assert_close(step.latents, model(x, sigma, given).latents, rtol=1e-4, atol=1e-4)
-        assert step.written[0].shape[1] == layers
-
-
-@torch.no_grad()
-def test_long_sums_in_parts_are_the_same_sums() -> None:
-    model, (x, sigma), given = build(), noisy(), conditions()
-    whole = model(x, sigma, given).latents
-    for block in model.blocks:
-        block.mlp.parts = 4  # type: ignore[union-attr]
-    torch.testing.assert_close(whole, model(x, sigma, given).latents, rtol=1e-4, atol=1e-4)
+        step = run(model, x, sigma, given, cache=KVCache.empty(model.config, B))
+        torch.testing.assert_close(step.sample, run(model, x, sigma, given).sample, rtol=1e-4, atol=1e-4)
+        assert step.kv is not None and step.kv[0].shape[2] == layers
 
 
 @torch.no_grad()
 def test_every_condition_matters() -> None:
-    model, (x, sigma), given = build(), noisy(), conditions()
-    given.present[:] = 1
-    before = model(x, sigma, given).latents
-    for name in ("history", "history_sigma", "actions", "known", "text"):
+    extras: dict[str, Any] = {"camera": torch.randn(B, T, 5), "image": torch.randn(B, T, 7)}
+    extras["memory"] = torch.randn(B, 3, 6)
+    model, (x, sigma), given = build(**EXTRAS), noisy(), conditions(**extras)
+    assert given.history_mask is not None and isinstance(given.text, TextContext) and given.history is not None
+    given.history_mask[:] = 1
+    noise = torch.randn_like(x)
+    before = run(model, x, sigma, given, noise=noise).sample
+    for name in ("history", "history_sigma", "actions", "action_mask", "previous", *extras):
         changed = dataclasses.replace(given, **{name: getattr(given, name) * 0.5 + 0.1})
-        assert (model(x, sigma, changed).latents != before).any(), name
-    absent = dataclasses.replace(given, present=torch.zeros_like(given.present))
+        assert (run(model, x, sigma, changed, noise=noise).sample != before).any(), name
+    text = dataclasses.replace(given, text=dataclasses.replace(given.text, states=given.text.states + 0.1))
+    assert (run(model, x, sigma, text, noise=noise).sample != before).any()
+    assert (run(model, x, sigma, given, noise=noise + 1).sample != before).any()
+    absent = dataclasses.replace(given, history_mask=torch.zeros_like(given.history_mask))
     other = dataclasses.replace(absent, history=torch.randn_like(given.history))
-    assert torch.equal(model(x, sigma, absent).latents, model(x, sigma, other).latents)
+    assert torch.equal(run(model, x, sigma, absent).sample, run(model, x, sigma, other).sample)
+
+
+@torch.no_grad()
+def test_extra_inputs_begin_as_nothing() -> None:
+    """A recipe that needs one goes on from a world without: the weights that are new change nothing at first."""
+    plain = build()
+    model = DiTConfig(**(dataclasses.asdict(plain.config) | EXTRAS)).build().eval()
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert (
+        missing
+        and not unexpected
+        and all(name.split(".")[0] in ("noise", "camera", "image", "blocks") for name in missing)
+    )
+    extras: dict[str, Any] = {"camera": torch.randn(B, T, 5), "image": torch.randn(B, T, 7)}
+    extras["memory"] = torch.randn(B, 3, 6)
+    (x, sigma), given = noisy(), conditions()
+    before = run(plain, x, sigma, given).sample
+    after = run(model, x, sigma, dataclasses.replace(given, **extras), noise=torch.randn_like(x)).sample
+    assert torch.equal(before, after)
+
+
+@torch.no_grad()
+def test_a_model_without_history_runs() -> None:
+    """Offline video has none; the frame before is still a base."""
+    model, (x, sigma), given = build(history=0), noisy(), conditions()
+    plain = dataclasses.replace(given, history=None, history_mask=None, history_sigma=None)
+    assert model.history is None
+    whole, cache = run(model, x, sigma, plain).sample, KVCache.empty(model.config, B)
+    assert torch.equal(whole, run(model, x, sigma, given).sample)
+    step = run(model, x[:, :1], sigma[:, :1], cut(plain, slice(None), slice(0, 1)), cache=cache)
+    torch.testing.assert_close(step.sample[:, 0], whole[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 3, 2), (6,)])
+def test_several_frames_after_a_cache_equal_one_pass(sizes: tuple[int, ...]) -> None:
+    model, (x, sigma), given = build(context=3), noisy(), conditions()
+    cache, whole, first = KVCache.empty(model.config, B), run(model, x, sigma, given), 0
+    for size in sizes:
+        part = slice(first, first + size)
+        step = run(model, x[:, part], sigma[:, part], cut(given, slice(None), part), cache=cache)
+        assert step.kv is not None and step.kv[0].shape[1] == size
+        cache, first = cache.append(*step.kv), first + size
+        torch.testing.assert_close(step.sample, whole.sample[:, part], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(step.termination, whole.termination[:, part], rtol=1e-4, atol=1e-4)
+    assert cache.count.tolist() == [T] * B
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("mask", "sees"),
+    [
+        ("causal", lambda a, b: 0 <= a - b <= 4),
+        ("full", lambda a, b: True),
+        (block_causal(T, 2), lambda a, b: b // 2 <= a // 2),
+        (documents(torch.tensor([0, 0, 0, 1, 1, 2])), lambda a, b: [0, 0, 0, 1, 1, 2][a] == [0, 0, 0, 1, 1, 2][b]),
+    ],
+)
+def test_a_frame_sees_what_its_mask_says(mask: Mask, sees: Any) -> None:
+    model, (x, sigma), given = build(pattern="t"), noisy(), conditions()
+    before = run(model, x, sigma, given, mask=mask).sample
+    for changed in range(T):
+        other = x.clone()
+        other[:, changed] += 1
+        differs = (run(model, other, sigma, given, mask=mask).sample != before).flatten(2).any(dim=2).all(dim=0)
+        assert differs.tolist() == [bool(sees(frame, changed)) for frame in range(T)]
+
+
+def test_a_mask_of_another_kind_is_refused() -> None:
+    model, frames, given = build(), noisy(), conditions()
+    with pytest.raises(ConfigError, match="the mask is 'future'; allowed: 'causal', 'full', or a bool tensor .6, 6."):
+        run(model, *frames, given, mask="future")
+    with pytest.raises(ConfigError, match="the mask is torch.bool .2, 2.; allowed: bool .6, 6."):
+        run(model, *frames, given, mask=torch.ones(2, 2, dtype=torch.bool))
+
+
+@torch.no_grad()
+def test_patches_that_span_frames() -> None:
+    """Two frames a token: causal between tokens, both frames of one see each other."""
+    model, (x, sigma), given = build(patch=(2, 2, 2)), noisy(), conditions()
+    sigma = sigma[:, ::2].repeat_interleave(2, dim=1)
+    before = run(model, x, sigma, given)
+    assert before.sample.shape == x.shape and before.reward.shape[:2] == (B, T) == before.termination.shape
+    x[:, 3] += 1
+    after = run(model, x, sigma, given).sample
+    differs = (after != before.sample).flatten(2).any(dim=2).all(dim=0)
+    assert differs.tolist() == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 1, 4), (3, 2, 1)])
+def test_patches_go_back_to_frames(patch: tuple[int, int, int]) -> None:
+    frames = torch.randn(B, T, C, SIZE, SIZE)
+    parts = patchify(frames, patch)
+    assert parts.shape == (B, T // patch[0], SIZE * SIZE // patch[1] // patch[2], C * patch[0] * patch[1] * patch[2])
+    assert torch.equal(unpatchify(parts, patch, (SIZE, SIZE)), frames)
+
+
+@torch.no_grad()
+def test_other_outputs() -> None:
+    """Velocity and noise have no base; a learned variance is a second set of channels."""
+    model, (x, sigma), given = build(output="eps", newest_base=False, learned_variance=True), noisy(), conditions()
+    set_gate(model, GATE_OPEN)
+    out = run(model, x, sigma, given)
+    assert out.log_var is not None and out.log_var.shape == out.sample.shape == x.shape
+    assert not torch.equal(out.log_var, out.sample)
+    assert build()(x, sigma, build().encode_context(given)).log_var is None
 
 
 @torch.no_grad()
 def test_other_sizes_run() -> None:
     model = build()
     given = conditions()
-    given.history, given.newest = torch.randn(B, T, K, C, 6, 10), torch.randn(B, T, C, 6, 10)
-    assert model(torch.randn(B, T, C, 6, 10), torch.rand(B, T), given).latents.shape == (B, T, C, 6, 10)
+    given.history, given.previous = torch.randn(B, T, K, C, 6, 10), torch.randn(B, T, C, 6, 10)
+    assert run(model, torch.randn(B, T, C, 6, 10), torch.rand(B, T), given).sample.shape == (B, T, C, 6, 10)
 
 
 @pytest.mark.parametrize(
-    "bad", [{"width": 30}, {"pattern": "sx"}, {"pattern": ""}, {"patch": (2, 1, 1)}, {"text_layers": (9,)}]
+    "bad",
+    [
+        {"width": 30},
+        {"pattern": "sx"},
+        {"pattern": ""},
+        {"patch": (0, 1, 1)},
+        {"patch": (1, 3, 1)},
+        {"text_layers": (9,)},
+        {"output": "y"},
+        {"output": "v"},
+        {"history": -1},
+        {"action_history": 0},
+    ],
 )
 def test_bad_configs_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError):

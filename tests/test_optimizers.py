@@ -40,9 +40,9 @@ def test_is_torchs_muon_but_for_rounding() -> None:
 
 
 def test_every_parameter_has_one_optimizer() -> None:
-    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    module.muon_parameters = lambda: [module[0].weight]  # type: ignore[method-assign]
+    module = nn.ModuleDict({"blocks": nn.Linear(4, 4), "out": nn.Linear(4, 4)})
     built = build_optimizers(module, learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.0)
+    assert [type(optimizer).__name__ for optimizer in built] == ["AdamW", "Muon"]
     held = [id(p) for optimizer in built for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in module.parameters())
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from worldsim.engine import tuning
-from worldsim.engine.batch_invariance import ENOUGH, SIZES, exact_parts, exact_sizes
+from worldsim.engine.batch_invariance.modules import SplitMLP, batch_invariant, set_split_k
+from worldsim.engine.batch_invariance.sizes import ENOUGH, SIZES, exact_sizes, exact_split
 from worldsim.engine.batching import in_pieces, pieces, spread
 from worldsim.engine.engine import Engine
 from worldsim.engine.records import SessionSpec
@@ -38,9 +39,9 @@ def runtime(request: pytest.FixtureRequest, world_path: Path, tmp_path_factory: 
 def test_stages_give_what_eager_gives(runtime: Runtime) -> None:
     reference = eager(runtime.dynamics, runtime.autoencoder)
     for rows in (1, 3):
-        for name, (own, shared) in example(runtime.dynamics, rows, 2).items():
-            outs = getattr(runtime.stages, name)(*own, *shared)
-            expected = getattr(reference, name)(*own, *shared)
+        for name, inputs in example(runtime.dynamics, rows).items():
+            outs = getattr(runtime.stages, name)(*inputs)
+            expected = getattr(reference, name)(*inputs)
             for out, right in zip(*((x if isinstance(x, tuple) else (x,)) for x in (outs, expected)), strict=True):
                 if name == "decode":
                     assert (out.int() - right.int()).abs().max() <= 1 and out.dtype == torch.uint8
@@ -65,16 +66,14 @@ def test_sessions_give_what_eager_gives_and_are_exact(runtime: Runtime, world_pa
 
 def test_what_is_not_exact_is_found(world: World) -> None:
     """A stage whose bits depend on the batch gets single rows; the others keep their batches."""
-    stages = eager(world.dynamics, world.autoencoder)
+    stages = eager(batch_invariant(world.dynamics), world.autoencoder)
 
-    def drifting(features: torch.Tensor) -> Any:
-        return tuple(out + 1e-6 * (len(features) > 3) * torch.rand_like(out) for out in stages.judge(features))
+    def drifting(latents: torch.Tensor) -> Any:
+        return stages.decode(latents + 0.1 * (len(latents) > 3) * torch.rand_like(latents))
 
-    sizes = exact_sizes(Stages(**(vars(stages) | {"judge": drifting})), world.dynamics)
+    sizes = exact_sizes(Stages(stages.denoise, drifting), world.dynamics)
     honest = exact_sizes(stages, world.dynamics)
-    assert set(sizes["judge"]) <= {1, 2, 3} and {k: v for k, v in sizes.items() if k != "judge"} == {
-        k: v for k, v in honest.items() if k != "judge"
-    }
+    assert set(sizes["decode"]) <= {1, 2, 3} and sizes["denoise"] == honest["denoise"]
     assert all(1 in found and set(found) <= set(SIZES) for found in honest.values())
 
 
@@ -83,35 +82,51 @@ def test_what_is_not_exact_is_found(world: World) -> None:
 def test_small_products_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     """With the sizes of the shipped worlds: there the last bit differed once in 300,000 numbers."""
     dynamics = DiTConfig().build().to(dtype)
-    torch.nn.init.normal_(dynamics.reward_head[-1].weight)  # type: ignore[arg-type]
+    torch.nn.init.normal_(dynamics.heads.reward[-1].weight)  # type: ignore[arg-type]
+    dynamics = batch_invariant(dynamics)
     actions, known = torch.randn(4800, 1, 4, 3), torch.ones(4800, 1, 4)
     features = torch.randn(4800, 1, 2, 192).to(dtype)
-    for call, rows in ((dynamics.embed_actions, (actions, known)), (lambda x: dynamics.judge(x)[0], (features,))):
+    calls = (
+        (dynamics.actions, (actions, known)),
+        (lambda x: dynamics.heads(x)[0], (features,)),
+    )
+    for call, rows in calls:
         alone = torch.cat([call(*row) for row in zip(*(part.split(1) for part in rows), strict=True)])
         for size in (2, 3, 8, 32):
             parts = zip(*(part.split(size) for part in rows), strict=True)
             assert torch.equal(torch.cat([call(*part) for part in parts]), alone)
 
 
-def test_long_sums_get_parts_until_batches_are_exact(world: World) -> None:
-    class Kernels:
-        """Eager stages of which the denoiser is exact only once sums are in four parts."""
+@torch.no_grad()
+def test_a_batch_invariant_copy_computes_the_same(world: World) -> None:
+    """In another order, with weights of its own; the world's model stays what it was."""
+    kinds = {type(module) for module in world.dynamics.modules()}
+    copy = batch_invariant(world.dynamics)
+    assert {type(module) for module in world.dynamics.modules()} == kinds and SplitMLP not in kinds
+    assert any(isinstance(module, SplitMLP) for module in copy.modules())
+    for parts in (1, 2, 4):
+        set_split_k(copy, parts)
+        inputs = example(world.dynamics, 3)["denoise"]
+        pairs = zip(eager(copy).denoise(*inputs), eager(world.dynamics).denoise(*inputs), strict=True)
+        for mine, theirs in pairs:
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    copy.final.weight.add_(1)
+    assert not torch.equal(copy.final.weight, world.dynamics.final.weight)
 
-        def __init__(self) -> None:
-            self.tried: list[int] = []
-            own = vars(eager(world.dynamics))
-            self.stages = Stages(**(own | {"denoise": self.denoise}))
-            self.own = own["denoise"]
 
-        def denoise(self, *args: torch.Tensor) -> Any:
-            parts = world.dynamics.blocks[0].mlp.parts  # type: ignore[union-attr]
-            self.tried.append(int(parts))  # type: ignore[arg-type]
-            outs = self.own(*args)
-            return outs if parts == 4 or len(args[0]) < ENOUGH else tuple(out + 1 for out in outs)
+def test_long_sums_are_split_until_batches_are_exact(world: World) -> None:
+    dynamics = batch_invariant(world.dynamics)
+    whole, tried = eager(dynamics).denoise, []
 
-    kernels = Kernels()
-    assert exact_parts(kernels.stages, world.dynamics) == 4
-    assert sorted(set(kernels.tried)) == [1, 2, 4]
+    def denoise(*args: torch.Tensor) -> Any:
+        """Exact only once sums are in four parts."""
+        parts = next(module.split_k for module in dynamics.modules() if isinstance(module, SplitMLP))
+        tried.append(parts)
+        outs = whole(*args)
+        return outs if parts == 4 or len(args[0]) < ENOUGH else tuple(out + 1 for out in outs)
+
+    assert exact_split(Stages(denoise, whole), dynamics) == 4, tried
+    assert sorted(set(tried)) == [1, 2, 4]
 
 
 def test_rows_are_cut_into_sizes() -> None:

@@ -18,7 +18,8 @@ from worldsim.data.latents import LatentData
 from worldsim.diffusion.objective import condition
 from worldsim.diffusion.objectives.energy import Energy
 from worldsim.errors import ConfigError
-from worldsim.models.dit import REWARD_BINS, DiTConfig
+from worldsim.models.dit import DiTConfig
+from worldsim.models.heads import REWARD_BINS
 from worldsim.training.autoencoder import load_run
 from worldsim.training.run import prepare
 
@@ -72,10 +73,9 @@ def test_what_is_scored_of_an_own_segment_is_what_was_played(
     noise_of = task.objective.noise(segments).unbind(2)
     for future, noise in zip(segments.seen.unbind(1), noise_of, strict=True):
         given = condition(segments, future, config.objective, torch.Generator().manual_seed(1))
-        shared = task.module.share(given)
-        modulation = task.module.modulate(task.module.level(torch.ones(segments.rows.shape)), shared.condition)
         with torch.no_grad():
-            again = task.module.denoise(noise, modulation, shared)[0][:, 0].float()
+            sigma = torch.ones(segments.rows.shape)
+            again = task.module(noise, sigma, task.module.encode_context(given)).sample[:, 0]
         errors = (again.unsqueeze(1) - segments.seen[:, :, first]).square().mean(dim=(2, 3, 4))  # (own, D)
         this = (future[:, first].unsqueeze(1) == segments.seen[:, :, first]).flatten(2).all(dim=2)
         assert (errors[this] < errors[~this]).all(), errors
@@ -181,9 +181,7 @@ def test_frames_of_the_next_episode_count_for_nothing(dataset: Dataset, autoenco
         for spoilt in (0.0, 5.0):
             segments.target[~segments.inside] += spoilt
             segments.rewards[~segments.inside] += spoilt
-            losses.append(
-                float(task.objective.loss(task.module, segments, torch.Generator().manual_seed(1))[0].detach())
-            )
+            losses.append(float(task.objective(task.module, segments, torch.Generator().manual_seed(1))[0].detach()))
         assert losses[0] == losses[1]
 
 

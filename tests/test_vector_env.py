@@ -30,7 +30,7 @@ def ending(world_path: Path, tmp_path: Path) -> Path:
     numbers = [engine.open(seed=seed, start=0) for seed in range(4)]
     seen = [engine.step({n: 0 for n in numbers})[n].ended for _ in range(20) for n in numbers]
     odds = float(np.quantile(seen, 0.9))
-    last: Any = world.dynamics.end_head[-1]
+    last: Any = world.dynamics.heads.termination[-1]
     last.bias.data -= float(np.log(odds / (1 - odds)))
     world.save_pretrained(tmp_path / "ending")
     return tmp_path / "ending"

@@ -45,6 +45,7 @@ class SegmentBatch:
         rows: which frames of the recording the segments show, (B, T); no loss needs them.
         target: the frames as recorded, (B, T, C, h, w).
         previous: the recorded frame before each, (B, T, C, h, w).
+        previous_mask: whether there is one that the segment knows of, (B, T) of 0 or 1.
         seen: the history and the frames as the model sees them, recorded, with errors, or its own in each of D futures,
             (B, D, K + T, C, h, w).
         history_mask: which frames of the history exist, (B, T, K) of 0 or 1.
@@ -70,6 +71,7 @@ class SegmentBatch:
     rows: Tensor
     target: Tensor
     previous: Tensor
+    previous_mask: Tensor
     seen: Tensor
     history_mask: Tensor
     actions: Tensor
@@ -96,6 +98,10 @@ class SegmentBatch:
     def before(self) -> Tensor:
         """The frame before each frame, as the model sees it in each future, (B, D, T, C, h, w)."""
         return self.seen[:, :, -1 - self.frames : -1]
+
+    def history(self, seen: Tensor) -> Tensor:
+        """The K frames before each frame, (B, T, K, C, h, w), of one future (B, K + T, C, h, w) of `seen`."""
+        return seen.unfold(1, self.history_mask.shape[2], 1)[:, :-1].movedim(-1, 2)
 
     def to(self, device: torch.device | str) -> SegmentBatch:
         """Copy all tensors to a device."""

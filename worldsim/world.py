@@ -28,7 +28,8 @@ from torch import nn
 from worldsim.errors import WorldError, WorldFormatError, WorldNotFound
 from worldsim.models.action import space_from_json
 from worldsim.models.autoencoder import FrameAutoencoder, fingerprint
-from worldsim.models.dit import DiT, DiTConfig
+from worldsim.models.dit import DiT
+from worldsim.models.saved import load_dynamics
 from worldsim.models.text import DEFAULT_ENCODER, PromptBook
 
 FORMAT_VERSION = 1
@@ -125,15 +126,7 @@ class World:
         try:
             autoencoder = load_autoencoder(card.autoencoder, card.latent_mean, card.latent_std, path / "autoencoder")
             config = json.loads((path / "dynamics" / "config.json").read_text())
-            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-            weights = load_file(path / "dynamics" / "model.safetensors")
-            older = "gate.bias" not in weights  # from before frames were a change of the newest one
-            if older:
-                settings["newest_base"] = False
-            dynamics = DiTConfig(**settings).build()
-            if older:
-                weights |= {f"gate.{key}": tensor for key, tensor in dynamics.gate.state_dict().items()}
-            dynamics.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
+            dynamics = load_dynamics(config, load_file(path / "dynamics" / "model.safetensors"))
             starts = _read_starts(path / "starts.npz")
             book = PromptBook(dynamics.config.text_width, card.text_encoder)
             book.load(path / "prompts.safetensors")

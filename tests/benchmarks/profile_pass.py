@@ -31,7 +31,7 @@ def shares(world: World, sessions: int) -> None:
     """Print the shares of one pass of some sessions."""
     with TemporaryDirectory() as folder:
         runtime = build(world, "eager", Path(folder))
-    own, _ = example(runtime.dynamics, sessions)["denoise"]
+    own = example(runtime.dynamics, sessions)["denoise"]
     torch._dynamo.reset()
     compiled = torch.compile(runtime.stages.denoise, dynamic=False)
     for _ in range(3):

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldsim.data.games.palettes import GROUNDS, ROADS, prompt_for, sample_palette
-from worldsim.models.attention import TextAttention
-from worldsim.models.text import WORDS, TransformersEncoder
+from worldsim.models.attention import CrossAttention
+from worldsim.models.text import TOKENS, TransformersEncoder
 
 ROAD_NAMES, GROUND_NAMES = list(ROADS), list(GROUNDS)
 WIDTH, HEADS = 192, 3  # of the shipped worlds' attention
@@ -245,7 +245,7 @@ def wordllama() -> Encode:
     (table,) = load_file(folder / "weights" / "l2_supercat_256.safetensors").values()
 
     def encode(text: str) -> Tensor:
-        states = table[tokenizer.encode(text.lower().strip(), add_special_tokens=False).ids[:WORDS]].float()
+        states = table[tokenizer.encode(text.lower().strip(), add_special_tokens=False).ids[:TOKENS]].float()
         return states / states.square().mean(dim=-1, keepdim=True).sqrt()
 
     return encode
@@ -260,20 +260,20 @@ class ReadOut(nn.Module):
         self.tower = None
         if layers:
             self.into = nn.Linear(text_width, WIDTH)
-            self.position = nn.Parameter(torch.randn(WORDS, WIDTH) * 0.02)
+            self.position = nn.Parameter(torch.randn(TOKENS, WIDTH) * 0.02)
             layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, 0.1, batch_first=True, norm_first=True)
             self.tower = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
             text_width = WIDTH
         self.query = nn.Parameter(torch.randn(1, 1, 2, WIDTH))
-        self.attention = TextAttention(WIDTH, HEADS, text_width)
+        self.attention = CrossAttention(WIDTH, HEADS, text_width)
         self.road, self.ground = nn.Linear(WIDTH, len(ROADS)), nn.Linear(WIDTH, len(GROUNDS))
 
     def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, 8) and (B, 10) of states (B, WORDS, text_width)."""
+        """Logits (B, 8) and (B, 10) of states (B, TOKENS, text_width)."""
         if self.tower is not None:
             states = self.tower(self.into(states) + self.position, src_key_padding_mask=~mask)
         query = self.query.expand(len(states), -1, -1, -1)
-        read = F.silu(self.attention(query, self.attention.words(states, mask)))[:, 0]
+        read = F.silu(self.attention(query, self.attention.project(states, mask)))[:, 0]
         return self.road(read[:, 0]), self.ground(read[:, 1])
 
 
@@ -293,9 +293,12 @@ def mistype(text: str, rng: random.Random) -> str:
 
 
 def stack(encode: Encode, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Padded states (N, WORDS, width) and their mask."""
-    found = [encode(text)[:WORDS] for text in texts]
-    states, mask = torch.zeros(len(found), WORDS, found[0].shape[-1]), torch.zeros(len(found), WORDS, dtype=torch.bool)
+    """Padded states (N, TOKENS, width) and their mask."""
+    found = [encode(text)[:TOKENS] for text in texts]
+    states, mask = (
+        torch.zeros(len(found), TOKENS, found[0].shape[-1]),
+        torch.zeros(len(found), TOKENS, dtype=torch.bool),
+    )
     for row, item in enumerate(found):
         states[row, : len(item)], mask[row, : len(item)] = item, True
     return states, mask

@@ -153,6 +153,7 @@ class SegmentSampler:
             rows=rows,
             target=recorded[:, -frames:],
             previous=recorded[:, -frames - 1 : -1],
+            previous_mask=(rows > birth[..., 0]).float(),
             seen=recorded.unsqueeze(1).repeat(1, futures, *[1] * (recorded.dim() - 1)),
             history_mask=(rows.unsqueeze(-1) - ages >= birth).float(),
             actions=data.actions[steps.clamp(min=0)],

@@ -6,7 +6,10 @@ Legend: B segments, T frames, K history frames, C h w latent.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +18,17 @@ from torch import Tensor, nn
 
 from worldsim.diffusion.noise import TRAIN_HISTORY, TRAIN_IMAGE, normal
 from worldsim.diffusion.sampler import SamplerConfig
-from worldsim.diffusion.schedules import add_noise, sample_sigmas
+from worldsim.diffusion.schedules import add_noise, euler, get_schedule, sample_sigmas
 from worldsim.errors import ConfigError
-from worldsim.models.conditions import Conditions
-from worldsim.models.dit import DiT
+from worldsim.models.conditioning import Conditions
+from worldsim.models.config import DiTConfig
+from worldsim.models.dit import DiT, DiTOutput
 from worldsim.models.heads import reward_loss
 from worldsim.types import SegmentBatch, TextContext
 
 Losses = tuple[Tensor, dict[str, Tensor]]
+Predict = Callable[[Tensor, float], Tensor]
+"""What the model says of latents (B, C, h, w) at a noise level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,16 @@ class ObjectiveConfig(ABC):
         """How frames are sampled in the world."""
         return self.sampler()
 
+    def shape(self, model: DiTConfig) -> DiTConfig:
+        """The model's shape with the output that this objective trains."""
+        return dataclasses.replace(model, output="x", learned_variance=False)
+
+    @staticmethod
+    def solve(predict: Predict, noise: Tensor, sampler: SamplerConfig, first: bool) -> Tensor:
+        """Sample frames from noise (B, C, h, w): Euler steps on the straight path, equal ones for first frames."""
+        levels = get_schedule(sampler.num_denoising_steps, sampler.shift)
+        return euler(predict, noise, get_schedule(sampler.first_frame_steps) if first else levels)
+
     def needs_metric(self) -> bool:
         """Whether `build` needs the metric of the latents' channels."""
         return False
@@ -76,6 +92,25 @@ class ObjectiveConfig(ABC):
             metric: of the latents' channels, (C, C), see `training.latent_metric`; None counts them alike.
             mean_frame: what is mostly at each place, (C, h, w).
         """
+
+
+@dataclass
+class Corrupted:
+    """What the model is asked: frames at their noise levels, and what they are predicted from.
+
+    Attributes:
+        x: latents at their noise levels, (B, T, C, h, w).
+        sigma: these, (B, T).
+        given: history, actions, text.
+        is_context: which frames take the part of the past, bool (B, T).
+        gradient: whether the answer needs one.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    given: Conditions
+    is_context: Tensor
+    gradient: bool = True
 
 
 class Objective(ABC):
@@ -92,7 +127,7 @@ class Objective(ABC):
         """Keep the settings."""
         self.config = config
 
-    def loss(self, module: DiT, batch: SegmentBatch, generator: torch.Generator) -> Losses:
+    def __call__(self, module: DiT, batch: SegmentBatch, generator: torch.Generator) -> Losses:
         """The loss of a batch, and scalars for the log.
 
         Args:
@@ -100,20 +135,33 @@ class Objective(ABC):
             batch: segments, or images.
             generator: of all choices; noise comes from the batch's keys.
         """
-        return (self.image_loss if batch.kind == "images" else self.segment_loss)(module, batch, generator)
+        images = batch.kind == "images"
+        asked = [self.corrupt_images(batch, generator)] if images else self.corrupt(batch, generator)
+        answers = []
+        for one in asked:
+            with contextlib.nullcontext() if one.gradient else torch.no_grad():
+                answers.append(module(one.x, one.sigma, module.encode_context(one.given)))
+        return self.image_loss(batch, asked[0], answers[0]) if images else self.loss(batch, asked, answers)
 
     @abstractmethod
-    def segment_loss(self, module: DiT, batch: SegmentBatch, generator: torch.Generator) -> Losses:
-        """The loss of segments."""
+    def corrupt(self, batch: SegmentBatch, generator: torch.Generator) -> list[Corrupted]:
+        """What the model is asked about segments, once or more often."""
 
-    def image_loss(self, module: DiT, batch: SegmentBatch, generator: torch.Generator) -> Losses:
-        """The loss of single frames at random noise levels, by flow matching: first frames take many steps."""
+    @abstractmethod
+    def loss(self, batch: SegmentBatch, asked: list[Corrupted], answers: list[DiTOutput]) -> Losses:
+        """What the model's answers cost."""
+
+    def corrupt_images(self, batch: SegmentBatch, generator: torch.Generator) -> Corrupted:
+        """Single frames at random noise levels: first frames take many steps of flow matching."""
         sigma = sample_sigmas(tuple(batch.rows.shape), generator)
         noise = batch_noise(batch, TRAIN_IMAGE, batch.target.shape[1:])
-        conditions = condition(batch, batch.seen[:, 0], self.config, generator)
-        predicted = module(add_noise(batch.target, noise, sigma), sigma, conditions)
-        error = (predicted.latents.float() - batch.target).square().mean(dim=(2, 3, 4))  # (B, 1)
-        return (error * flow_weight(sigma)).mean(), {}
+        given = condition(batch, batch.seen[:, 0], self.config, generator)
+        return Corrupted(add_noise(batch.target, noise, sigma), sigma, given, torch.zeros_like(sigma, dtype=torch.bool))
+
+    def image_loss(self, batch: SegmentBatch, asked: Corrupted, answer: DiTOutput) -> Losses:
+        """The squared error of the clean latents, weighted as that of the velocity."""
+        error = (answer.sample - batch.target).square().mean(dim=(2, 3, 4))  # (B, 1)
+        return (error * flow_weight(asked.sigma)).mean(), {}
 
     def head_loss(
         self, reward: Tensor, termination: Tensor, batch: SegmentBatch, shown: Tensor, first: int = 0
@@ -146,28 +194,22 @@ class Objective(ABC):
 
 def condition(batch: SegmentBatch, seen: Tensor, config: ObjectiveConfig, generator: torch.Generator) -> Conditions:
     """What frames are predicted from: their history as `seen` (B, K + T, ...) with noise, actions, prompts or none."""
-    past = history_of(seen, batch)
     sigma = config.history_noise * torch.rand(batch.rows.shape, generator=generator)
-    history = add_noise(past, batch_noise(batch, TRAIN_HISTORY, past.shape[1:]), sigma)
     blank = torch.rand(len(seen), 1, generator=generator) < config.prompt_dropout
     # Only the prompts that are left: their keys and values are computed at every step.
     text = TextContext(batch.text.states, batch.text.mask, batch.text.index.masked_fill(blank, 0)).distinct()
-    return Conditions(
-        history=history,
-        newest=past[:, :, -1],
-        present=batch.history_mask,
-        history_sigma=sigma,
+    given = Conditions(
         actions=batch.actions,
-        known=batch.action_mask,
-        text=text.states,
-        text_mask=text.mask,
-        prompt_index=text.index,
+        action_mask=batch.action_mask,
+        text=text,
+        previous=seen[:, -1 - batch.frames : -1],
+        previous_mask=batch.previous_mask,
     )
-
-
-def history_of(seen: Tensor, batch: SegmentBatch) -> Tensor:
-    """The K frames before each frame, (B, T, K, C, h, w), of frames (B, K + T, C, h, w)."""
-    return seen.unfold(1, batch.history_mask.shape[2], 1)[:, :-1].movedim(-1, 2)
+    if batch.history_mask.shape[2]:
+        past = batch.history(seen)  # (B, T, K, C, h, w)
+        given.history = add_noise(past, batch_noise(batch, TRAIN_HISTORY, past.shape[1:]), sigma)
+        given.history_mask, given.history_sigma = batch.history_mask, sigma
+    return given
 
 
 def batch_noise(batch: SegmentBatch, draw: int, shape: tuple[int, ...]) -> Tensor:

@@ -14,6 +14,10 @@ from worldsim.renamed import SAMPLER, with_new_names
 class SamplerConfig:
     """How frames are sampled."""
 
+    solver: str = "flow"
+    """The objective whose solver samples, see `objectives`: "flow" is Euler steps on the straight path."""
+    prediction: str = "x"
+    """What the model predicts: the frame (x), the velocity (v) or the noise (eps)."""
     num_denoising_steps: int = 2
     """Of a frame."""
     shift: float = 0.5
@@ -41,6 +45,8 @@ class SamplerConfig:
                 f"num_denoising_steps is {self.num_denoising_steps} and first_frame_steps {self.first_frame_steps}; "
                 "allowed: at least 1."
             )
+        if self.prediction not in ("x", "v", "eps"):
+            raise ConfigError(f"prediction is {self.prediction!r}; allowed: 'x', 'v', 'eps'.")
         if not self.shift > 0:
             raise ConfigError(f"shift is {self.shift}; it must be above 0.")
         if not 0 <= self.spatially_shared_noise <= 1:

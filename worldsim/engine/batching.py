@@ -1,8 +1,8 @@
 """Rows in batches whose size does not change their bits.
 
 A kernel may add up in another order when it gets more rows, and a frame would then depend on who shares its batch.
-`batch_invariance` finds the sizes at which every row is what it is alone; here a batch is cut into pieces of these
-sizes.
+`batch_invariance.sizes` finds the sizes at which every row is what it is alone; here a batch is cut into pieces of
+these.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 
-from worldsim.engine.batch_invariance import Sizes
+from worldsim.engine.batch_invariance.sizes import Sizes
 from worldsim.engine.stages import Stages
-
-SHARED = 3  # the last arguments of `Prepare` are the same for all rows
 
 
 def pieces(rows: int, sizes: Sequence[int]) -> list[int]:
@@ -35,24 +33,21 @@ def spread(rows: int, sizes: Sequence[int], workers: int, largest: int) -> list[
 
 def in_pieces(stages: Stages, sizes: Callable[[], Sizes]) -> Stages:
     """The same stages, run over pieces of their `sizes` alone, which are asked for when there are several rows."""
-
-    def piecewise(name: str, shared: int = 0) -> _Pieces:
-        return _Pieces(getattr(stages, name), lambda: sizes()[name], shared)
-
-    return Stages(piecewise("prepare", SHARED), piecewise("denoise"), piecewise("judge"), piecewise("decode"))
+    return Stages(
+        _Pieces(stages.denoise, lambda: sizes()["denoise"]), _Pieces(stages.decode, lambda: sizes()["decode"])
+    )
 
 
 class _Pieces:
-    def __init__(self, call: Callable[..., Any], sizes: Callable[[], Sequence[int]], shared: int = 0) -> None:
-        self.call, self.sizes, self.shared = call, sizes, shared
+    def __init__(self, call: Callable[..., Any], sizes: Callable[[], Sequence[int]]) -> None:
+        self.call, self.sizes = call, sizes
 
     def __call__(self, *args: torch.Tensor) -> Any:
         rows = len(args[0])
         if rows == 1 or rows in self.sizes():
             return self.call(*args)
-        own = args[: len(args) - self.shared]
-        split = zip(*(arg.split(pieces(rows, self.sizes())) for arg in own), strict=True)
-        outs = [self.call(*parts, *args[len(own) :]) for parts in split]
+        split = zip(*(arg.split(pieces(rows, self.sizes())) for arg in args), strict=True)
+        outs = [self.call(*parts) for parts in split]
         if isinstance(outs[0], torch.Tensor):
             return torch.cat(outs)
         return tuple(torch.cat(parts) for parts in zip(*outs, strict=True))

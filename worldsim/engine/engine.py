@@ -24,7 +24,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from worldsim.diffusion.sampler import SamplerConfig
-from worldsim.engine.batch_invariance import Sizes
+from worldsim.engine.batch_invariance.sizes import Sizes
 from worldsim.engine.batching import in_pieces, spread
 from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.engine.runtimes import MOST_ROWS, Runtime

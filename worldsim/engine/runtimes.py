@@ -23,19 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.aoti import Library, unpack
-from worldsim.engine.batch_invariance import ENOUGH, Sizes, exact_parts, exact_sizes, set_parts
-from worldsim.engine.stages import Decode, Denoise, Judge, Prepare, Stages, eager, example
+from worldsim.engine.batch_invariance.modules import PADDED_ROWS, batch_invariant, set_split_k
+from worldsim.engine.batch_invariance.sizes import ENOUGH, Sizes, exact_sizes, exact_split
+from worldsim.engine.stages import Decode, Denoise, Stages, eager, example
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean
 from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.dit import DiT
-from worldsim.models.layers import FIXED_ROWS
 from worldsim.world import World
 
 RUNTIMES = ("eager", "compiled", "onnx", "cudagraph")
-MOST_ROWS, MOST_PASSES = FIXED_ROWS, 64  # that a compiled stage takes at once
-WORDS_AT = 8  # where the words begin among the arguments of `Denoise`
+MOST_ROWS = PADDED_ROWS  # that a compiled stage takes at once
+TEXT_AT = 11  # where the text begins among the arguments of `Denoise`
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Runtime:
         dynamics: the model, in the dtype and on the device of this runtime.
         autoencoder: the same.
         stages: what computes.
-        parts: in how many parts the model adds up its long sums, see `models.layers.MLP`.
+        split_k: in how many parts the model adds up its long sums, see `batch_invariance.modules.SplitMLP`.
         find_sizes: finds the exact batch sizes when they are first asked for, which takes seconds.
         largest: the batch size beyond which a frame does not get cheaper.
     """
@@ -56,7 +55,7 @@ class Runtime:
     dynamics: DiT
     autoencoder: FrameAutoencoder
     stages: Stages
-    parts: int
+    split_k: int
     find_sizes: Callable[[Runtime], Sizes]
     largest: int = ENOUGH
 
@@ -68,20 +67,20 @@ class Runtime:
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights and of what sessions remember."""
-        return self.dynamics.embed.weight.dtype
+        return self.dynamics.dtype
 
     @property
     def identity(self) -> str:
         """What the bits of its frames depend on."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.name}/{dtype}/{self.parts}/torch-{torch.__version__}"
+        return f"{self.name}/{dtype}/{self.split_k}/torch-{torch.__version__}"
 
 
 def build(
     world: World,
     name: str,
     folder: Path,
-    parts: int | None = None,
+    split_k: int | None = None,
     find_sizes: Callable[[Runtime], Sizes] | None = None,
 ) -> Runtime:
     """A runtime.
@@ -90,7 +89,7 @@ def build(
         world: is not changed.
         name: of `RUNTIMES`.
         folder: where what takes long to make is kept; what is there already is used.
-        parts: of long sums; None finds out.
+        split_k: of long sums; None finds out.
         find_sizes: how its exact batch sizes are found (default: tried).
 
     Raises:
@@ -107,33 +106,25 @@ def build(
         raise ConfigError(f"there is no runtime {name!r}.{did_you_mean(name, builders)}")
     if name == "cudagraph" and not torch.cuda.is_available():
         raise RuntimeUnavailable("the runtime 'cudagraph' needs an NVIDIA GPU, and torch sees none here.")
-    dynamics, autoencoder = copy.deepcopy(world.dynamics).requires_grad_(False), copy.deepcopy(world.autoencoder)
+    dynamics, autoencoder = batch_invariant(world.dynamics), copy.deepcopy(world.autoencoder)
     if name == "onnx":
         dynamics, autoencoder = dynamics.float(), autoencoder.float()
     if name == "cudagraph":
         dynamics, autoencoder = dynamics.cuda(), autoencoder.cuda()
-    if parts is None:  # tried on eager kernels, which are those of the others: trying is quick, and building is not
-        parts = 1 if name == "onnx" else exact_parts(eager(dynamics, autoencoder), dynamics)
-    set_parts(dynamics, parts)
-    stages = builders[name](dynamics, autoencoder, folder / f"{name}-{parts}")
-    return Runtime(name, dynamics, autoencoder, stages, parts, find_sizes or (lambda own: try_sizes(world, own)))
+    if split_k is None:  # tried on eager kernels, which are those of the others: trying is quick, and building is not
+        split_k = 1 if name == "onnx" else exact_split(eager(dynamics, autoencoder), dynamics)
+    set_split_k(dynamics, split_k)
+    stages = builders[name](dynamics, autoencoder, folder / f"{name}-{split_k}")
+    return Runtime(name, dynamics, autoencoder, stages, split_k, find_sizes or try_sizes)
 
 
-def try_sizes(world: World, runtime: Runtime) -> Sizes:
+def try_sizes(runtime: Runtime) -> Sizes:
     """The exact batch sizes of a runtime, found by trying."""
-    sampler = SamplerConfig.of(world.card.sampler)
-    steps = {sampler.num_denoising_steps, sampler.first_frame_steps}
-    passes = {1, *(count + (sampler.cache_sigma is not None) for count in steps)}
-    return exact_sizes(runtime.stages, runtime.dynamics, tuple(sorted(passes)))
+    return exact_sizes(runtime.stages, runtime.dynamics)
 
 
 def _modules(dynamics: DiT, autoencoder: FrameAutoencoder) -> dict[str, nn.Module]:
-    return {
-        "prepare": Prepare(dynamics),
-        "denoise": Denoise(dynamics),
-        "judge": Judge(dynamics),
-        "decode": Decode(autoencoder),
-    }
+    return {"denoise": Denoise(dynamics), "decode": Decode(autoencoder)}
 
 
 def _compiled(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Stages:
@@ -160,15 +151,12 @@ def _compiled(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Sta
 
 def _export(stage: str, module: nn.Module, dynamics: DiT) -> Any:
     """The stage as a graph for any number of rows."""
-    rows, passes = torch.export.Dim("rows", min=1, max=MOST_ROWS), torch.export.Dim("passes", min=1, max=MOST_PASSES)
-    own, shared = example(dynamics, 4, 3)[stage]
-    dynamic: list[Any] = [{0: rows} for _ in own] + [None for _ in shared]
-    if shared:
-        dynamic[-1] = {0: passes}
+    rows, inputs = torch.export.Dim("rows", min=1, max=MOST_ROWS), example(dynamics, 4)[stage]
+    dynamic: list[Any] = [{0: rows} for _ in inputs]
+    if stage == "denoise":  # the text is one argument of any length
+        dynamic = [*dynamic[:TEXT_AT], tuple(dynamic[TEXT_AT:])]
     with torch.no_grad(), _quiet():
-        if stage == "denoise":  # the words are one argument of any length
-            return torch.export.export(module, own, dynamic_shapes=(*dynamic[:WORDS_AT], tuple(dynamic[WORDS_AT:])))
-        return torch.export.export(module, (*own, *shared), dynamic_shapes=tuple(dynamic))
+        return torch.export.export(module, inputs, dynamic_shapes=tuple(dynamic))
 
 
 def _onnx(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Stages:

@@ -2,8 +2,7 @@
 
 Everything here is batched over independent sessions, which may differ in age, seed, prompt and guidance, and works on
 latents. A step is: mix a little noise into the last frames, then denoise the next one under the action. The last pass
-also gives the reward and what the cache remembers of the frame; older worlds need one more pass over the finished
-frame for that.
+also gives the reward and what the cache remembers of the frame, or one more over the finished frame does.
 Legend: B sessions, K history frames, A action history, C h w latent, G sessions with guidance.
 """
 
@@ -15,9 +14,11 @@ import torch
 from torch import Tensor
 
 from worldsim.diffusion.noise import CACHE, HISTORY, SAMPLE, SHARED, keys_of, normal, share_places, shared_channels
+from worldsim.diffusion.objectives import objective_config
 from worldsim.diffusion.sampler import SamplerConfig
-from worldsim.diffusion.schedules import add_noise, euler, get_schedule
+from worldsim.diffusion.schedules import add_noise
 from worldsim.engine.stages import Stages, eager, flat
+from worldsim.models.conditioning import text_kv
 from worldsim.models.dit import DiT
 from worldsim.models.kv_cache import KVCache
 from worldsim.models.text import PromptBook
@@ -29,7 +30,7 @@ class State:
     """All that some sessions remember.
 
     Attributes:
-        history: the last K frames, oldest first, (B, K, C, h, w).
+        history: the last K frames, at least one, oldest first, (B, K, C, h, w).
         actions: the last A flattened actions, oldest first, (B, A, action_size).
         known: which of these actions exist, (B, A).
         step: how many frames each session has, (B,).
@@ -58,7 +59,7 @@ class State:
     def remember(self, outcome: ModelOutput) -> None:
         """Note the frame that was drawn."""
         self.history = torch.cat([self.history[:, 1:], outcome.latents.unsqueeze(1)], dim=1)
-        self.cache = self.cache.append(outcome.keys, outcome.values)
+        self.cache = self.cache.append(outcome.keys.unsqueeze(1), outcome.values.unsqueeze(1))
         self.step = self.step + 1
 
 
@@ -104,9 +105,8 @@ class Simulator:
         self.dynamics, self.book, self.sampler = dynamics, book, sampler or SamplerConfig()
         self.stages = stages or eager(dynamics)
         self.frozen = frozen
-        self._words: dict[str, list[Tensor]] = {}
+        self._prompts: dict[str, list[Tensor]] = {}
         self._rows: dict[tuple[str, ...], list[Tensor]] = {}
-        self._vectors: dict[tuple[float, ...], Tensor] = {}
 
     @staticmethod
     def of(world: World, sampler: SamplerConfig | None = None) -> Simulator:
@@ -116,18 +116,18 @@ class Simulator:
     @property
     def device(self) -> torch.device:
         """Where the work is done."""
-        return self.dynamics.embed.weight.device
+        return self.dynamics.device
 
     def begin(self, seeds: list[int], prompts: list[str], latent_size: tuple[int, int] | None = None) -> State:
         """Sessions that have seen nothing yet."""
         config, batch, device = self.dynamics.config, len(seeds), self.device
         size = latent_size or config.latent_size
         return State(
-            history=torch.zeros(batch, config.history, config.latent_channels, *size, device=device),
+            history=torch.zeros(batch, max(config.history, 1), config.latent_channels, *size, device=device),
             actions=torch.zeros(batch, config.action_history, config.action_size, device=device),
             known=torch.zeros(batch, config.action_history, device=device),
             step=torch.zeros(batch, dtype=torch.long),
-            cache=self.dynamics.empty_cache(batch, size),
+            cache=KVCache.empty(config, batch, size, self.dynamics.dtype, device),
             keys=keys_of(seeds),
             prompts=list(prompts),
         )
@@ -155,40 +155,32 @@ class Simulator:
     def draw(self, state: State, *, first: bool = False) -> ModelOutput:
         """The next frame of every session, whose last action is in the state; the state is not changed."""
         sampler, batch = self.sampler, len(state.prompts)
-        levels = (
-            get_schedule(sampler.first_frame_steps)
-            if first
-            else get_schedule(sampler.num_denoising_steps, sampler.shift)
-        )
-        sigmas = levels[:-1] if sampler.cache_sigma is None else [*levels[:-1], sampler.cache_sigma]
         guidance = [sampler.guidance] * batch if state.guidance is None else state.guidance
         guidance = [sampler.first_guidance] * batch if first else guidance
         guided = [row for row, strength in enumerate(guidance) if strength != 1]
-        prompts = state.prompts + [""] * len(guided)
         # Sessions with guidance have a second row, without their prompt.
-        prepared = self._prepare(state, sigmas, state.keys, guided)
-        rows = self.words(tuple(prompts))
+        inputs = self._inputs(state, state.keys, state.prompts + [""] * len(guided), guided)
         strengths = torch.tensor([guidance[row] for row in guided], device=self.device)[:, None, None, None]
-        passed: list[Tensor] = []
+        outcome: list[Tensor] = []
 
         def predict(x: Tensor, sigma: float) -> Tensor:
-            nonlocal passed
-            clean, *passed = self._pass(x, levels.index(sigma), prepared, rows, guided)
+            nonlocal outcome
+            found, *outcome = self._pass(x, sigma, inputs, guided)
             if guided:
-                both = clean[:batch]
-                both[guided] = torch.lerp(clean[batch:], both[guided], strengths)
+                both = found[:batch]
+                both[guided] = torch.lerp(found[batch:], both[guided], strengths)
                 return both
-            return clean
+            return found
 
         noise = self.noise(state, first=first).to(self.device) * sampler.noise_scale
-        latents = euler(predict, noise, levels)
+        latents = objective_config(sampler.solver).solve(predict, noise, sampler, first)
         if sampler.cache_sigma is not None:
             finished = latents
             if sampler.cache_sigma > 0:
                 noise = normal(state.keys, state.step, CACHE, tuple(latents.shape[1:])).to(latents)
                 finished = add_noise(latents, noise, torch.tensor(sampler.cache_sigma, device=self.device))
-            _, *passed = self._pass(finished, len(levels) - 1, prepared, rows, guided)
-        return self._outcome(latents, [part[:batch] for part in passed])
+            _, *outcome = self._pass(finished, sampler.cache_sigma, inputs, guided)
+        return ModelOutput(latents, *(part[:batch] for part in outcome))
 
     def noise(self, state: State, *, first: bool = False) -> Tensor:
         """The noise (B, C, h, w) that the sessions' next frames are drawn from, before it is scaled."""
@@ -204,67 +196,44 @@ class Simulator:
 
         What is remembered does not depend on the sessions' seeds, so that sessions that begin alike can share it.
         """
-        prepared = self._prepare(state, [0.0], torch.zeros_like(state.keys), [])
-        _, *passed = self._pass(latents, 0, prepared, self.words(tuple(state.prompts)), [])
-        return self._outcome(latents, passed)
+        inputs = self._inputs(state, torch.zeros_like(state.keys), state.prompts, [])
+        _, *outcome = self._pass(latents, 0.0, inputs, [])
+        return ModelOutput(latents, *outcome)
 
-    def _prepare(self, state: State, sigmas: list[float], noise_keys: Tensor, again: list[int]) -> list[Tensor]:
-        """What the passes at `sigmas` share, for all rows and once more for the rows `again`."""
-        sigma, frames = self.sampler.history_sigma, state.history.shape[1]
+    def _inputs(self, state: State, noise_keys: Tensor, prompts: list[str], again: list[int]) -> list[Tensor]:
+        """What the passes over a frame share, for all rows and once more for the rows `again`; then the text."""
+        frames = state.history.shape[1]
         noise = normal(noise_keys, state.step, HISTORY, tuple(state.history.shape[1:])).to(self.device)
-        present = (torch.arange(frames, 0, -1) <= state.step.unsqueeze(1)).to(noise)
-        embedded, modulation, keys, bias = self.stages.prepare(
-            state.history,
-            noise,
-            present,
-            state.actions,
-            state.known,
-            state.cache.keys,
-            state.cache.count.to(self.device),
-            torch.tensor([sigma], device=self.device),
-            self.vectors((sigma,), history=True),
-            self.vectors(tuple(sigmas)),
-        )
+        mask = (torch.arange(frames, 0, -1) <= state.step.unsqueeze(1)).to(noise)
+        sigma = torch.full((len(noise),), self.sampler.history_sigma, device=self.device)
+        cache = state.cache
+        parts = [state.history, noise, sigma, mask, state.actions, state.known, cache.keys, cache.values]
+        parts.append(cache.count.to(self.device))
         # Contiguous, as a compiled graph takes the strides of its inputs for granted.
-        before = [state.history[:, -1].contiguous(), present[:, -1].contiguous()]
-        parts = [embedded, modulation, keys, state.cache.values, bias, *before]
-        return [torch.cat([part, part[again]]) for part in parts] if again else parts
+        parts = [torch.cat([part, part[again]]) if again else part.contiguous() for part in parts]
+        return [*parts, *self.text(tuple(prompts))]
 
-    def _pass(self, x: Tensor, level: int, prepared: list[Tensor], words: list[Tensor], again: list[int]) -> list:
-        embedded, modulation, *rest = prepared  # keys, values, bias, newest, based
+    def _pass(self, x: Tensor, sigma: float, inputs: list[Tensor], again: list[int]) -> list[Tensor]:
         x = torch.cat([x, x[again]]) if again else x
-        return self.stages.denoise(x, embedded, modulation[:, level].contiguous(), *rest, *words)
+        return self.stages.denoise(x, torch.full((len(x),), sigma, device=self.device), *inputs)
 
-    def _outcome(self, latents: Tensor, passed: list[Tensor]) -> ModelOutput:
-        features, keys, values = passed
-        reward, ended = self.stages.judge(features)
-        return ModelOutput(latents, reward, ended, keys, values)
-
-    def vectors(self, sigmas: tuple[float, ...], history: bool = False) -> Tensor:
-        """The embeddings (S, D) of noise levels, of the frame or of its history."""
-        key = (*sigmas, -1.0) if history else sigmas
-        if key not in self._vectors or not self.frozen:
-            embed = self.dynamics.history_level if history else self.dynamics.level
-            self._vectors[key] = embed(torch.tensor(sigmas, device=self.device))
-        return self._vectors[key]
-
-    def words(self, prompts: tuple[str, ...]) -> list[Tensor]:
+    def text(self, prompts: tuple[str, ...]) -> list[Tensor]:
         """The dynamics' keys, values and masks of some prompts, a row each; the last few sets are kept."""
         if prompts not in self._rows or not self.frozen:
             while len(self._rows) >= 16:
                 self._rows.pop(next(iter(self._rows)))
             distinct = list(dict.fromkeys(prompts))
-            table = [torch.cat(parts) for parts in zip(*map(self._word, distinct), strict=True)]
+            table = [torch.cat(parts) for parts in zip(*map(self._one, distinct), strict=True)]
             index = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
             self._rows[prompts] = [part[index] for part in table]
         return self._rows[prompts]
 
-    def _word(self, prompt: str) -> list[Tensor]:
+    def _one(self, prompt: str) -> list[Tensor]:
         """One prompt's, always computed by itself: who else is there must not matter."""
         key = self.book.key(prompt)
-        if key not in self._words or not self.frozen:
-            while len(self._words) >= 1024:
-                self._words.pop(next(iter(self._words)))
+        if key not in self._prompts or not self.frozen:
+            while len(self._prompts) >= 1024:
+                self._prompts.pop(next(iter(self._prompts)))
             states, mask = self.book.batch([prompt])
-            self._words[key] = flat(self.dynamics.words(states.to(self.device), mask.to(self.device)))
-        return self._words[key]
+            self._prompts[key] = flat(text_kv(self.dynamics, states.to(self.device), mask.to(self.device)))
+        return self._prompts[key]

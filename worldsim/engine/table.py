@@ -58,7 +58,7 @@ class SessionTable:
         """Reserve the memory."""
         self.config, self.frame_size, self.max_sessions = config, frame_size, max_sessions
         self.belongs, self.make_room = belongs, make_room
-        self.need = max(config.context, config.history)
+        self.need = max(config.context, config.history, 1)
         self.block_bytes = KVBlockPool(config, 0, dtype, device).block_bytes
         self.blocks = int(memory_mb * 1e6 / self.block_bytes)
         if self.blocks < self.need + 1:
@@ -194,7 +194,7 @@ class SessionTable:
         batch, device = len(sessions), self.pool.keys.device
         blocks = torch.tensor([session.blocks for session in sessions], device=device)  # (B, need)
         past = blocks[:, self.need - self.config.context :].flatten()
-        seen = blocks[:, self.need - self.config.history :].flatten()
+        seen = blocks[:, self.need - max(self.config.history, 1) :].flatten()
         step = torch.tensor([session.step for session in sessions])
         return State(
             history=self.pool.latents.index_select(0, seen).unflatten(0, (batch, -1)),

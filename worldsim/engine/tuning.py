@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from worldsim.diffusion.sampler import SamplerConfig
-from worldsim.engine.batch_invariance import Sizes
+from worldsim.engine.batch_invariance.sizes import Sizes
 from worldsim.engine.batching import in_pieces
 from worldsim.engine.runtimes import RUNTIMES, Runtime, build, try_sizes
 from worldsim.engine.simulator import Simulator
@@ -33,7 +33,7 @@ CACHE = "WORLDSIM_CACHE"  # environment variable: another place for the cache fo
 BATCHES = (1, 2, 4, 8, 16, 32)  # that are timed
 SECONDS = 0.6  # for each
 _PACKAGE = Path(__file__).resolve().parent.parent
-_SOURCES = sorted([*_PACKAGE.glob("models/*.py"), *_PACKAGE.glob("diffusion/*.py"), *_PACKAGE.glob("engine/*.py")])
+_SOURCES = sorted([*_PACKAGE.glob("models/*.py"), *_PACKAGE.glob("diffusion/*.py"), *_PACKAGE.glob("engine/**/*.py")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,14 @@ def choose(world: World, name: str = "auto") -> Runtime:
     def find_sizes(runtime: Runtime) -> Sizes:
         if isinstance(known.get("sizes"), dict):
             return {stage: tuple(sizes) for stage, sizes in known["sizes"].items()}
-        sizes = try_sizes(world, runtime)
+        sizes = try_sizes(runtime)
         _note(folder, name, {"sizes": sizes})
         return sizes
 
-    runtime = build(world, name, folder, known.get("parts"), find_sizes)
+    runtime = build(world, name, folder, known.get("split_k"), find_sizes)
     runtime.largest = known.get("largest", runtime.largest)
-    if "parts" not in known:
-        _note(folder, name, {"parts": runtime.parts})
+    if "split_k" not in known:
+        _note(folder, name, {"split_k": runtime.split_k})
     return runtime
 
 
@@ -137,7 +137,7 @@ def time_step(world: World, runtime: Runtime, sessions: int) -> float:
 
 def _folder(world: World) -> Path:
     """Named by the world's weights and by all of the machine that a runtime depends on."""
-    machine = [torch.__version__, platform.machine(), _cpu(), world.dynamics.embed.weight.dtype, world.card.sampler]
+    machine = [torch.__version__, platform.machine(), _cpu(), world.dynamics.dtype, world.card.sampler]
     machine.append(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
     digest = hashlib.blake2b(repr([world.fingerprint(), *machine]).encode(), digest_size=8)
     for source in _SOURCES:  # another version of our own code makes other graphs

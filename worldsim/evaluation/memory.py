@@ -22,6 +22,7 @@ from worldsim.evaluation import metrics, real
 from worldsim.evaluation.intervals import psnr_intervals, shown
 from worldsim.evaluation.rollout import Runner, Segments, context_of, recorded
 from worldsim.models.action import flatten_actions, stack_actions
+from worldsim.models.kv_cache import KVCache
 
 AWAY = (8, 16, 32, 64)  # steps from the first turn to the return
 TURNS = 16  # steps of turning at most: about half a circle in Doom, so that the place is not passed again
@@ -81,7 +82,9 @@ def forgetful(runner: Runner, segments: Segments) -> Tensor:
 
     def forget(state: State) -> None:
         latent = state.history.shape[-2:]
-        state.cache = runner.simulator.dynamics.empty_cache(len(state.prompts), (latent[0], latent[1]))
+        dynamics = runner.simulator.dynamics
+        size = latent[0], latent[1]
+        state.cache = KVCache.empty(dynamics.config, len(state.prompts), size, dynamics.dtype, dynamics.device)
 
     drawn = torch.empty_like(segments.truth)
     act = recorded(segments)

@@ -1,18 +1,36 @@
-"""The three kinds of attention: among the patches of a frame, along time at one place, and to the words of a prompt.
+"""Attention among the patches of a frame, along time at one place, and to tokens of a prompt.
 
-Legend: B batch, T frames, P patches of a frame, D width, H heads, E head width, N frames in the cache, W words.
+Legend: B batch, T frames, P patches of a frame, D width, H heads, E head width, N frames in the cache, W text tokens.
 """
 
 from __future__ import annotations
+
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldsim.models.layers import Linear, RMSNorm, rotate
+from worldsim.models.layers import Linear, RMSNorm
+from worldsim.models.rope import Rotation, rotate
 
-Words = tuple[Tensor, Tensor, Tensor]
-"""Keys, values and mask of prompts, in one layer."""
+SPACE, TIME = "s", "t"
+
+
+class TextKV(NamedTuple):
+    """Keys, values (U, H, W, E) and mask (U, 1, 1, W) of U prompts, in one layer."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+
+
+class Past(NamedTuple):
+    """Frames before some new ones: keys, rotated by their age, and values, (B, N, P, H, E); bias of scores (B, N)."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -29,81 +47,85 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
-class SelfAttention(nn.Module):
-    """Projections shared by space and time attention, with RMS-normalised queries and keys (arXiv:2302.05442)."""
+class Attention(nn.Module):
+    """Self-attention along one axis, with RMS-normalised queries and keys (arXiv:2302.05442).
 
-    def __init__(self, width: int, heads: int) -> None:
-        """`width` must be a multiple of `heads`."""
+    Args:
+        width: D, a multiple of `heads`.
+        heads: H.
+        along: "s", among the patches of each frame, or "t", along time at each place.
+    """
+
+    def __init__(self, width: int, heads: int, along: Literal["s", "t"]) -> None:
+        """Build the projections."""
         super().__init__()
-        self.heads = heads
+        self.heads, self.along = heads, along
         self.qkv = Linear(width, 3 * width, bias=False)
         self.norm = RMSNorm(2, 1, width // heads)  # of queries, of keys
         self.out = Linear(width, width)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of x (B, T, P, D): queries and keys (B, T, P, 2, H, E), values (B, T, P, H, E)."""
+    def forward(
+        self, x: Tensor, rotation: Rotation, mask: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """X (B, T, P, D) to (B, T, P, D).
+
+        Args:
+            x: tokens.
+            rotation: of their positions along this axis, each (S, 1, 1, E).
+            mask: which of them each sees, bool (S, S), or with a past (S, N + S); None is all.
+            past: along time, frames before these.
+
+        Returns:
+            The tokens; their keys as if at time 0 and their values, for a cache, each (B, T, P, H, E).
+        """
+        if past is not None:
+            return self._after(x, rotation, mask, past)
+        if self.along == TIME:
+            x = x.transpose(1, 2)  # (B, P, T, D)
+        both, value = self._project(x)
+        query, key = (part.flatten(0, 1).transpose(1, 2) for part in rotate(both, *rotation).unbind(3))  # (., H, S, E)
+        out = attend(query, key, value.flatten(0, 1).transpose(1, 2), mask)
+        out = self.out(out.transpose(1, 2).flatten(2).unflatten(0, x.shape[:2]))
+        plain = both[:, :, :, 1]
+        if self.along == TIME:
+            return out.transpose(1, 2), plain.transpose(1, 2), value.transpose(1, 2)
+        return out, plain, value
+
+    def _after(self, x: Tensor, rotation: Rotation, mask: Tensor | None, past: Past) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames that follow others, written out: operators are slow for one query, on a CPU three times as slow."""
+        (both, value), frames = self._project(x), x.shape[1]
+        key = both[:, :, :, 1]  # (B, T, P, H, E)
+        if frames > 1:  # a frame alone is at time 0
+            cos, sin = (part.unsqueeze(1) for part in rotation)  # (T, 1, 1, 1, E)
+            query, turned = rotate(both, cos, sin).unbind(3)
+        else:
+            query, turned = both[:, :, :, 0], key
+        scale = query.shape[-1] ** -0.5
+        old = (query.unsqueeze(2) * past.keys.unsqueeze(1)).sum(dim=-1).float()  # (B, T, N, P, H)
+        new = (query.unsqueeze(2) * turned.unsqueeze(1)).sum(dim=-1).float()  # (B, T, T, P, H)
+        scores = torch.cat([old * scale + past.bias[:, None, :, None, None], new * scale], dim=2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[..., None, None], float("-inf"))
+        weights = scores.softmax(dim=2).to(value.dtype).unsqueeze(-1)  # (B, T, N + T, P, H, 1)
+        count = past.keys.shape[1]
+        out = (weights[:, :, :count] * past.values.unsqueeze(1)).sum(dim=2)
+        if frames > 1:
+            out = out + (weights[:, :, count:] * value.unsqueeze(1)).sum(dim=2)
+        else:
+            out = out + weights[:, :, -1] * value
+        return self.out(out.flatten(3)), key, value
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of x (B, X, S, D): queries and keys (B, X, S, 2, H, E), values (B, X, S, H, E)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         return self.norm(qkv[..., :2, :, :]), qkv[..., 2, :, :]
 
 
-class SpaceAttention(SelfAttention):
-    """Attention among the patches of each frame."""
-
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """X (B, T, P, D) to (B, T, P, D); `turn` is the cos and sin of the patches' places, each (P, 1, 1, E)."""
-        batch, frames = x.shape[:2]
-        both, value = self.project(x)
-        query, key = (part.flatten(0, 1).transpose(1, 2) for part in rotate(both, *turn).unbind(3))  # (B T, H, P, E)
-        out = attend(query, key, value.flatten(0, 1).transpose(1, 2))
-        return self.out(out.transpose(1, 2).flatten(2).unflatten(0, (batch, frames)))
-
-
-class TimeAttention(SelfAttention):
-    """Attention along time, each place of the frame for itself: `forward` over a window, `step` for a frame alone."""
-
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """X (B, T, P, D) to (B, T, P, D).
-
-        Args:
-            x: the frames.
-            turn: cos and sin of the frames' times, each (T, 1, 1, 1, E).
-            mask: which frames each frame sees, bool (T, T).
-        """
-        batch, _, patches = x.shape[:3]
-        both, value = self.project(x)
-        query, key = (part.permute(0, 2, 3, 1, 4).flatten(0, 1) for part in rotate(both, *turn).unbind(3))
-        out = attend(query, key, value.permute(0, 2, 3, 1, 4).flatten(0, 1), mask)  # (B P, H, T, E)
-        return self.out(out.unflatten(0, (batch, patches)).permute(0, 3, 1, 2, 4).flatten(3))  # (B, T, P, D)
-
-    def step(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One frame x (B, 1, P, D), which sees the frames before it and itself.
-
-        Written out, as attention operators are slow for one query: on a CPU this takes a third of the time.
-
-        Args:
-            x: the frame.
-            keys: of the frames before it, turned by their age, (B, N, P, H, E).
-            values: of these, (B, N, P, H, E).
-            bias: added to their scores, 0 or -inf, (B, N).
-
-        Returns:
-            The frame (B, 1, P, D), and its own key, as if at time 0, and value, each (B, P, H, E).
-        """
-        both, value = (part.squeeze(1) for part in self.project(x))
-        query, key = both.unbind(2)  # (B, P, H, E)
-        past = (query.unsqueeze(1) * keys).sum(dim=-1).float()  # (B, N, P, H)
-        own = (query * key).sum(dim=-1).float().unsqueeze(1)
-        scores = torch.cat([past * query.shape[-1] ** -0.5 + bias[..., None, None], own * query.shape[-1] ** -0.5], 1)
-        weights = scores.softmax(dim=1).to(value.dtype).unsqueeze(-1)  # (B, N + 1, P, H, 1)
-        out = (weights[:, :-1] * values).sum(dim=1) + weights[:, -1] * value
-        return self.out(out.flatten(2).unsqueeze(1)), key, value
-
-
-class TextAttention(nn.Module):
-    """Cross-attention from patches to the words of a prompt. A learned null word is always there to look at."""
+class CrossAttention(nn.Module):
+    """Attention from patches to text tokens, or to others. A learned null token is always there to look at."""
 
     def __init__(self, width: int, heads: int, text_width: int) -> None:
-        """`text_width` is the width of the text encoder's states."""
+        """`text_width` is the width of the tokens."""
         super().__init__()
         self.heads = heads
         self.query = Linear(width, width, bias=False)
@@ -113,17 +135,17 @@ class TextAttention(nn.Module):
         self.query_norm = RMSNorm(width // heads)
         self.key_norm = RMSNorm(width // heads)
 
-    def words(self, states: Tensor, mask: Tensor) -> Words:
-        """Keys, values (U, H, W + 1, E) and mask (U, 1, 1, W + 1) of U prompts' states (U, W, text_width)."""
+    def project(self, states: Tensor, mask: Tensor) -> TextKV:
+        """Keys, values and mask, with the null token, of U sequences (U, W, text_width) with bool mask (U, W)."""
         null = self.null.to(states.dtype).expand(len(states), 1, -1)
         parts = self.key_value(torch.cat([null, states], dim=1)).unflatten(-1, (2, self.heads, -1))
         key, value = (part.transpose(1, 2) for part in parts.unbind(2))
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)[:, None, None]
-        return self.key_norm(key), value, mask
+        return TextKV(self.key_norm(key), value, mask)
 
-    def forward(self, x: Tensor, words: Words) -> Tensor:
-        """X (B, T, P, D) to (B, T, P, D); `words` are those in force at each frame, (B T, ...)."""
+    def forward(self, x: Tensor, text: TextKV) -> Tensor:
+        """X (B, T, P, D) to (B, T, P, D); `text` is of what is in force at each frame, (B T, ...)."""
         lead = x.shape[:2]
         query = self.query_norm(self.query(x).flatten(0, 1).unflatten(-1, (self.heads, -1)))  # (B T, P, H, E)
-        out = attend(query.transpose(1, 2), *words)
+        out = attend(query.transpose(1, 2), *text)
         return self.out(out.transpose(1, 2).flatten(2).unflatten(0, lead))

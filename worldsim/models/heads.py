@@ -1,16 +1,40 @@
-"""Reward as a distribution over fixed bins, two-hot on a symmetric logarithm (Hafner et al. 2023, arXiv:2301.04104).
+"""Reward and termination of a frame, read from the tokens of its pass.
 
-A regression would predict the mean of rare large rewards with a loss that drowns the small ones.
+Reward is a distribution over fixed bins, two-hot on a symmetric logarithm (Hafner et al. 2023, arXiv:2301.04104): a
+regression would predict the mean of rare large rewards with a loss that drowns the small ones.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from worldsim.models.dit import REWARD_BINS
+from worldsim.models.layers import SmallMLP
 
+REWARD_BINS = 41
 LIMIT = 6.0  # the outermost bins, symlog(x) = 6 or |x| = 402
+
+
+class Heads(nn.Module):
+    """Two small MLPs on the mean and the maximum of a frame's tokens.
+
+    Args:
+        width: D of the tokens.
+        frames: how many frames a frame of tokens stands for.
+    """
+
+    def __init__(self, width: int, frames: int = 1) -> None:
+        """Build the MLPs."""
+        super().__init__()
+        self.frames = frames
+        self.reward = SmallMLP(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, frames * REWARD_BINS))
+        self.termination = SmallMLP(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, frames))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T, P, D) to logits of rewards (B, T frames, REWARD_BINS) and of termination (B, T frames)."""
+        pooled = torch.cat([features.mean(dim=2), features.amax(dim=2)], dim=-1)  # (B, T, 2 D)
+        reward = self.reward(pooled).unflatten(-1, (self.frames, REWARD_BINS)).flatten(1, 2)
+        return reward, self.termination(pooled).flatten(1, 2)
 
 
 def _symlog(x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """What a session remembers between steps: the keys and values of its last frames.
 
-Its size is fixed, so that no step ever costs more than another. Keys are kept unturned and turned by their age when
+Its size is fixed, so that no step ever costs more than another. Keys are kept unrotated and rotated by their age when
 read, so that frame 100,000 is computed with the same small angles as frame 10. Frames lie in the order of their age,
 which is thus the same for all sessions; a frame's part never changes, so that sessions can share it
 (`engine.kv_blocks`).
-Legend: B sessions, N frames remembered, L time layers, P patches of a frame, H heads, E head width.
+Legend: B sessions, N frames remembered, T new frames, L time layers, P patches of a frame, H heads, E head width.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from worldsim.models.attention import TIME, Past
+from worldsim.models.config import DiTConfig
+from worldsim.models.rope import rotate, time_rotation
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,17 @@ class KVCache:
 
     @staticmethod
     def empty(
-        layers: int, batch: int, patches: int, heads: int, frames: int, width: int, dtype: torch.dtype = torch.float32
+        config: DiTConfig,
+        batch: int,
+        latent_size: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
     ) -> KVCache:
-        """A cache that knows nothing yet."""
-        zeros = torch.zeros(2, batch, frames, layers, patches, heads, width, dtype=dtype)
-        return KVCache(zeros[0], zeros[1], torch.zeros(batch, dtype=torch.long))
+        """The cache of `batch` sessions of a model that have seen nothing."""
+        layers, patches = config.pattern.count(TIME), config.patches(latent_size)
+        shape = (batch, config.context, layers, patches, config.heads, config.width // config.heads)
+        keys, values = torch.zeros(2, *shape, dtype=dtype, device=device)
+        return KVCache(keys, values, torch.zeros(batch, dtype=torch.long, device=device))
 
     @property
     def frames(self) -> int:
@@ -43,7 +53,18 @@ class KVCache:
         return self.keys.shape[1]
 
     def append(self, keys: Tensor, values: Tensor) -> KVCache:
-        """The cache after one more frame, whose keys and values are (B, L, P, H, E); the oldest one leaves."""
-        parts = zip((self.keys, self.values), (keys, values), strict=True)
-        grown = [torch.cat([old[:, 1:], new.unsqueeze(1).to(old.dtype)], dim=1) for old, new in parts]
-        return KVCache(grown[0], grown[1], self.count + 1)
+        """The cache after T more frames, whose keys and values are (B, T, L, P, H, E); the oldest ones leave."""
+        grown = [
+            torch.cat([old, new.to(old.dtype)], dim=1)[:, new.shape[1] :]
+            for old, new in ((self.keys, keys), (self.values, values))
+        ]
+        return KVCache(grown[0], grown[1], self.count + keys.shape[1])
+
+    def layers(self) -> list[Past]:
+        """What each time layer sees: keys rotated by their age, values, and a bias that hides what is not known."""
+        ages = torch.arange(self.frames, 0, -1, device=self.keys.device)
+        rotation = time_rotation(-self.frames, 0, self.keys.shape[-1], self.keys.device)
+        cos, sin = (part.unsqueeze(1) for part in rotation)  # (N, 1, 1, 1, E)
+        keys = rotate(self.keys, cos, sin)
+        bias = torch.where(ages <= self.count.unsqueeze(-1), 0.0, float("-inf"))  # (B, N)
+        return [Past(keys[:, :, i], self.values[:, :, i], bias) for i in range(self.keys.shape[2])]

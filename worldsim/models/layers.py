@@ -1,12 +1,10 @@
 """Small pieces of the transformer.
 
-Legend: B batch, T frames, P patches of a frame, D width, H heads, E head width.
+Legend: B batch, T frames, P patches of a frame, D width.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,55 +24,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return nn.functional.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 
-class OutLinear(Linear):
-    """A small linear whose rows do not depend on how many there are: the last step before numbers that must be equal.
-
-    Few columns make a kernel that changes with the number of rows, and with it the order of the sum and, in one of some
-    hundred thousand numbers, the last bit. In double precision that is far below what is kept. In training it does not
-    matter.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  -- the name it has in torch
-        """(..., in) to (..., out)."""
-        if torch.is_grad_enabled():
-            return super().forward(input)
-        bias = None if self.bias is None else self.bias.double()
-        return product(input.double(), self.weight.double(), bias).to(input.dtype)
+class NarrowLinear(Linear):
+    """A linear with few columns; `engine.batch_invariance` computes it otherwise."""
 
 
-FIXED_ROWS = 64  # that `in_fixed_rows` fills up to
+class FrameLinear(Linear):
+    """A linear of one vector a frame; `engine.batch_invariance` computes it otherwise."""
 
 
-def in_fixed_rows(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run a small network over rows x (..., in) among always as many rows, the others zero.
-
-    One vector a session makes products of few rows, for which kernels change with their number, and with the kernel, in
-    one of some hundred thousand numbers, the last bit (`engine.batch_invariance`). In training it does not matter.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    count = rows.shape[0]  # not len, which an exporter would take for a constant
-    if torch.is_grad_enabled() or count > FIXED_ROWS:
-        return call(x)
-    out = call(nn.functional.pad(rows, (0, 0, 0, FIXED_ROWS - count)))[:count]
-    return out.view(*x.shape[:-1], out.shape[-1])
-
-
-class SigmaEmbedder(nn.Module):
-    """A noise level in 0..1 as a vector: sinusoids through a small MLP (Ho et al. 2020, arXiv:2006.11239)."""
-
-    frequencies: Tensor
-
-    def __init__(self, width: int, bands: int = 32) -> None:
-        """`bands` sinusoids from half a period to some hundred periods over 0..1."""
-        super().__init__()
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(200), bands)) * math.pi, False)
-        self.mlp = nn.Sequential(nn.Linear(2 * bands, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, sigma: Tensor) -> Tensor:
-        """Levels (...,) to vectors (..., D)."""
-        angles = sigma.float().unsqueeze(-1) * self.frequencies.float()
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
+class SmallMLP(nn.Sequential):
+    """A small network of one vector a frame; `engine.batch_invariance` computes it otherwise."""
 
 
 class RMSNorm(nn.Module):
@@ -116,17 +75,11 @@ class SquaredReLU(torch.autograd.Function):
 
 
 class MLP(nn.Module):
-    """Two linears around a squared ReLU (So et al. 2021, arXiv:2109.08668), far cheaper on a CPU than a GELU.
-
-    Attributes:
-        parts: in how many parts the second product is summed up. Some kernels choose the order of a long sum by the
-            number of rows; short sums are the same for one session and for many (`engine.batch_invariance` finds out).
-    """
+    """Two linears around a squared ReLU (So et al. 2021, arXiv:2109.08668), far cheaper on a CPU than a GELU."""
 
     def __init__(self, width: int, ratio: float) -> None:
         """A hidden layer of `ratio` times `width`."""
         super().__init__()
-        self.parts = 1
         self.up = Linear(width, int(width * ratio))
         self.down = Linear(int(width * ratio), width)
 
@@ -134,42 +87,14 @@ class MLP(nn.Module):
         """(..., D) to (..., D)."""
         if torch.is_grad_enabled():
             return self.down(SquaredReLU.apply(self.up(x)))
-        ups = zip(self.up.weight.chunk(self.parts), self.up.bias.chunk(self.parts), strict=True)
-        hidden = [product(x, weight, bias).relu_().square_() for weight, bias in ups]
-        first, *others = zip(hidden, self.down.weight.chunk(self.parts, dim=1), strict=True)
-        out = product(*first, self.down.bias)
-        for part, weight in others:
-            out = out + product(part, weight)
-        return out
+        return self.down(self.up(x).relu_().square_())
+
+
+def norm(x: Tensor) -> Tensor:
+    """Layer norm of (..., D) without learned scales, as adaLN brings them."""
+    return nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """adaLN: x (B, T, P, D) with shift and scale (B, T, 1, D) (Peebles & Xie 2022, arXiv:2212.09748)."""
     return torch.addcmul(shift, x, 1 + scale)
-
-
-def rope(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of rotary angles (Su et al. 2021, arXiv:2104.09864).
-
-    Args:
-        positions: real coordinates (..., axes).
-        width: head width E; each axis rotates E / axes of it.
-        theta: slowest period.
-
-    Returns:
-        cos and sin for `rotate`, each (..., E); the sin of the first half is negative.
-    """
-    axes = positions.shape[-1]
-    bands = width // (2 * axes)
-    frequencies = theta ** (-torch.arange(bands, dtype=torch.float32, device=positions.device) / bands)
-    angles = (positions.float().unsqueeze(-1) * frequencies).flatten(-2)  # (..., axes * bands)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + E / 2) of x (..., E) by angles from `rope`, which must broadcast against it."""
-    if not torch.is_grad_enabled():  # in halves: compiled, a roll is slow
-        (a, b), (cos_a, cos_b), (sin_a, sin_b) = (part.chunk(2, -1) for part in (x, cos.to(x.dtype), sin.to(x.dtype)))
-        return torch.cat([a * cos_a + b * sin_a, b * cos_b + a * sin_b], dim=-1)
-    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin.to(x.dtype))

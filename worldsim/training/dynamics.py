@@ -17,6 +17,7 @@ from worldsim.data.latents import LatentData
 from worldsim.data.segments import SegmentSampler
 from worldsim.engine.simulator import Simulator
 from worldsim.models.dit import DiT
+from worldsim.models.initialise import compile_blocks
 from worldsim.models.text import PromptBook
 from worldsim.training.configs import DynamicsTraining
 from worldsim.training.self_forcing import SelfForcing, roll
@@ -49,7 +50,7 @@ class DynamicsTask:
         self.config, self.data, self.val, self.book, self.decode = config, data, val, book, decode
         self.module: DiT = config.model.build()
         if config.compiles():
-            self.module.compile_blocks()
+            compile_blocks(self.module)
         self.objective = config.objective.build(metric, data.some_frames().mean(dim=0))
         simulator = Simulator(self.module, book, config.objective.sampler(), frozen=False)
         self.sampler = SegmentSampler(config.batch, data, book, config.model, config.trainer.seed)
@@ -59,11 +60,11 @@ class DynamicsTask:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch: recorded segments, the model's own once `rollout_start` steps are over, and single frames."""
         batch = self.forcing.segments(step, generator)
-        loss, scalars = self.objective.loss(self.module, batch, generator)
+        loss, scalars = self.objective(self.module, batch, generator)
         if self.config.batch.image_samples:
             images = self.sampler.images(step, generator)
             share = self.config.batch.image_samples / batch.rows.numel()
-            loss = loss + share * self.objective.loss(self.module, images, generator)[0]
+            loss = loss + share * self.objective(self.module, images, generator)[0]
         return loss, {name: float(value.detach()) for name, value in scalars.items()}
 
     @torch.no_grad()

@@ -79,9 +79,9 @@ def build_optimizers(
     weight_decay: float,
     muon_dtype: torch.dtype = torch.float32,
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the parameters that `module.muon_parameters()` lists, if it does, and AdamW for the others."""
-    listed = getattr(module, "muon_parameters", None)
-    matrices = list(listed()) if listed is not None else []
+    """Muon for the matrices of the module's `blocks`, if it has such, and AdamW for all other parameters."""
+    named = module.named_parameters()
+    matrices = [parameter for name, parameter in named if name.startswith("blocks.") and parameter.ndim == 2]
     chosen = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
     optimizers: list[torch.optim.Optimizer] = [

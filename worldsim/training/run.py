@@ -13,7 +13,8 @@ from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError
 from worldsim.models.action import flat_size
 from worldsim.models.autoencoder import FrameAutoencoder
-from worldsim.models.dit import GATE_START
+from worldsim.models.config import GATE_START
+from worldsim.models.initialise import set_gate
 from worldsim.models.text import PromptBook
 from worldsim.training.autoencoder import load_run
 from worldsim.training.configs import DynamicsTraining
@@ -66,6 +67,13 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
                 f"the world {config.init_from} has the action space {world.action_space}, the dataset {config.data} "
                 f"has {dataset.action_space}; go on with a recording of the same game."
             )
+    shape = config.objective.shape(model)
+    if world is not None and shape != model:
+        raise ConfigError(
+            f"the world {config.init_from} predicts {model.output!r}, the objective {config.objective.objective!r} "
+            f"trains {shape.output!r}; train with the world's own objective, or without --init-from."
+        )
+    model = shape
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
     # trained foresaw ends five times too often.
     model = dataclasses.replace(model, context=min(config.model.context, config.batch.longest() - 1))
@@ -80,7 +88,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     if world is not None:
         task.module.load_state_dict(world.dynamics.state_dict())
         if model.newest_base and not world.dynamics.config.newest_base:
-            task.module.open_gate(GATE_START)
+            set_gate(task.module, GATE_START)
     return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
 
 

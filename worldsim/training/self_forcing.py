@@ -144,7 +144,7 @@ class RolloutBuffer:
 
     def _fill(self, simulator: Simulator, data: LatentData, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        history = simulator.dynamics.config.history
+        history = max(simulator.dynamics.config.history, 1)
         starts = data.sample_starts(self.size, MOVING_DEEP * self.frames, generator, history + self.lead)
         slots = torch.arange(self.size)
         # Spread over the slots, so that no batch has only these.

@@ -9,7 +9,6 @@ diffusion models for few steps (De Bortoli et al. 2025, arXiv:2502.02483).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from dataclasses import dataclass
 
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from worldsim.diffusion.noise import TRAIN_SAMPLE, TRAIN_SHARED, share_places, shared_channels
-from worldsim.diffusion.objective import Losses, Objective, ObjectiveConfig, batch_noise, condition, history_of
+from worldsim.diffusion.objective import Corrupted, Losses, Objective, ObjectiveConfig, batch_noise, condition
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.errors import ConfigError
-from worldsim.models.dit import DiT
+from worldsim.models.dit import DiTOutput
 from worldsim.types import SegmentBatch
 
 
@@ -90,31 +89,33 @@ class Energy(Objective):
         super().__init__(config)
         self.metric, self.mean_frame = metric, mean_frame
 
-    def segment_loss(self, module: DiT, batch: SegmentBatch, generator: torch.Generator) -> Losses:
-        """Score all frames but context frames.
+    def corrupt(self, batch: SegmentBatch, generator: torch.Generator) -> list[Corrupted]:
+        """Pure noise twice, but for context frames; self-rollouts go on from another future each."""
+        config, own = self.config, batch.rollouts
+        is_context = torch.rand(batch.rows.shape, generator=generator) < config.context_prob
+        is_context[:, 0] |= batch.no_history  # a first frame is sampled in many steps, see `corrupt_images`
+        is_context[:own] = False
+        x = torch.where(is_context[..., None, None, None, None], batch.target.unsqueeze(2), self.noise(batch))
+        sigma, given = (~is_context).float(), condition(batch, batch.seen[:, 0], config, generator)
+        first = Corrupted(x[:, :, 0], sigma, given, is_context)
+        if batch.step < config.second_sample_start:
+            return [first]
+        if own:  # the same past with the same noise on it, but what the other future saw of it
+            apart = batch.seen[:, 1] - batch.seen[:, 0]
+            given = dataclasses.replace(given, previous=given.previous + apart[:, -1 - batch.frames : -1])
+            if given.history is not None and given.history_sigma is not None:
+                clean = (1 - given.history_sigma)[..., None, None, None, None]
+                given.history = given.history + clean * batch.history(apart)
+        return [first, Corrupted(x[:, :, 1], sigma, given, is_context, gradient=config.both_gradients)]
+
+    def loss(self, batch: SegmentBatch, asked: list[Corrupted], answers: list[DiTOutput]) -> Losses:
+        """The score of all frames but context frames.
 
         Self-rollouts are two futures of one past, played apart: there the score also compares how each frame differs
         from the one before it, as no score of single frames can tell whether one goes on from the other.
         """
-        config, own, target = self.config, batch.rollouts, batch.target
-        two = batch.step >= config.second_sample_start
-        context = torch.rand(batch.rows.shape, generator=generator) < config.context_prob
-        context[:, 0] |= batch.no_history  # a first frame is sampled in many steps, see `image_loss`
-        context[:own] = False
-        noisy = torch.where(context[..., None, None, None, None], target.unsqueeze(2), self.noise(batch))
-        conditions = condition(batch, batch.seen[:, 0], config, generator)
-        shared = module.share(conditions)
-        modulation = module.modulate(module.level((~context).float()), shared.condition)
-        latents, features, _ = module.denoise(noisy[:, :, 0], modulation, shared)
-        first = second = latents.float()  # (B, T, C, h, w)
-        if two:
-            with contextlib.nullcontext() if config.both_gradients else torch.no_grad():
-                if own:
-                    other = history_of(batch.seen[:, 1] - batch.seen[:, 0], batch)  # (B, T, K, C, h, w)
-                    clean = (1 - conditions.history_sigma)[..., None, None, None, None]
-                    embedded = module.embed_history(conditions.history + clean * other, conditions.present)
-                    shared = dataclasses.replace(shared, embedded=embedded, newest=shared.newest + other[:, :, -1])
-                second = module.denoise(noisy[:, :, 1], modulation, shared)[0].float()
+        own, target, is_context, two = batch.rollouts, batch.target, asked[0].is_context, len(answers) == 2
+        first, second = answers[0].sample, answers[-1].sample  # (B, T, C, h, w)
         weight = self.place_weight(batch)
         score = self.score(first, second, target, weight)  # (B, T)
         apart = {}
@@ -125,13 +126,14 @@ class Energy(Objective):
             motion = self.score(*moved, truth, None if weight is None else weight[:own])
             score = torch.cat([(score[:own] + motion) / 2, score[own:]])
             apart = {"score_own": score[:own].mean(), "motion_own": motion.mean()}
-        if two and not config.both_gradients:
+        if two and not self.config.both_gradients:
             score = through_one_sample(score)
-        counted = (~context & batch.inside).float()
+        counted = (~is_context & batch.inside).float()
         denoise = (score * counted).sum() / counted.sum()
         # What happened to the model's own frames is not known.
-        heads, scalars = self.head_loss(*module.judge(features[own:]), batch, batch.inside[own:], own)
-        sampled = (~context & batch.inside)[own:]
+        reward, termination = answers[0].reward[own:], answers[0].termination[own:]
+        heads, scalars = self.head_loss(reward, termination, batch, batch.inside[own:], own)
+        sampled = (~is_context & batch.inside)[own:]
         scalars |= apart | {
             "score": score[own:][sampled].mean(),
             "error": (first - target)[own:][sampled].square().mean(),

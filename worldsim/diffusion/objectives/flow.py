@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from worldsim.diffusion.noise import TRAIN_CORRUPT
-from worldsim.diffusion.objective import Losses, Objective, ObjectiveConfig, batch_noise, condition, flow_weight
+from worldsim.diffusion.objective import (
+    Corrupted,
+    Losses,
+    Objective,
+    ObjectiveConfig,
+    batch_noise,
+    condition,
+    flow_weight,
+)
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.diffusion.schedules import add_noise, get_schedule, sample_sigmas
-from worldsim.models.dit import DiT
+from worldsim.models.dit import DiTOutput
 from worldsim.types import SegmentBatch
 
 
@@ -46,22 +54,25 @@ class FlowConfig(ObjectiveConfig):
 class Flow(Objective):
     """The squared error of the clean latents, weighted as that of the velocity."""
 
-    def segment_loss(self, module: DiT, batch: SegmentBatch, generator: torch.Generator) -> Losses:
+    def corrupt(self, batch: SegmentBatch, generator: torch.Generator) -> list[Corrupted]:
         """Frames at noise levels of their own; context frames are a little noisy, as the cache sees them."""
-        config, own, shape = self.config, batch.rollouts, batch.rows.shape
-        seen, target = batch.seen[:, 0], batch.target
-        context = torch.rand(shape, generator=generator) < config.context_prob
+        seen, shape = batch.seen[:, 0], batch.rows.shape
+        is_context = torch.rand(shape, generator=generator) < self.config.context_prob
         sigma = sample_sigmas(tuple(shape), generator)
-        sigma = torch.where(context, self.context_sigma * torch.rand(shape, generator=generator), sigma)
-        clean = torch.where(context[..., None, None, None], seen[:, -batch.frames :], target)
+        sigma = torch.where(is_context, self.context_sigma * torch.rand(shape, generator=generator), sigma)
+        clean = torch.where(is_context[..., None, None, None], seen[:, -batch.frames :], batch.target)
+        given = condition(batch, seen, self.config, generator)
+        noisy = add_noise(clean, batch_noise(batch, TRAIN_CORRUPT, batch.target.shape[1:]), sigma)
+        return [Corrupted(noisy, sigma, given, is_context)]
+
+    def loss(self, batch: SegmentBatch, asked: list[Corrupted], answers: list[DiTOutput]) -> Losses:
+        """The error of all frames but the model's own; reward and termination of context frames."""
+        own, sigma, is_context, (answer,) = batch.rollouts, asked[0].sigma, asked[0].is_context, answers
         counted = batch.inside.float()
-        counted[:own] -= context[:own].float()  # the model's own frames are no targets
-        conditions = condition(batch, seen, config, generator)
-        noisy = add_noise(clean, batch_noise(batch, TRAIN_CORRUPT, target.shape[1:]), sigma)
-        predicted = module(noisy, sigma, conditions)
-        error = (predicted.latents.float() - target).square().mean(dim=(2, 3, 4))  # (B, T)
+        counted[:own] -= is_context[:own].float()  # the model's own frames are no targets
+        error = (answer.sample - batch.target).square().mean(dim=(2, 3, 4))  # (B, T)
         denoise = (error * flow_weight(sigma) * counted).sum() / counted.sum()
-        heads, scalars = self.head_loss(predicted.reward, predicted.ended, batch, context)
+        heads, scalars = self.head_loss(answer.reward, answer.termination, batch, is_context)
         at_one = ((sigma == 1) * batch.inside * (~batch.no_history).unsqueeze(1)).float()
         scalars |= {"at_one": (error * at_one).sum() / at_one.sum().clamp(min=1)}
         if own:

@@ -1,0 +1,73 @@
+"""The shape of the dynamics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from worldsim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from worldsim.models.dit import DiT
+
+GATE_OPEN, GATE_START = 20.0, 2.0  # logits: all that is predicted, exactly (in float32); and mostly that
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """The shape of the dynamics."""
+
+    latent_channels: int = 24
+    latent_size: tuple[int, int] = (8, 8)  # of the frames it is trained on; other sizes run too
+    patch: tuple[int, int, int] = (1, 1, 1)  # (time, height, width) latents in a token
+    width: int = 192
+    heads: int = 3
+    pattern: str = "stssts"  # a layer each: s attends within a frame, t along time
+    text_layers: tuple[int, ...] = (0, 3)  # layers that also look at the prompt
+    mlp_ratio: float = 4.0
+    history: int = 4  # previous frames given as channels; 0 is none
+    action_size: int = 3  # numbers in a flattened action
+    action_history: int = 4  # last actions given to each frame
+    text_width: int = 384
+    context: int = 8  # frames the cache remembers
+    newest_base: bool = True  # whether frames begin as a gated change of the newest one; else the gate is left open
+    output: Literal["x", "v", "eps"] = "x"  # what is predicted: clean latents, the velocity, or the noise
+    learned_variance: bool = False  # whether there is a log-variance beside it (arXiv:2102.09672)
+    frames_per_latent: int = 1  # of an autoencoder with a stride in time; so many rewards a latent
+    fresh_noise: bool = False  # whether passes below noise level 1 take fresh noise (arXiv:2502.02483)
+    camera_size: int = 0  # numbers of a camera's pose; 0 is none
+    image_width: int = 0  # of the embedding of a picture of what is wanted; 0 is none
+    memory_width: int = 0  # of tokens of old frames, which layers that look at the prompt read; 0 is none
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together."""
+        if self.width % (4 * self.heads):
+            raise ConfigError(f"width {self.width} is not a multiple of 4 x heads ({self.heads}).")
+        if not self.pattern or set(self.pattern) - set("st"):
+            raise ConfigError(f"pattern {self.pattern!r} has other letters than 's' (space) and 't' (time).")
+        if min(self.patch) < 1 or len(self.patch) != 3:
+            raise ConfigError(f"patch is {self.patch}; allowed: three numbers of at least 1 (time, height, width).")
+        if any(size % side for size, side in zip(self.latent_size, self.patch[1:], strict=True)):
+            raise ConfigError(f"patch {self.patch} does not divide the latent size {self.latent_size}.")
+        if any(not 0 <= layer < len(self.pattern) for layer in self.text_layers):
+            raise ConfigError(f"text_layers {self.text_layers} name layers past the pattern {self.pattern!r}.")
+        if self.output not in ("x", "v", "eps"):
+            raise ConfigError(f"output is {self.output!r}; allowed: 'x', 'v', 'eps'.")
+        if self.output != "x" and self.newest_base:
+            raise ConfigError(f"newest_base needs output 'x', as its base is a frame; output is {self.output!r}.")
+        if min(self.history, self.action_history - 1, self.frames_per_latent - 1) < 0:
+            raise ConfigError(
+                f"history is {self.history} (at least 0), action_history {self.action_history} and frames_per_latent "
+                f"{self.frames_per_latent} (at least 1)."
+            )
+
+    def patches(self, latent_size: tuple[int, int] | None = None) -> int:
+        """How many patches a frame of latents has."""
+        height, width = latent_size or self.latent_size
+        return (height // self.patch[1]) * (width // self.patch[2])
+
+    def build(self) -> DiT:
+        """A freshly initialised model."""
+        from worldsim.models.dit import DiT
+
+        return DiT(self)
