@@ -140,7 +140,7 @@ def test_the_command_line_has_the_options_of_the_objective(tmp_path: Path, capsy
     with pytest.raises(SystemExit):
         parsed("--num-denoising-steps", "3")  # energy samples a frame in one pass
     assert "--num-denoising-steps" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="no objective 'flwo'. Did you mean 'flow'.*Known: energy, flow"):
+    with pytest.raises(ConfigError, match="no objective 'flwo'. Did you mean 'flow'.*Known: ddpm, energy, flow"):
         parsed("--objective", "flwo")
 
 

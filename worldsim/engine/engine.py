@@ -3,16 +3,13 @@
 The contract (docs/engine.md says what it means and where it ends): the same seed, prompts and actions give the same
 frames, bit for bit, whoever shares the batch; a fork costs the same at any age and shares memory until it differs; a
 session too many is refused and changes nothing for the others. A call that fails leaves all sessions as they were.
-Past 400 lines, because every call changes the same table of sessions under one lock.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,10 +25,11 @@ from worldsim.engine.batch_invariance.sizes import Sizes
 from worldsim.engine.batching import in_pieces, spread
 from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.engine.runtimes import MOST_ROWS, Runtime
-from worldsim.engine.session import Session, Snapshot
+from worldsim.engine.session import Snapshot
 from worldsim.engine.simulator import ModelOutput, Simulator, State
 from worldsim.engine.starts import complete
 from worldsim.engine.stats import Stats
+from worldsim.engine.stepper import Stepper
 from worldsim.engine.table import SessionTable
 from worldsim.engine.tuning import choose
 from worldsim.errors import ActionError, ConfigError, FrameError
@@ -85,7 +83,7 @@ class Engine:
         self.threads = os.cpu_count() or 1 if threads is None else threads
         if self.threads < 1 or (max_sessions is not None and max_sessions < 1):
             raise ConfigError(f"threads is {threads} and max_sessions {max_sessions}; both must be at least 1.")
-        self.world, self.exact, self.isolated, self.clips = world, exact, isolated, clips
+        self.world, self.exact, self.isolated = world, exact, isolated
         self.runtime: Runtime = choose(world, runtime)
         self.sampler = sampler or SamplerConfig.of(world.card.sampler)
         stages = in_pieces(self.runtime.stages, lambda: self.sizes)
@@ -98,11 +96,11 @@ class Engine:
             memory_mb,
             max_sessions,
             {"world": world.fingerprint(), "name": world.card.name, "runtime": self.runtime.identity},
-            self._drop_clips,
+            lambda: self.stepper.drop_clips(),
         )
+        self.stepper = Stepper(self.simulator, self.table, self.runtime.autoencoder, clips)
         self.sessions = self.table.open
         self.counts = Stats()
-        self._clips: OrderedDict[tuple[str, str], Snapshot] = OrderedDict()
         self._lock = threading.RLock()
         self._workers: ThreadPoolExecutor | None = None
 
@@ -145,15 +143,15 @@ class Engine:
             openings = [complete(opening, self.world, self.reach) for opening in openings]
             self.table.admit(len(openings))
             fresh = [opening for opening in openings if opening.start is None]
-            drawn = iter(self._compute(self._first, [fresh])[0] if fresh else [])
+            drawn = iter(self._compute(self.stepper.first, [fresh])[0] if fresh else [])
             sessions = []
             for opening in openings:
                 if opening.start is None:
                     sessions.append(next(drawn))
                     continue
-                clip = self._compute(self._clip, [opening])[0]
+                clip = self._compute(self.stepper.clip, [opening])[0]
                 self.table.pool.acquire(clip.blocks)  # before another clip takes its place
-                sessions.append(replace(clip, seed=opening.seed, guidance=self._guidance(opening)))
+                sessions.append(replace(clip, seed=opening.seed, guidance=self.stepper.guidance(opening)))
             return [self.table.add(session) for session in sessions]
 
     def close(self, session: int | None = None) -> None:
@@ -168,7 +166,7 @@ class Engine:
                 return
             for number in list(self.sessions):
                 self.table.remove(number)
-            self._drop_clips()
+            self.stepper.drop_clips()
             if self._workers is not None:
                 self._workers.shutdown()
                 self._workers = None
@@ -269,16 +267,8 @@ class Engine:
             )
         with self._lock:
             flat = self._flatten(session, action)
-
-            def take(old: Session) -> tuple[State, ModelOutput]:
-                state = self.table.gather([old])
-                state.push(flat[None])
-                latents = self.runtime.autoencoder.encode(torch.from_numpy(frame[None].copy()))
-                return state, self.simulator.take(state, latents)
-
-            state, outcome = self._compute(take, [self.sessions[session]])[0]
-            new = self.table.advance(self.sessions[session], 0, state, outcome, frame.copy())
-            self.sessions[session] = new
+            observed = self._compute(lambda old: self.stepper.observe(old, flat, frame), [self.sessions[session]])
+            new = self.sessions[session] = observed[0]
             return new.as_step(frame.copy())
 
     def check(self, session: int, action: Any) -> None:
@@ -351,7 +341,12 @@ class Engine:
         )
         ends = np.cumsum(sizes).tolist()
         groups = [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-        drawn = self._compute(lambda group: self._draw(group, actions, decode), groups)
+
+        def draw(group: list[int]) -> tuple[State, ModelOutput, np.ndarray | None]:
+            sessions, flat = [self.sessions[number] for number in group], [actions[number] for number in group]
+            return self.stepper.step(sessions, torch.stack(flat), decode)
+
+        drawn = self._compute(draw, groups)
         steps: dict[int, StepResult] = {}
         for group, (state, outcome, frames) in zip(groups, drawn, strict=True):  # nothing has changed up to here
             for row, number in enumerate(group):
@@ -361,53 +356,6 @@ class Engine:
                 steps[number] = new.as_step(frame.copy())
         self.counts.note(time.perf_counter() - begun, sizes)
         return steps
-
-    def _draw(self, numbers: list[int], actions: dict[int, Tensor], decode: bool) -> tuple[State, ModelOutput, Any]:
-        state = self.table.gather([self.sessions[number] for number in numbers])
-        state.push(torch.stack([actions[number] for number in numbers]))
-        outcome = self.simulator.draw(state)
-        return state, outcome, self.simulator.stages.decode(outcome.latents).cpu().numpy() if decode else None
-
-    def _first(self, openings: list[SessionSpec]) -> list[Session]:
-        """Sessions whose first frame is drawn from their prompt."""
-        new_session = [self.table.new_session(o.seed, o.prompt or "", self._guidance(o)) for o in openings]
-        state = self.table.gather(new_session)
-        state.push(None)
-        outcome = self.simulator.draw(state, first=True)
-        frames = self.simulator.stages.decode(outcome.latents).cpu().numpy()
-        return [self.table.advance(old, row, state, outcome, frames[row].copy()) for row, old in enumerate(new_session)]
-
-    def _clip(self, opening: SessionSpec) -> Session:
-        """A session that has seen a clip; the last few are kept, as all that begin so can share its memory."""
-        assert isinstance(opening.start, Mapping)  # as `complete` makes it
-        frames, actions, prompt = opening.start["frames"], opening.start["actions"], opening.prompt or ""
-        digest = hashlib.blake2b(frames.tobytes(), digest_size=16)
-        digest.update(actions.numpy().tobytes())
-        key = (digest.hexdigest(), self.world.book.key(prompt))
-        if key in self._clips:
-            self._clips.move_to_end(key)
-            return self._clips[key].session
-        # One by one, as `observe` encodes them: kernels may differ in their last bits by how many there are.
-        encode = self.runtime.autoencoder.encode
-        latents = torch.cat([encode(frame) for frame in torch.from_numpy(frames).split(1)])
-        session = self.table.new_session(0, prompt, 1.0)
-        for i, frame in enumerate(frames):
-            state = self.table.gather([session])
-            state.push(None if i == 0 else actions[i - 1 : i].to(self.simulator.device))
-            outcome = self.simulator.take(state, latents[i : i + 1])
-            session = self.table.advance(session, 0, state, outcome, frame.copy())
-        self._clips[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
-        self.table.pool.release(session.blocks)  # the snapshot holds them now
-        while len(self._clips) > self.clips:
-            self._clips.popitem(last=False)[1].close()
-        return session
-
-    def _guidance(self, opening: SessionSpec) -> float:
-        return self.sampler.guidance if opening.guidance is None else opening.guidance
-
-    def _drop_clips(self) -> None:
-        while self._clips:
-            self._clips.popitem()[1].close()
 
     def _flatten(self, number: int, action: Any) -> Tensor:
         self.table.get(number)

@@ -1,0 +1,98 @@
+"""What sessions become: first frames, clips, the next frame. No session is changed here.
+
+Legend: B sessions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldsim.engine.records import SessionSpec
+from worldsim.engine.session import Session, Snapshot
+from worldsim.engine.simulator import ModelOutput, Simulator, State
+from worldsim.engine.table import SessionTable
+from worldsim.models.autoencoder import Autoencoder
+
+
+class Stepper:
+    """Computes for the sessions of a table.
+
+    Args:
+        simulator: steps them.
+        table: where their memory is.
+        autoencoder: encodes given frames.
+        clips: of so many of the last clips that sessions began from the memory is kept.
+    """
+
+    def __init__(self, simulator: Simulator, table: SessionTable, autoencoder: Autoencoder, clips: int) -> None:
+        """Keep the parts."""
+        self.simulator, self.table, self.autoencoder, self.clips = simulator, table, autoencoder, clips
+        self._kept: OrderedDict[tuple[str, str], Snapshot] = OrderedDict()
+
+    def step(
+        self, sessions: list[Session], actions: Tensor, decode: bool
+    ) -> tuple[State, ModelOutput, np.ndarray | None]:
+        """The next frames of some sessions under flattened actions (B, action_size), decoded if asked for."""
+        state = self.table.gather(sessions)
+        state.push(actions)
+        outcome = self.simulator.draw(state)
+        return state, outcome, self._decoded(outcome) if decode else None
+
+    def observe(self, session: Session, action: Tensor, frame: np.ndarray) -> Session:
+        """A session after a given frame, which an action (action_size,) led to."""
+        state = self.table.gather([session])
+        state.push(action[None])
+        latents = self.autoencoder.encode(torch.from_numpy(frame[None].copy()))
+        return self.table.advance(session, 0, state, self.simulator.take(state, latents), frame.copy())
+
+    def first(self, openings: list[SessionSpec]) -> list[Session]:
+        """Sessions whose first frame is sampled from their prompt."""
+        begun = [self.table.new_session(o.seed, o.prompt or "", self.guidance(o)) for o in openings]
+        state = self.table.gather(begun)
+        state.push(None)
+        outcome = self.simulator.draw(state, first=True)
+        frames: Any = self._decoded(outcome)
+        return [self.table.advance(old, row, state, outcome, frames[row].copy()) for row, old in enumerate(begun)]
+
+    def clip(self, opening: SessionSpec) -> Session:
+        """A session that has seen a clip; the last few are kept, as all that begin so can share its memory."""
+        assert isinstance(opening.start, Mapping)  # as `starts.complete` makes it
+        frames, actions, prompt = opening.start["frames"], opening.start["actions"], opening.prompt or ""
+        digest = hashlib.blake2b(frames.tobytes(), digest_size=16)
+        digest.update(actions.numpy().tobytes())
+        key = (digest.hexdigest(), self.simulator.book.key(prompt))
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key].session
+        # One by one, as `observe` encodes them: kernels may differ in their last bits by how many there are.
+        latents = torch.cat([self.autoencoder.encode(frame) for frame in torch.from_numpy(frames).split(1)])
+        session = self.table.new_session(0, prompt, 1.0)
+        for i, frame in enumerate(frames):
+            state = self.table.gather([session])
+            state.push(None if i == 0 else actions[i - 1 : i].to(self.simulator.device))
+            outcome = self.simulator.take(state, latents[i : i + 1])
+            session = self.table.advance(session, 0, state, outcome, frame.copy())
+        self._kept[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
+        self.table.pool.release(session.blocks)  # the snapshot holds them now
+        while len(self._kept) > self.clips:
+            self._kept.popitem(last=False)[1].close()
+        return session
+
+    def drop_clips(self) -> None:
+        """Give up the memory of clips, which can be had again."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+
+    def guidance(self, opening: SessionSpec) -> float:
+        """The guidance of a session that begins, the sampler's where it has none of its own."""
+        return self.simulator.sampler.guidance if opening.guidance is None else opening.guidance
+
+    def _decoded(self, outcome: ModelOutput) -> np.ndarray:
+        return self.simulator.stages.decode(outcome.latents).cpu().numpy()
