@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from worldsim.bridges.hosted import Keys
+from worldsim.bridges.host.hosted import Keys
 from worldsim.envs.keymap import KeyMap
 from worldsim.errors import ActionError, ProtocolError
 

@@ -22,8 +22,8 @@ import zmq
 
 from worldsim.bridges import messages
 from worldsim.bridges.client import RemoteEngine
-from worldsim.bridges.connection import ConnectionConfig
-from worldsim.bridges.host import Host, HostConfig, ipc_address
+from worldsim.bridges.client.connection import ConnectionConfig
+from worldsim.bridges.host.server import Host, HostConfig, ipc_address
 from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.envs.world_env import make_engine
 from worldsim.errors import BridgeError, ConfigError

@@ -38,7 +38,7 @@ except ImportError as cause:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOKEN = "WORLDSIM_WEB_TOKEN"  # environment variable
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parent / "addons" / "page"
 FILES = {"style.css": "text/css", "play.js": "text/javascript", "client.js": "text/javascript"}
 QUEUE = 64  # messages that may wait at the host's socket for one browser
 SLOW = 256 * 1024  # bytes that wait for a browser, over which frames are left out

@@ -12,13 +12,13 @@ import pytest
 from hosting import HostProcess, drive
 from nonsense import fuzz, nonsense
 
-from worldsim.bridges.checkpoints import Checkpoints
-from worldsim.bridges.dispatch import receive
 from worldsim.bridges.frames import SharedFolder
+from worldsim.bridges.host.checkpoints import Checkpoints
+from worldsim.bridges.host.dispatch import receive
+from worldsim.bridges.host.records import ServiceConfig
+from worldsim.bridges.host.service import Service
 from worldsim.bridges.messages import Message, pack, unpack
 from worldsim.bridges.protocol import ERRORS
-from worldsim.bridges.records import ServiceConfig
-from worldsim.bridges.service import Service
 from worldsim.engine.engine import Engine
 from worldsim.world import World
 

@@ -58,10 +58,10 @@ from proxies import (
 )
 
 from worldsim.bridges import protocol
-from worldsim.bridges.check_client import check_client
-from worldsim.bridges.check_host import CHECKS, check_host
-from worldsim.bridges.checks import reply_faults
 from worldsim.bridges.client import RemoteEngine
+from worldsim.bridges.conformance.check_client import check_client
+from worldsim.bridges.conformance.check_host import CHECKS, check_host
+from worldsim.bridges.conformance.checks import reply_faults
 from worldsim.bridges.messages import Message
 from worldsim.engine.records import SessionSpec
 from worldsim.errors import SnapshotMismatch
@@ -105,7 +105,15 @@ def test_our_host_with_small_limits(strict_host: HostProcess) -> None:
 
 
 def test_the_command_for_hosts(host: HostProcess) -> None:
-    words = [sys.executable, "-m", "worldsim.bridges.check_host", host.address, "--only", "open-step", "lease"]
+    words = [
+        sys.executable,
+        "-m",
+        "worldsim.bridges.conformance.check_host",
+        host.address,
+        "--only",
+        "open-step",
+        "lease",
+    ]
     said = subprocess.run(words, capture_output=True, text=True, timeout=60)
     lines = said.stdout.splitlines()
     assert said.returncode == 0 and lines[-1] == "3 ok, 0 failed, 1 skipped"

@@ -17,7 +17,7 @@ from tiny import OPENINGS
 
 import worldsim.envs  # noqa: F401  -- registers the ids
 from worldsim.bridges.client import RemoteEngine, RemoteEnv, RemoteVectorEnv
-from worldsim.bridges.connection import Connection, ConnectionConfig
+from worldsim.bridges.client.connection import Connection, ConnectionConfig
 from worldsim.engine.engine import Engine
 from worldsim.engine.records import SessionSpec
 from worldsim.envs.keymap import keymap_for

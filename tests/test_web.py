@@ -32,7 +32,7 @@ pytest.importorskip("aiohttp", reason='the page needs aiohttp: pip install "worl
 
 import aiohttp  # noqa: E402
 
-from worldsim.bridges.connection import Connection  # noqa: E402
+from worldsim.bridges.client.connection import Connection  # noqa: E402
 from worldsim.bridges.web import WebConfig, join, split  # noqa: E402
 from worldsim.errors import ConfigError  # noqa: E402
 

@@ -285,8 +285,8 @@ def serve(args: Sequence[str]) -> None:
     Example: worldsim serve --worlds car-racing doom --web
     Clients come by ZeroMQ (docs/protocol.md). --resume goes on with the sessions of a host that was stopped or killed.
     """
-    from worldsim.bridges.serve import ServeConfig
-    from worldsim.bridges.serve import serve as run
+    from worldsim.bridges.host.serve import ServeConfig
+    from worldsim.bridges.host.serve import serve as run
 
     run(parse(ServeConfig, "serve", args, serve.__doc__, flat=True))
 
@@ -296,8 +296,8 @@ def top(args: Sequence[str]) -> None:
 
     Example: worldsim top --address tcp://127.0.0.1:5570
     """
-    from worldsim.bridges.top import TopConfig
-    from worldsim.bridges.top import top as run
+    from worldsim.bridges.client.top import TopConfig
+    from worldsim.bridges.client.top import top as run
 
     run(parse(TopConfig, "top", args, top.__doc__))
 

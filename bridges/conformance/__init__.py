@@ -1,0 +1,1 @@
+"""Checks for authors of clients and hosts: whether one follows the protocol."""
