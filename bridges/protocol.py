@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -247,6 +248,11 @@ PUSHES: dict[str, Verb] = {
     ),
     "bye": Verb("The host stops.", (), (Field("resume", "bool", "whether its sessions can be gone on with"),)),
 }  # fmt: skip
+
+
+def new_token() -> str:
+    """Make a token that nobody can guess."""
+    return secrets.token_hex(16)
 
 
 def short(value: Any) -> str:

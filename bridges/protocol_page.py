@@ -16,8 +16,7 @@ from worldsim.bridges.protocol import ERRORS, KINDS, PUSHES, VERBS, Field, Verb
 INTRODUCTION = f"""# The bridge's protocol, version {protocol.VERSION}
 
 This page is made from `bridges/protocol.py` (`python -m worldsim.bridges.protocol_page > docs/protocol.md`); a test
-keeps the two equal. `worldsim.bridges.conformance.check_client` and `worldsim.bridges.conformance.check_host` tell whether a client or a host of
-your own follows it.
+keeps the two equal. `worldsim.bridges.conformance` has programs that check a client or a host of your own against it.
 
 ## In short
 

@@ -37,7 +37,7 @@ def consistent(service: Service) -> None:
     tokens = {token for hosted in service.sessions.values() for token in hosted.tokens()}
     assert set(service.tokens) == tokens
     assert set(map(id, service.born.values())) == set(map(id, service.sessions.values()))
-    waiting = {id(hosted) for wish in served.wishes for hosted in wish.sessions}
+    waiting = {id(hosted) for pending in served.pending for hosted in pending.sessions}
     assert waiting == {id(hosted) for hosted in service.sessions.values() if hosted.pending}
     assert len(service.snapshots) <= len(service.clients) * service.config.snapshots
 

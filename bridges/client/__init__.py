@@ -11,25 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldsim.bridges.client.connection import Connection, ConnectionConfig
-    from worldsim.bridges.client.engine import (
-        LOCAL,
-        RemoteEngine,
-        RemoteEnv,
-        RemoteSession,
-        RemoteSnapshot,
-        RemoteVectorEnv,
-        RemoteWorld,
-    )
+    from worldsim.bridges.client.engine import LOCAL, RemoteEngine, RemoteSession, RemoteSnapshot, RemoteWorld
+    from worldsim.bridges.client.envs import RemoteEnv, RemoteVectorEnv
 
 _HOME = {
     "LOCAL": "engine",
     "Connection": "connection",
     "ConnectionConfig": "connection",
     "RemoteEngine": "engine",
-    "RemoteEnv": "engine",
+    "RemoteEnv": "envs",
     "RemoteSession": "engine",
     "RemoteSnapshot": "engine",
-    "RemoteVectorEnv": "engine",
+    "RemoteVectorEnv": "envs",
     "RemoteWorld": "engine",
 }
 

@@ -1,27 +1,20 @@
-"""A remote world in Python, as if it were here: an engine whose sessions a host keeps, and environments on it.
-
-Needs numpy, pyzmq and gymnasium; no torch. `connection.Connection` is the level below, for other uses of the protocol.
-"""
+"""An engine whose sessions a host keeps: the calls and the errors of a local engine, without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
 
 from worldsim.bridges import protocol
 from worldsim.bridges.actions import to_json
 from worldsim.bridges.client.connection import Connection, ConnectionConfig
 from worldsim.bridges.messages import Message
 from worldsim.engine.records import SessionSpec, StepResult
-from worldsim.envs.vector_env import WorldVectorEnv
-from worldsim.envs.world_env import WorldEnv
 from worldsim.errors import ActionError, BridgeError, ConfigError, InputError, SessionError
 from worldsim.models.action import space_from_json
 
@@ -281,77 +274,7 @@ class RemoteEngine:
         return StepResult(own, reward, ended, step, terminated)
 
 
-class RemoteEnv(WorldEnv):
-    """A world that a host serves, as `worldsim/Remote-v0`: bit for bit the `WorldEnv` of the same world and seed.
-
-    Args:
-        address: of the host.
-        world: which, where it serves several.
-        render_mode: None, "rgb_array" or "human".
-        prompt: what `reset` uses when its options say nothing.
-        engine: share this one.
-        settings: of the connection, see `ConnectionConfig`.
-
-    Raises:
-        BridgeError: there is no host.
-        ConfigError: a setting that is not allowed.
-    """
-
-    def __init__(
-        self,
-        address: str = LOCAL,
-        world: str | None = None,
-        render_mode: str | None = None,
-        prompt: str | None = None,
-        engine: RemoteEngine | None = None,
-        **settings: Any,
-    ) -> None:
-        """Connect, or share the `engine` of another environment."""
-        own = engine is None
-        super().__init__(
-            render_mode=render_mode, prompt=prompt, engine=engine or RemoteEngine(address, world, _config(settings))
-        )
-        self._own_engine = own
-
-
-class RemoteVectorEnv(WorldVectorEnv):
-    """Vectorised `RemoteEnv`: one request a step, one pass at the host. See `WorldVectorEnv` for what is not here."""
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        address: str = LOCAL,
-        world: str | None = None,
-        render_mode: str | None = None,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        prompt: str | Sequence[str | None] | None = None,
-        max_episode_steps: int | None = None,
-        engine: RemoteEngine | None = None,
-        **settings: Any,
-    ) -> None:
-        """Connect."""
-        own = engine is None
-        super().__init__(
-            num_envs,
-            render_mode=render_mode,
-            autoreset_mode=autoreset_mode,
-            prompt=prompt,
-            max_episode_steps=max_episode_steps,
-            engine=engine or RemoteEngine(address, world, _config(settings)),
-        )
-        self._own_engine = own
-
-
 def _world(about: Mapping[str, Any]) -> RemoteWorld:
     names = ("name", "fps", "keys", "prompts", "episode_steps")
     card = SimpleNamespace(**{name: about[name] for name in names}, frame_size=tuple(about["frame_size"]))
     return RemoteWorld(card, space_from_json(about["action_space"]), range(about["starts"]), about["fingerprint"])
-
-
-def _config(settings: Mapping[str, Any]) -> ConnectionConfig:
-    paths = {name: Path(value) for name, value in settings.items() if name in ("key", "host_key") and value is not None}
-    try:
-        return ConnectionConfig(**{**settings, **paths})
-    except TypeError as error:
-        allowed = ", ".join(ConnectionConfig.__dataclass_fields__)
-        raise ConfigError(f"unknown setting of the connection ({error}); allowed: {allowed}.") from error

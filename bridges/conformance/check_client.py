@@ -1,11 +1,11 @@
-"""Whether a client keeps to the protocol.
+"""Check whether a client follows the protocol; for authors of clients.
 
 python -m worldsim.bridges.conformance.check_client -- my-client {address} {frames}
 
-For authors of clients. A made-up host is started, and the client with it: it must say hello, open one session, step it
-as many frames as it is told, one after the other, and end. It is told the address and the number in place of {address}
-and {frames}, and in WORLDSIM_ADDRESS and WORLDSIM_FRAMES. It is run once for each check; in most of them the host does
-what networks and hosts do on bad days. Frames are made up too, so nothing but numpy and pyzmq is needed.
+Each check starts a scripted host and runs the client once. The client must say hello, open one session, step it
+{frames} times, one step after the other, and end. Address and number stand in its command for {address} and {frames},
+and in WORLDSIM_ADDRESS and WORLDSIM_FRAMES. In most checks the host does what networks and hosts do on bad days. It
+makes its frames up, so that nothing but numpy and pyzmq is needed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Whether a host keeps to the protocol: `python -m worldsim.bridges.conformance.check_host tcp://127.0.0.1:5570`.
+"""Check whether a host follows the protocol; for authors of hosts.
 
-For authors of hosts. It speaks through plain sockets, so that it can say wrong things too, and prints a line for each
-check: ok, FAILED or skipped. It opens sessions of its own, closes them, and leaves those of others alone. A host that
-does nothing else at the time is fairer: two checks measure how long things take.
+python -m worldsim.bridges.conformance.check_host tcp://127.0.0.1:5570
+
+The checks speak through plain sockets, so that they can send wrong messages too. Each prints a line: ok, FAILED or
+skipped. They open and close sessions of their own, and touch no others. Run them on an idle host: two of them measure
+time.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import zmq
 
 from worldsim.bridges import messages, protocol
 from worldsim.bridges.conformance.checks import Failed, brief
-from worldsim.bridges.host.hosted import new_token
 from worldsim.bridges.messages import Message
+from worldsim.bridges.protocol import new_token
 from worldsim.errors import ProtocolError
 
 FRAMES = 8  # fewer would end before the troubles do

@@ -12,7 +12,7 @@ from worldsim.bridges.conformance.scripted_host import (
     Trouble,
     made_up,
 )
-from worldsim.bridges.host.hosted import new_token
+from worldsim.bridges.protocol import new_token
 
 
 class Plain(Trouble):

@@ -8,7 +8,8 @@ from typing import Any
 
 from worldsim.bridges import messages, protocol
 from worldsim.bridges.host.records import Call, Client
-from worldsim.bridges.host.service import MOST_PEERS, Service
+from worldsim.bridges.host.registry import MOST_PEERS
+from worldsim.bridges.host.service import Service
 from worldsim.bridges.host.verbs import HANDLERS
 from worldsim.errors import ProtocolError
 

@@ -1,31 +1,26 @@
-"""One session as a host keeps it: who may do what with it, what is held, who watches."""
+"""One session of a host: its tokens and roles, the controls in force, its watchers."""
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 from gymnasium import spaces
 
 from worldsim.bridges.frames import Ring
+from worldsim.bridges.host.controls import resolve, split
+from worldsim.bridges.protocol import new_token
 from worldsim.envs.keymap import KeyMap
-from worldsim.errors import ActionError, ProtocolError
+from worldsim.errors import ProtocolError
 
 Role = Literal["owner", "player", "watcher"]
 RequestKey = tuple[str, int | str]
-"""A client and the id of its request, with a number behind it in a batch: what a repeated request is known by."""
-
-
-def new_token() -> str:
-    """A name that nobody can guess."""
-    return secrets.token_hex(16)
+"""Identifies a request when it comes again: the client and the request's id, with a number behind it in a batch."""
 
 
 @dataclass
 class Watch:
-    """One connection that has a session's frames pushed to it."""
+    """One connection that a session's frames are pushed to."""
 
     id: int
     token: str
@@ -38,7 +33,7 @@ class Watch:
 
 @dataclass
 class Share:
-    """How two players share a session's controls.
+    """How two players share the controls of a session.
 
     Attributes:
         mode: "turns" or "split".
@@ -55,29 +50,29 @@ class Share:
     parts: list[Any] = field(default_factory=list)
 
     def turn(self, step: int) -> Role:
-        """Whose turn the frame after `step` is."""
+        """Say whose turn the frame after `step` is."""
         return "player" if (step - self.since) // self.every % 2 else "owner"
 
 
 @dataclass
 class Hosted:
-    """A session with a host.
+    """One session of a host.
 
     Attributes:
-        token: who knows it may do everything.
-        watch: who knows it may watch.
+        token: gives all rights.
+        watch: a token that gives the right to watch.
         world: its name.
         number: the engine's.
-        owner: the client that opened it, by key or token: whose share of sessions it counts against.
+        owner: the client that opened it, by key or token: it counts against that client's share of sessions.
         born: the request that opened it.
-        mark: the last request that drew a frame or began anew.
+        last_request: the last request that drew a frame or began anew.
         pending: the request that waits for its frame.
-        seen: the highest id of each client's requests that change the session: older ones come late.
-        kept: the last snapshot that was asked for, and the request.
-        shared: the request that let the second player in.
+        seen: the highest id of each client's requests that change the session: an older one comes late.
+        snapshot: the last request for a snapshot, and the token that it got.
+        share_request: the request that made the second player's token.
         episode: frames since the last reset.
-        held: by role, the action held, or the keys.
-        fps: of the clock; 0 while it stands.
+        controls: the action or the `Keys` in force, by role.
+        fps: of the clock; 0 while it is paused.
         due: when the clock draws next.
     """
 
@@ -90,32 +85,32 @@ class Hosted:
     watch: str = field(default_factory=new_token)
     encoding: str = "raw"
     quality: int = 90
-    mark: RequestKey | None = None
+    last_request: RequestKey | None = None
     pending: RequestKey | None = None
     seen: dict[str, int] = field(default_factory=dict)
-    kept: tuple[RequestKey, str] | None = None
-    shared: RequestKey | None = None
+    snapshot: tuple[RequestKey, str] | None = None
+    share_request: RequestKey | None = None
     episode: int = 0
     share: Share | None = None
-    held: dict[str, Any] = field(default_factory=dict)
+    controls: dict[str, Any] = field(default_factory=dict)
     fps: float = 0.0
     due: float = 0.0
     watchers: dict[bytes, Watch] = field(default_factory=dict)
     ring: Ring | None = None
 
     def tokens(self) -> dict[str, Role]:
-        """Every token of the session, and what its holder is."""
+        """List all tokens of the session, with the role that each gives."""
         player: dict[str, Role] = {self.share.token: "player"} if self.share else {}
         return {self.token: "owner", self.watch: "watcher", **player}
 
-    def hold(self, role: Role, step: int, wish: Any, lockstep: bool) -> None:
-        """Keep what a player holds.
+    def set_control(self, role: Role, step: int, control: Any, lockstep: bool) -> None:
+        """Put a player's action or keys in force.
 
         Args:
-            role: who.
+            role: of the player.
             step: how many frames the session has.
-            wish: an action, or `Keys`.
-            lockstep: whether a frame is asked for, which must be one's own.
+            control: an action, or `Keys`.
+            lockstep: whether the request asks for a frame, which must be the player's turn.
 
         Raises:
             ProtocolError: not-your-turn.
@@ -123,70 +118,18 @@ class Hosted:
         if lockstep and self.share and self.share.mode == "turns" and self.share.turn(step) != role:
             whose = self.share.turn(step)
             raise ProtocolError("not-your-turn", f"frame {step + 1} is the {whose}'s.", {"turn": whose})
-        self.held[role] = wish
+        self.controls[role] = control
 
     def action(self, step: int, space: spaces.Space, keymap: KeyMap) -> Any:
-        """The action for the frame after `step`: what is held, combined as the share says.
+        """Compute the action for the frame after `step` from the controls in force, combined as the share says.
 
         Raises:
-            ActionError: what is held does not combine.
+            ActionError: the controls of two players do not combine.
         """
         rest = keymap.entries[frozenset()]
         if self.share is None:
-            return resolve(self.held.get("owner", rest), keymap)
+            return resolve(self.controls.get("owner", rest), keymap)
         if self.share.mode == "turns":
-            return resolve(self.held.get(self.share.turn(step), rest), keymap)
-        first, second = self.held.get("owner", rest), self.held.get("player", rest)
+            return resolve(self.controls.get(self.share.turn(step), rest), keymap)
+        first, second = self.controls.get("owner", rest), self.controls.get("player", rest)
         return split(first, second, self.share.parts, space, keymap)
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Keys held, in the order of their names."""
-
-    names: tuple[str, ...]
-
-
-def resolve(wish: Any, keymap: KeyMap) -> Any:
-    """The action that is meant by an action or by keys."""
-    return keymap.action(wish.names) if isinstance(wish, Keys) else wish
-
-
-def split(first: Any, second: Any, parts: list[Any], space: spaces.Space, keymap: KeyMap) -> Any:
-    """One action of two players': the second has `parts` of it.
-
-    Raises:
-        ActionError: parts of keys, but a player holds an action.
-    """
-    if parts and isinstance(parts[0], str):
-        names: list[str] = []
-        for wish, mine in ((first, lambda key: key not in parts), (second, lambda key: key in parts)):
-            if isinstance(wish, Keys):
-                names += [name for name in wish.names if mine(name)]
-            elif not _same(wish, keymap.entries[frozenset()]):
-                raise ActionError("these controls are shared by keys; send 'keys' such as \"left+up\".")
-        return keymap.action(names)
-    whole = np.array(resolve(first, keymap), copy=True)
-    theirs = np.asarray(resolve(second, keymap))
-    if whole.shape != space.shape or theirs.shape != space.shape:
-        raise ActionError(f"an action has the shape {whole.shape} or {theirs.shape}; allowed: {space.shape}.")
-    whole.reshape(-1)[parts] = theirs.reshape(-1)[parts]
-    return whole
-
-
-def check_parts(parts: list[Any], space: spaces.Space, keymap: KeyMap) -> None:
-    """Check how controls are to be split.
-
-    Raises:
-        ProtocolError: bad-field.
-    """
-    if all(isinstance(part, str) and keymap.knows(part) for part in parts):
-        return
-    size = int(np.prod(space.shape)) if isinstance(space, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)) else 0
-    if not all(isinstance(part, int) and not isinstance(part, bool) and 0 <= part < size for part in parts):
-        numbers = f"indices below {size}, or " if size else ""
-        raise ProtocolError("bad-field", f"'parts' is {parts!r}; allowed: {numbers}keys of {', '.join(keymap.names)}.")
-
-
-def _same(one: Any, other: Any) -> bool:
-    return np.array_equal(np.asarray(one), np.asarray(other))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worldsim.bridges.host.service import Service
+from worldsim.bridges.host.stats import host_stats
 from worldsim.errors import ConfigError, MissingDependency
 
 
@@ -37,7 +38,7 @@ def serve_metrics(service: Service, port: int) -> Callable[[], None]:
 
 
 class HostCollector:
-    """What Prometheus asks for, from `Service.stats`."""
+    """What Prometheus asks for, from `host_stats`."""
 
     def __init__(self, service: Service) -> None:
         """Collect nothing yet."""
@@ -49,7 +50,7 @@ class HostCollector:
 
         from worldsim.engine.stats import metrics
 
-        stats = self.service.stats()
+        stats = host_stats(self.service)
         for name, about in (("sessions", "open"), ("clients", "connected")):
             yield GaugeMetricFamily(f"worldsim_host_{name}", about, stats[name])
         for name, label in (("requests", "verb"), ("errors", "code")):

@@ -1,4 +1,4 @@
-"""What a service keeps track of: clients, their requests, the worlds."""
+"""Records of a host: its limits, clients, requests, pending steps, snapshots and worlds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = tuple[dict[str, Any], dict[str, Any]]  # fields and buffers of a reply
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
-    """How a host treats its clients."""
+    """Limits of each client, and how long the host waits to fill a batch."""
 
     lease: float = 300.0
     """Seconds that a session lives without a request from those who may steer it."""
@@ -30,8 +30,8 @@ class ServiceConfig:
     rate: float = 10_000
     """Requests a second of one client at most, with bursts of as many."""
     wait_ms: float = 2.0
-    """How long a session that got its frame is waited for, so that it can be drawn in the same pass as others;
-    longer where a pass takes long."""
+    """How long a pass waits for the sessions that have just got a frame, so that it draws them too; longer where a pass
+    takes long."""
 
     def __post_init__(self) -> None:
         """Check."""
@@ -41,7 +41,7 @@ class ServiceConfig:
 
 @dataclass
 class Client:
-    """Who a connection belongs to: its share of the host is counted here."""
+    """A client, to which several connections may belong, and its allowance of requests."""
 
     token: str
     key: str = ""  # CURVE public key
@@ -52,11 +52,11 @@ class Client:
 
     @property
     def owner(self) -> str:
-        """What its sessions are counted by."""
+        """The name that its sessions are counted under."""
         return self.key or self.token
 
     def spend(self, rate: float, now: float) -> float:
-        """Take one request from the allowance; seconds to wait if there is none left."""
+        """Take one request from the allowance, and return the seconds to wait if there is none left."""
         self.allowance = min(rate, self.allowance + (now - self.seen) * rate) if self.seen else rate
         self.seen = now
         if self.allowance < 1:
@@ -67,7 +67,7 @@ class Client:
 
 @dataclass
 class Call:
-    """A request that was found to be in order."""
+    """A request whose form was checked."""
 
     peer: bytes
     client: Client
@@ -76,19 +76,19 @@ class Call:
     came: float
 
     @property
-    def mark(self) -> RequestKey:
-        """What it is known by if it comes again."""
+    def request_key(self) -> RequestKey:
+        """Identifies the request if it comes again."""
         return self.client.token, self.header["id"]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A field that may be missing."""
+        """Get a field that may be missing."""
         value = self.header.get(name)
         return default if value is None else value
 
 
 @dataclass
 class PendingStep:
-    """A request for frames that waits to be drawn, or a clock's (then there is no call)."""
+    """A request for frames that waits for the next pass; without a call if a clock asks."""
 
     sessions: list[Hosted]
     actions: dict[int, Any]  # by the engine's number, of those sessions that are to be stepped
@@ -97,14 +97,14 @@ class PendingStep:
     peers: set[bytes] = field(default_factory=set)  # connections over which the request came
 
     def __post_init__(self) -> None:
-        """The one that it came over first."""
+        """Add the connection of the request."""
         if self.call is not None:
             self.peers.add(self.call.peer)
 
 
 @dataclass
 class StoredSnapshot:
-    """A snapshot that a client keeps with the host."""
+    """A snapshot that a host stores for a client."""
 
     owner: str
     world: str
@@ -120,13 +120,13 @@ class Served:
     engine: Engine
     keymap: KeyMap
     about: dict[str, Any]
-    wishes: list[PendingStep] = field(default_factory=list)
+    pending: list[PendingStep] = field(default_factory=list)
     took: float = 0.0  # seconds of the last pass
     answered: dict[str, float] = field(default_factory=dict)  # when each got its last frame, until it asks again
 
 
 def serve_world(name: str, engine: Engine) -> Served:
-    """A world with its keys, and what `hello` says of it.
+    """Describe a world as `hello` does, and choose its keys.
 
     Raises:
         ConfigError: keys that do not fit its actions.
@@ -152,6 +152,6 @@ def serve_world(name: str, engine: Engine) -> Served:
 
 
 def clip_bytes(engine: Engine) -> int:
-    """How large a request may be: a clip that fills what a session can see, and then some."""
+    """Compute how large a request may be: room for a clip as long as the context, and for more."""
     height, width = engine.world.card.frame_size
     return 2**20 + 4 * engine.reach * height * width * 3

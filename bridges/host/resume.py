@@ -1,4 +1,4 @@
-"""Sessions that a host before this one left on disk, brought back to where their clients are."""
+"""Resume the sessions that an earlier host left on disk, up to the frame that their clients know."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ log = logging.getLogger("worldsim.host")
 
 
 def resume(service: Service) -> int:
-    """Bring all sessions back that can be; the others stay on disk, and the log says why.
+    """Resume all sessions that can be read; the others stay on disk, and the log says why.
 
-    The engine draws again what was drawn since each session's checkpoint: the same bits. All sessions go on together.
+    The engine draws all frames since each session's checkpoint again, the same bits, in passes that sessions share.
 
     Returns:
-        How many are back.
+        The number of sessions.
     """
     checkpoints = service.checkpoints
     if checkpoints is None:
         return 0
-    for token, path, about in checkpoints.load_kept():
+    for token, path, about in checkpoints.load_snapshots():
         service.snapshots[token] = StoredSnapshot(about["owner"], about["world"], about["episode"], path)
         service.clients.setdefault(f"resumed/{about['owner']}", Client(about["owner"], seen=time.monotonic()))
     waiting: dict[str, tuple[Hosted, list[dict[str, Any]]]] = {}
@@ -54,7 +54,7 @@ def _begins(record: Record) -> bool:
 
 
 def _restored(service: Service, record: Record) -> Hosted:
-    """A session as its checkpoint says."""
+    """Restore a session from its checkpoint."""
     meta, served = record.meta, service.served(record.meta["world"])
     if record.state is not None:
         number = served.engine.restore(record.state)
@@ -66,8 +66,8 @@ def _restored(service: Service, record: Record) -> Hosted:
         world=meta["world"],
         number=number,
         owner=meta["owner"],
-        born=_mark(meta["born"]) or ("", 0),
-        mark=_mark(meta["mark"]),
+        born=_request_key(meta["born"]) or ("", 0),
+        last_request=_request_key(meta["mark"]),
         lease_end=time.monotonic() + service.config.lease,
         token=meta["token"],
         watch=meta["watch"],
@@ -82,7 +82,7 @@ def _restored(service: Service, record: Record) -> Hosted:
 
 
 def _replay_round(service: Service, waiting: dict[str, tuple[Hosted, list[dict[str, Any]]]]) -> None:
-    """The next events of every session, up to and with a frame of each, drawn in shared passes."""
+    """Replay the events of every session up to its next frame, and draw those frames in shared passes."""
     wanted: dict[str, dict[int, Any]] = {}
     for token, (hosted, events) in list(waiting.items()):
         engine = service.worlds[hosted.world].engine
@@ -95,7 +95,7 @@ def _replay_round(service: Service, waiting: dict[str, tuple[Hosted, list[dict[s
             elif "step" in event:
                 action = from_json(engine.world.action_space, event["step"])
                 wanted.setdefault(hosted.world, {})[hosted.number] = action
-                hosted.mark, hosted.episode = _mark(event["by"]), hosted.episode + 1
+                hosted.last_request, hosted.episode = _request_key(event["by"]), hosted.episode + 1
                 break
         else:
             del waiting[token]
@@ -103,5 +103,5 @@ def _replay_round(service: Service, waiting: dict[str, tuple[Hosted, list[dict[s
         service.worlds[world].engine.step(actions)
 
 
-def _mark(pair: Any) -> RequestKey | None:
+def _request_key(pair: Any) -> RequestKey | None:
     return (pair[0], pair[1]) if pair else None

@@ -23,8 +23,9 @@ from worldsim.bridges.frames import SharedFolder
 from worldsim.bridges.host.checkpoints import Checkpoints
 from worldsim.bridges.host.dispatch import receive
 from worldsim.bridges.host.records import ServiceConfig
+from worldsim.bridges.host.registry import MOST_PEERS
 from worldsim.bridges.host.resume import resume
-from worldsim.bridges.host.service import MOST_PEERS, Service
+from worldsim.bridges.host.service import Service
 from worldsim.engine.engine import Engine
 from worldsim.errors import BridgeError, ConfigError
 
