@@ -1,7 +1,4 @@
-"""The checks for authors of hosts and clients: ours pass, and broken ones fail.
-
-Past 400 lines, because every broken host and client stands beside the check that must find it.
-"""
+"""The checks for authors of hosts: our host passes, and broken ones fail."""
 
 from __future__ import annotations
 
@@ -281,9 +278,6 @@ def test_a_damaged_snapshot(world_path: Path, tmp_path: Path) -> None:
     finally:
         engine.close()
         again.kill()
-
-
-# Every check of clients can fail: a client with one bad habit.
 
 
 # Every code.
