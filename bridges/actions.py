@@ -11,7 +11,7 @@ from worldsim.errors import ActionError
 
 
 def from_json(space: spaces.Space, value: Any) -> Any:
-    """An element of `space` from plain JSON; whether it really is one is for the engine to say.
+    """Read an element of `space` from plain JSON; `Engine.check` says whether it is inside the space.
 
     Raises:
         ActionError: it cannot be one.
@@ -33,14 +33,14 @@ def from_json(space: spaces.Space, value: Any) -> Any:
 
 
 def to_json(space: spaces.Space, action: Any) -> Any:
-    """The inverse of `from_json`, exact: a float32 comes back as it was."""
+    """Write an action as plain JSON: the exact inverse of `from_json`, for float32 too."""
     if isinstance(space, spaces.Dict):
         return {key: to_json(inner, action[key]) for key, inner in space.spaces.items()}
     return np.asarray(action).tolist()
 
 
 def from_buffer(space: spaces.Space, array: Any) -> Any:
-    """An element of `space` from a raw buffer.
+    """Read an element of `space` from a raw buffer.
 
     Raises:
         ActionError: it cannot be one.

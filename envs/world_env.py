@@ -213,10 +213,10 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
             SessionError: before the first reset.
             EngineFull: there is no room for one more.
         """
-        twin = type(self)(prompt=self.default_prompt, engine=self.engine)
-        twin.session, twin._steps = self.engine.fork(self._session()), self._steps
-        twin.spec, twin._np_random_seed, twin._own_engine = self.spec, self._np_random_seed, self._own_engine
-        return twin
+        fork = type(self)(prompt=self.default_prompt, engine=self.engine)
+        fork.session, fork._steps = self.engine.fork(self._session()), self._steps
+        fork.spec, fork._np_random_seed, fork._own_engine = self.spec, self._np_random_seed, self._own_engine
+        return fork
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """The last frame in mode "rgb_array"."""

@@ -44,7 +44,7 @@ def play(address: str) -> None:
 def all_troubles(run: Run) -> list[Result]:
     """All checks at a time: they mostly wait."""
     with ThreadPoolExecutor(len(TROUBLES)) as pool:
-        one = lambda name: check_client(run, FRAMES, only=[name], patience=20, tell=print)  # noqa: E731
+        one = lambda name: check_client(run, FRAMES, only=[name], patience=20, report=print)  # noqa: E731
         return [result for results in pool.map(one, TROUBLES) for result in results]
 
 

@@ -89,14 +89,14 @@ def strict_host(world_path: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def test_our_host(host: HostProcess) -> None:
-    results = check_host(host.address, tell=print)
+    results = check_host(host.address, report=print)
     assert set(failed(results)) == KNOWN - NEEDS_LIMITS
     assert {result.name for result in results if result.ok is None} == NEEDS_LIMITS
     assert {result.name for result in results} == {"hello", *CHECKS, "declared"}
 
 
 def test_our_host_with_small_limits(strict_host: HostProcess) -> None:
-    results = check_host(strict_host.address, only=[*sorted(NEEDS_LIMITS), "bad-values"], tell=print)
+    results = check_host(strict_host.address, only=[*sorted(NEEDS_LIMITS), "bad-values"], report=print)
     assert set(failed(results)) == KNOWN & NEEDS_LIMITS
     assert all(result.ok is not None for result in results)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -72,3 +73,22 @@ def test_wheels_have_the_files_that_are_no_modules() -> None:
         path for pattern in settings["package-data"]["worldsim.bridges"] for path in (TOP / "bridges").glob(pattern)
     }
     assert page == set((TOP / "bridges" / "addons" / "page").iterdir())
+
+
+ARCHITECTURE = (TOP / "docs" / "architecture.md").read_text()
+COMPLETE = ("bridges/", "demos/", "envs/", "worldsim/commands/")
+"""Folders whose modules all have a row on the page."""
+
+
+def test_the_page_names_every_module() -> None:
+    rows = re.findall(r"^\| `([^`]+\.py)` \| .+ \|$", ARCHITECTURE, re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    there = {name for name in sources() if name.startswith(COMPLETE)}
+    assert len(there) > 60
+    assert there - set(rows) == set(), "docs/architecture.md has no row for these"
+
+
+def test_the_page_names_nothing_else() -> None:
+    named = {word for word in re.findall(r"`([^`\s]+)`", ARCHITECTURE) if "/" in word}
+    assert len(named) > 80
+    assert {word for word in named if not (TOP / word).exists()} == set()

@@ -1,4 +1,4 @@
-"""A client's connection to a host: requests that are tried again until they are answered. numpy and pyzmq only."""
+"""A client's connection to a host: it sends a request again until the host replies. Needs numpy and pyzmq only."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ ERRORS: dict[str, type[WorldsimError]] = {
     "no-session": SessionError,
     "full": EngineFull,
 }
-"""What a local engine would raise; any other code is a ProtocolError."""
+"""The error class that a local engine raises, by code; any other code is a ProtocolError."""
 
 QUEUE = 64  # messages that may wait at a socket
-LARGE = 256 * 1024  # bytes of a frame from which on a copy costs more than it saves
+LARGE = 256 * 1024  # bytes of a frame above which it is read without a copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +51,20 @@ class ConnectionConfig:
     timeout: float = 5.0
     """Seconds without a reply after which a request is sent again, over a new connection."""
     patience: float = 60.0
-    """Seconds after which it is given up: as long as a host may need to be started again."""
+    """Seconds without a reply after which the request fails; long enough for a host to be restarted."""
     encoding: str = "auto"
     """Of frames: raw, jpeg, shm; auto is shm where host and client share memory, else raw."""
     quality: int = 90
     """Of jpeg."""
     copy: bool = True
-    """Whether frames are yours; False leaves them where they came, read-only, in shared memory for three more steps."""
+    """Whether frames are copied; without a copy they are read-only, and in shared memory valid for three more steps."""
     key: Path | None = None
     """The client's secret CURVE key, for a host that has keys."""
     host_key: Path | None = None
     """The host's public CURVE key."""
 
     def __post_init__(self) -> None:
-        """Check."""
+        """Check the ranges."""
         if min(self.timeout, self.patience) <= 0:
             raise ConfigError(f"timeout is {self.timeout} and patience {self.patience}; allowed: over 0.")
         if self.encoding not in ("auto", *protocol.ENCODINGS):
@@ -74,16 +74,16 @@ class ConnectionConfig:
 
 
 class Connection:
-    """Talks to a host; for one thread.
+    """A connection to a host; for one thread.
 
     Args:
         address: such as "tcp://127.0.0.1:5570" or "ipc:///run/...".
         config: settings.
 
     Attributes:
-        hello: what the host said of itself and its worlds.
-        pushed: messages that came unasked: frames of watched sessions, goodbyes.
-        encoding: of frames, as agreed.
+        hello: the host's description of itself and its worlds.
+        pushed: pushed messages that were not read yet: frames of watched sessions, goodbyes.
+        encoding: of the frames.
 
     Raises:
         BridgeError: there is no host, or it does not speak this version.
@@ -97,7 +97,7 @@ class Connection:
         self._ids = 0
         self._context = zmq.Context()
         self._socket: zmq.Socket | None = None
-        self._large = False  # whether frames are worth being read where they lie
+        self._large = False  # whether frames are over LARGE
         self._reader = SharedReader()
         self._greeted = False
         self.hello: dict[str, Any] = {}
@@ -110,10 +110,9 @@ class Connection:
             raise
 
     def call(self, verb: str, buffers: messages.Buffers | None = None, **fields: Any) -> Message:
-        """Ask, and wait for the answer.
+        """Send a request, and wait for its reply.
 
-        A request whose answer is lost is sent again; the host does nothing twice. A host that was started anew is
-        greeted anew.
+        A request without a reply is sent again; the host does nothing twice. A restarted host gets a new `hello`.
 
         Args:
             verb: one of `protocol.VERBS`.
@@ -121,8 +120,8 @@ class Connection:
             fields: of the request; those that are None are left out.
 
         Raises:
-            BridgeError: no answer in time.
-            WorldsimError: what the host says is wrong, as what a local engine would raise; else a ProtocolError.
+            BridgeError: no reply in time.
+            WorldsimError: an error of the host, as the class that a local engine raises; else a ProtocolError.
         """
         self._ids += 1
         header = {"v": protocol.VERSION, "id": self._ids, "verb": verb}
@@ -130,7 +129,7 @@ class Connection:
         return self._ask(messages.pack(header, buffers), self._ids, time.monotonic() + self.config.patience)
 
     def poll(self, seconds: float) -> Message | None:
-        """The next message that comes unasked, within some seconds."""
+        """Wait some seconds for a pushed message."""
         end = time.monotonic() + seconds
         while not self.pushed:
             message = self._receive(max(0.0, end - time.monotonic()))
@@ -139,13 +138,13 @@ class Connection:
         return self.pushed.popleft()
 
     def frame(self, buffer: Any) -> Any:
-        """A frame out of a message's buffers, uint8; one from shared memory is read-only and changes some steps on."""
+        """Decode the frame of a message to uint8; one in shared memory is read-only, and overwritten steps later."""
         if isinstance(buffer, bytes):
             return from_jpeg(buffer)
         return self._reader.read(buffer) if isinstance(buffer, Mapping) else buffer
 
     def close(self) -> None:
-        """Let go of the connection; sessions live on until their leases end. May be called again."""
+        """Close the connection; sessions live on until their leases end. May be called again."""
         if self._socket is not None:
             self._socket.close(linger=100)
             self._socket = None
@@ -164,7 +163,7 @@ class Connection:
                         f"the host at {self.address} has not answered for {self.config.patience:g} s. Is it running "
                         "(worldsim serve)? Give it more `patience`, or start it again with --resume."
                     )
-                self._connect()  # a fresh connection: the old one may be dead without knowing
+                self._connect()  # the old connection may be dead without an error
                 continue
             error = message.header.get("error")
             if error is None:
@@ -218,16 +217,16 @@ class Connection:
         try:
             self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            pass  # nobody is there; it is sent again when the time for an answer is over
+            pass  # there is no host; `_ask` sends it again after the timeout
 
     def _answer(self, number: int, end: float) -> Message | None:
         while (left := end - time.monotonic()) > 0:
             message = self._receive(left)
             if message is None:
                 return None
-            unread = message.header.get("id") is None and "error" in message.header  # it could not even be read
+            unread = message.header.get("id") is None and "error" in message.header  # it had no valid id
             if not self._is_push(message) and (message.header.get("id") == number or unread):
-                return message  # another id: an answer to what was asked before, and came late
+                return message  # another id: a late reply to an earlier request
         return None
 
     def _receive(self, seconds: float) -> Message | None:

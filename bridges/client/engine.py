@@ -18,13 +18,13 @@ from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.errors import ActionError, BridgeError, ConfigError, InputError, SessionError
 from worldsim.models.action import space_from_json
 
-LEAVING = 8  # sessions that may be closed here before the host is told
+LEAVING = 8  # closed sessions that are collected before one request closes them at the host
 LOCAL = f"tcp://127.0.0.1:{protocol.PORT}"
 
 
 @dataclass(frozen=True)
 class RemoteWorld:
-    """What a host says of a world.
+    """A world as a host describes it.
 
     Attributes:
         card: name, frame_size, fps, keys, prompts, episode_steps.
@@ -41,7 +41,7 @@ class RemoteWorld:
 
 @dataclass(frozen=True)
 class RemoteSession:
-    """A session's last frame, and the words for the next; see `engine.session.Session`."""
+    """A session's last frame, and the prompt of the next; see `engine.session.Session`."""
 
     token: str
     watch: str
@@ -54,14 +54,14 @@ class RemoteSession:
 
 @dataclass(frozen=True)
 class RemoteSnapshot:
-    """A snapshot that the host keeps, until this client has been silent for a lease or has too many."""
+    """A snapshot that the host stores, until this client was silent for a lease or has too many."""
 
     token: str
     prompt: str
 
 
 class RemoteEngine:
-    """An engine elsewhere: what `engine.Engine` does, through a host. One thread may use it.
+    """An engine that a host runs: the calls of `engine.Engine`, over a connection. For one thread.
 
     Args:
         address: of the host.
@@ -69,8 +69,8 @@ class RemoteEngine:
         config: of the connection.
 
     Attributes:
-        world: what is played.
-        sessions: the open ones, by number; numbers are never used again.
+        world: the world of the sessions.
+        sessions: the open ones, by number; a number is never used again.
 
     Raises:
         BridgeError: there is no host.
@@ -89,7 +89,7 @@ class RemoteEngine:
         self.world = _world(worlds[world])
         self.sessions: dict[int, RemoteSession] = {}
         self._last = 0
-        self._leaving: list[str] = []  # sessions that were closed here, and that the host does not know of yet
+        self._leaving: list[str] = []  # tokens of sessions that were closed here and not yet at the host
 
     def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none.
@@ -129,7 +129,7 @@ class RemoteEngine:
         try:
             self._leave()
         except BridgeError:
-            pass  # the host is gone, and ends them by itself
+            pass  # the host is gone; it ends them with their leases
         self.connection.close()
 
     def step(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
@@ -158,22 +158,22 @@ class RemoteEngine:
         return drawn
 
     def fork(self, session: int, seed: int | None = None) -> int:
-        """A twin of a session; see `Engine.fork`."""
+        """Open a fork of a session; see `Engine.fork`."""
         return self._opened(self._call("fork", session=self._get(session).token, seed=seed, **self._encoding()))
 
     def snapshot(self, session: int) -> RemoteSnapshot:
-        """A session as it is now; the host keeps it."""
+        """Take a snapshot of a session, which the host stores."""
         known = self._get(session)
         return RemoteSnapshot(self._call("snapshot", session=known.token).header["snapshot"], known.prompt)
 
     def drop(self, snapshot: RemoteSnapshot) -> None:
-        """Let the host forget a snapshot."""
+        """Drop a snapshot."""
         self._call("drop", snapshot=snapshot.token)
 
     def restore(self, snapshot: RemoteSnapshot, session: int | None = None) -> int:
         """Go back to a snapshot, or open a session from it; see `Engine.restore`."""
         if not isinstance(snapshot, RemoteSnapshot):
-            raise InputError(f"the snapshot is a {type(snapshot).__name__}; allowed: what `snapshot()` of this gave.")
+            raise InputError(f"the snapshot is a {type(snapshot).__name__}; allowed: what `snapshot()` returns.")
         if session is None:
             name = self.world.card.name
             return self._opened(self._call("open", world=name, snapshot=snapshot.token, **self._encoding()))
@@ -235,7 +235,7 @@ class RemoteEngine:
         return replace(known, frame=frame, prompt=message.header["prompt"], step=message.header["step"])
 
     def _action(self, action: Any) -> tuple[Any, dict[str, Any] | None]:
-        """An action as a field or as a buffer."""
+        """Encode an action as a field or as a buffer."""
         if isinstance(action, np.ndarray) and str(action.dtype) in protocol.DTYPES:
             return None, {"action": action}
         return self._plain(action), None
@@ -270,8 +270,8 @@ class RemoteEngine:
     ) -> StepResult:
         known = self.sessions[number]
         self.sessions[number] = replace(known, frame=frame, reward=reward, ended=ended, step=step)
-        own = np.array(frame) if self.connection.config.copy else frame  # what is kept here is only read
-        return StepResult(own, reward, ended, step, terminated)
+        copied = np.array(frame) if self.connection.config.copy else frame  # the session's own frame is only read
+        return StepResult(copied, reward, ended, step, terminated)
 
 
 def _world(about: Mapping[str, Any]) -> RemoteWorld:

@@ -22,8 +22,8 @@ class RemoteEnv(WorldEnv):
         address: of the host.
         world: which, where it serves several.
         render_mode: None, "rgb_array" or "human".
-        prompt: what `reset` uses when its options say nothing.
-        engine: share this one.
+        prompt: of every `reset` whose options have none.
+        engine: of another environment, to share its connection.
         settings: of the connection, see `ConnectionConfig`.
 
     Raises:

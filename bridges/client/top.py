@@ -1,4 +1,4 @@
-"""`worldsim top`: a host at a glance, again and again."""
+"""`worldsim top`: print a host's statistics every second."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def top(config: TopConfig) -> None:
 
 
 def table(stats: dict[str, Any], before: dict[str, Any] | None, address: str) -> str:
-    """A host's stats as text; rates are since the stats `before`."""
+    """Format a host's statistics; rates are since the statistics `before`."""
     span = stats["uptime"] - before["uptime"] if before else stats["uptime"]
     old = before["requests"] if before else {}
     rates = {verb: (count - old.get(verb, 0)) / max(span, 1e-9) for verb, count in stats["requests"].items()}

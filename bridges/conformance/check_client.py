@@ -37,30 +37,30 @@ class Client:
     Args:
         run: a command, or a function of the address.
         address: of the host.
-        frames: that it is to draw.
+        frames: to draw.
     """
 
     def __init__(self, run: Sequence[str] | Callable[[str], None], address: str, frames: int) -> None:
-        """Start it."""
+        """Start the client."""
         self.said = tempfile.TemporaryFile()
         self.error = ""
         self.process: subprocess.Popen[bytes] | None = None
         if not callable(run):
             words = [word.replace("{address}", address).replace("{frames}", str(frames)) for word in run]
-            told = os.environ | {"WORLDSIM_ADDRESS": address, "WORLDSIM_FRAMES": str(frames)}
+            environment = os.environ | {"WORLDSIM_ADDRESS": address, "WORLDSIM_FRAMES": str(frames)}
             self.process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=self.said, stderr=subprocess.STDOUT, env=told
+                words, stdin=subprocess.DEVNULL, stdout=self.said, stderr=subprocess.STDOUT, env=environment
             )
             return
         self.thread = threading.Thread(target=self._call, args=(run, address), daemon=True)
         self.thread.start()
 
     def ended(self) -> bool:
-        """Whether it has come to its end."""
+        """Say whether the client has ended."""
         return not self.thread.is_alive() if self.process is None else self.process.poll() is not None
 
     def end(self) -> str:
-        """End it, if it has not ended by itself; how it ended, if not well."""
+        """End the client if it still runs; return what went wrong, if anything."""
         if self.process is not None:
             if self.process.poll() is None:
                 self.process.kill()
@@ -84,7 +84,7 @@ def check_client(
     world: str = "made-up",
     only: Sequence[str] = (),
     patience: float = 20.0,
-    tell: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """Check a client.
 
@@ -94,8 +94,8 @@ def check_client(
         frames: to draw, at least 8.
         world: its name.
         only: names of checks; all by default.
-        patience: seconds without a request after which the client is given up; more than it waits for a reply.
-        tell: takes a line for each check when it is done.
+        patience: seconds without a request after which the client fails; more than its own timeout of a reply.
+        report: takes a line for each check when it is done.
 
     Raises:
         ValueError: there is no such check, or too few frames.
@@ -122,12 +122,12 @@ def check_client(
     for name in only or TROUBLES:
         trouble = TROUBLES[name]()
         about = (type(trouble).__doc__ or "").splitlines()[0].rstrip(".")
-        results.append(attempt(name, about, lambda trouble=trouble: watch(trouble), tell))
+        results.append(attempt(name, about, lambda trouble=trouble: watch(trouble), report))
     return results
 
 
 def _verdict(host: ScriptedHost, ending: str, frames: int, tokens: list[str]) -> str:
-    """What is to be said of a run.
+    """Judge a run.
 
     Raises:
         Failed: something was wrong.
@@ -146,7 +146,7 @@ def _verdict(host: ScriptedHost, ending: str, frames: int, tokens: list[str]) ->
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Check the client that a command starts; 0 if nothing failed."""
+    """Check the client that a command starts; return 0 if no check failed."""
     parser = argparse.ArgumentParser(
         prog="python -m worldsim.bridges.conformance.check_client", description=main.__doc__
     )
@@ -154,11 +154,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=12, help=f"to draw, at least {FRAMES}")
     parser.add_argument("--world", default="made-up", help="name of the made-up world")
     parser.add_argument("--only", action="append", default=[], metavar="CHECK", choices=list(TROUBLES),
-                        help=f"may be given again: {', '.join(TROUBLES)}")  # fmt: skip
-    parser.add_argument("--patience", type=float, default=20.0, help="seconds of silence after which it is given up")
-    given = parser.parse_args(words)
-    tell = lambda line: print(line, flush=True)  # noqa: E731
-    results = check_client(given.command, given.frames, given.world, given.only, given.patience, tell)
+                        help=f"may be repeated: {', '.join(TROUBLES)}")  # fmt: skip
+    parser.add_argument("--patience", type=float, default=20.0, help="seconds without a request until it fails")
+    args = parser.parse_args(words)
+    report = lambda line: print(line, flush=True)  # noqa: E731
+    results = check_client(args.command, args.frames, args.world, args.only, args.patience, report)
     counts = Counter(result.ok for result in results)
     print(f"{counts[True]} ok, {counts[False]} failed")
     return 1 if counts[False] else 0

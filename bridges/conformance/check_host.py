@@ -33,16 +33,16 @@ def check_host(
     world: str | None = None,
     only: Sequence[str] = (),
     patience: float = 10.0,
-    tell: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> list[Result]:
-    """Check a host that runs.
+    """Check a running host.
 
     Args:
         address: of the host, which must not ask for keys.
         world: that is played; the first one by default.
         only: names of checks; all by default.
         patience: seconds to wait for a reply.
-        tell: takes a line for each check when it is done.
+        report: takes a line for each check when it is done.
 
     Raises:
         ValueError: there is no such check.
@@ -53,7 +53,7 @@ def check_host(
     results = []
 
     def add(name: str, about: str, one: Check) -> bool:
-        results.append(attempt(name, about, lambda: one(lab), tell))
+        results.append(attempt(name, about, lambda: one(lab), report))
         try:
             lab.tidy()
         except (Failed, WorldsimError):
@@ -61,9 +61,7 @@ def check_host(
         return results[-1].ok is not False
 
     try:
-        there = add(
-            "hello", "a reply to hello that tells of worlds, limits and encodings", lambda lab: _hello(lab, world)
-        )
+        there = add("hello", "a reply to hello with worlds, limits and encodings", lambda lab: _hello(lab, world))
         for name in only or CHECKS if there else ():
             add(name, (CHECKS[name].__doc__ or "").splitlines()[0].rstrip("."), CHECKS[name])
         if there:
@@ -99,14 +97,14 @@ def _declared(lab: Lab) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Check the host at an address; 0 if nothing failed."""
+    """Check the host at an address; return 0 if no check failed."""
     parser = argparse.ArgumentParser(prog="python -m worldsim.bridges.conformance.check_host", description=main.__doc__)
     parser.add_argument("address", help=f"such as tcp://127.0.0.1:{protocol.PORT}; the host must not ask for keys")
     parser.add_argument("--world", help="that is played; the host's first one by default")
     parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", choices=list(CHECKS), help=", ".join(CHECKS))
     parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for a reply")
-    given = parser.parse_args(words)
-    results = check_host(given.address, given.world, given.only, given.patience, lambda line: print(line, flush=True))
+    args = parser.parse_args(words)
+    results = check_host(args.address, args.world, args.only, args.patience, lambda line: print(line, flush=True))
     counts = Counter(result.ok for result in results)
     print(f"{counts[True]} ok, {counts[False]} failed, {counts[None]} skipped")
     return 1 if counts[False] else 0

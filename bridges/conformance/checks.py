@@ -1,4 +1,4 @@
-"""What the checks of hosts and of clients stand on: results, and what is declared."""
+"""Results of checks, and the comparison of a reply with its declaration."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from worldsim.errors import ProtocolError
 
 NOBODY = "0" * 32  # a token that no host gives out
 MORE = {"wrong-version": "versions", "not-your-turn": "turn", "out-of-order": "step", "too-fast": "wait"}
-"""What an error of some codes says besides its message."""
+"""The field of an error besides its message, by code."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         name: of the check.
         ok: None where it was skipped.
-        detail: what was expected, and what came.
+        detail: the expected and the actual behaviour.
     """
 
     name: str
@@ -30,25 +30,25 @@ class Result:
     detail: str
 
     def __str__(self) -> str:
-        """One line."""
+        """Format the result as a line."""
         word = {True: "ok", False: "FAILED", None: "skipped"}[self.ok]
         return f"{word:8}{self.name}: {self.detail}"
 
 
 class Failed(Exception):
-    """Something else came than the protocol says."""
+    """The peer broke the protocol."""
 
     def __init__(self, expected: str, came: Any) -> None:
-        """Say both."""
+        """Say what was expected and what came."""
         super().__init__(f"expected {expected}; came {brief(came)}")
 
 
 class Skipped(Exception):
-    """This cannot be checked here; the message says why."""
+    """A check that is not possible here; the message says why."""
 
 
 def expect(good: bool, expected: str, came: Any) -> None:
-    """Go on if it is good.
+    """Fail the check unless `good`.
 
     Raises:
         Failed: it is not.
@@ -57,14 +57,14 @@ def expect(good: bool, expected: str, came: Any) -> None:
         raise Failed(expected, came)
 
 
-def attempt(name: str, about: str, check: Callable[[], str | None], tell: Callable[[str], None] | None) -> Result:
-    """Run a check, and tell of it.
+def attempt(name: str, about: str, check: Callable[[], str | None], report: Callable[[str], None] | None) -> Result:
+    """Run a check, and report its result.
 
     Args:
         name: of the check.
         about: what is expected.
-        check: gives a remark or nothing; raises what it finds.
-        tell: takes the line.
+        check: returns a remark or None; raises what it finds.
+        report: takes the line.
     """
     try:
         remark = check()
@@ -73,15 +73,15 @@ def attempt(name: str, about: str, check: Callable[[], str | None], tell: Callab
         result = Result(name, None, str(why))
     except Failed as failure:
         result = Result(name, False, f"{about} -- {failure}")
-    except Exception as error:  # a message that is wrong in a way that the check did not think of
+    except Exception as error:  # a malformed message that the check itself did not expect
         result = Result(name, False, f"{about} -- came what cannot be read ({type(error).__name__}: {error})")
-    if tell is not None:
-        tell(str(result))
+    if report is not None:
+        report(str(result))
     return result
 
 
 def reply_faults(message: Message) -> list[str]:
-    """What is wrong with a reply or a push: fields and buffers that are missing, not declared, or of another kind."""
+    """List the faults of a reply or a push: fields and buffers that are missing, undeclared or of another kind."""
     header = dict(message.header)
     if header.pop("v", None) != protocol.VERSION:
         return [f"'v' is {message.header.get('v')!r}"]
@@ -123,17 +123,17 @@ def _error_faults(error: Any) -> list[str]:
 
 
 def brief(value: Any) -> str:
-    """A value in a line of words."""
+    """Shorten a value to a line."""
     if isinstance(value, str):
         return value if len(value) <= 400 else f"{value[:397]}..."
     if isinstance(value, Message):
         error = value.header.get("error")
-        kept = {k: v for k, v in value.header.items() if k not in ("v", "id", "verb", "buffers")}
-        return f"a reply to {value.header.get('verb')}: {brief(repr(error or kept))}"
+        fields = {k: v for k, v in value.header.items() if k not in ("v", "id", "verb", "buffers")}
+        return f"a reply to {value.header.get('verb')}: {brief(repr(error or fields))}"
     text = repr(value)
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def brief_header(message: Message) -> str:
-    """A reply's own fields."""
+    """Format the fields of a reply's verb."""
     return str({k: v for k, v in message.header.items() if k not in ("v", "id", "verb", "buffers")})

@@ -1,4 +1,4 @@
-"""Plain connections to a host under test, and the sessions that are played over them."""
+"""Plain connections to a host under test, and sessions over them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from worldsim.bridges.messages import Message
 
 @dataclass
 class Lab:
-    """What the checks share: the host, and what has been seen of it.
+    """The state that all checks share: the host, and the faults of its replies.
 
     Attributes:
-        world: the one that is played, as the host describes it.
+        world: the one that is checked, as the host describes it.
         hello: the host's reply.
         space: the world's action space.
         faults: replies that are not as declared, with how often.
@@ -46,7 +46,7 @@ class Lab:
     opened: dict[str, None] = field(default_factory=dict)
 
     def peer(self, token: str | None = None, kind: int = zmq.DEALER, greet: bool = True) -> Peer:
-        """A new connection; it has said hello."""
+        """Open a connection; by default it says hello."""
         made = Peer(self, token or secrets.token_urlsafe(24), kind)
         self.peers.append(made)
         if greet:
@@ -54,17 +54,17 @@ class Lab:
         return made
 
     def open(self, peer: Peer | None = None, **fields: Any) -> Game:
-        """A new session."""
+        """Open a session."""
         peer = peer or self.peer()
         return self.game(peer, peer.ask("open", **{"world": self.world["name"], **fields}))
 
     def game(self, peer: Peer, reply: Message) -> Game:
-        """A session out of the reply that told of it."""
+        """Read a session from the reply that opened it."""
         header = reply.header
         return Game(self, peer, header["session"], header["watch"], header["step"], self.frame(reply))
 
     def frame(self, message: Message) -> np.ndarray:
-        """A message's frame, which must be of the world's size."""
+        """Read the frame of a message, and check its size."""
         buffer = message.buffers["frame"]
         shape = (*self.world["frame_size"], 3)
         good = isinstance(buffer, np.ndarray) and buffer.dtype == np.uint8 and buffer.shape == shape
@@ -72,20 +72,20 @@ class Lab:
         return np.array(buffer)
 
     def actions(self, count: int, seed: int = 0) -> list[Any]:
-        """Some actions as JSON."""
+        """Sample actions, as JSON."""
         self.space.seed(seed)
         return [to_json(self.space, self.space.sample()) for _ in range(count)]
 
     def keys(self, game: Game) -> list[str]:
-        """Keys that do something: those that the world tells of, or arrows, if it knows them."""
-        told = dict.fromkeys(key for combo in self.world["keys"] for key in combo.split("+") if key)
-        found = [key for key in told or ("left", "right", "up", "down") if game.try_keys(key)]
+        """List keys that the world knows: those of its `keys`, or arrows."""
+        named = dict.fromkeys(key for combo in self.world["keys"] for key in combo.split("+") if key)
+        found = [key for key in named or ("left", "right", "up", "down") if game.try_keys(key)]
         if not found:
             raise Skipped("no key does anything in this world")
         return found
 
     def tidy(self) -> None:
-        """Close what a check has left open."""
+        """Close the sessions and connections that a check left open."""
         if self.opened:
             janitor = Peer(self, secrets.token_urlsafe(24), zmq.DEALER)
             janitor.greet()
@@ -99,7 +99,7 @@ class Lab:
 
 
 class Peer:
-    """A plain connection.
+    """A plain connection to the host.
 
     Args:
         lab: to which it belongs.
@@ -107,7 +107,7 @@ class Peer:
         kind: of the socket.
 
     Attributes:
-        pushed: what came unasked.
+        pushed: pushed messages that were not read yet.
     """
 
     def __init__(self, lab: Lab, token: str, kind: int) -> None:
@@ -121,7 +121,7 @@ class Peer:
         self.socket.connect(lab.address)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self.socket.close()
 
     def greet(self) -> Message:
@@ -129,7 +129,7 @@ class Peer:
         return self.ask("hello", client=self.token, name="check_host")
 
     def header(self, verb: Any, number: Any = None, **fields: Any) -> dict[str, Any]:
-        """A request's; a number that is not given is a new one."""
+        """Make the header of a request, by default with a new id."""
         number = next(self.lab.ids) if number is None else number
         return {"v": protocol.VERSION, "id": number, "verb": verb, **fields}
 
@@ -140,7 +140,7 @@ class Peer:
         self.socket.send_multipart(messages.pack(header, buffers))
 
     def answer(self, number: int | None) -> Message:
-        """The reply to a request.
+        """Wait for the reply to a request.
 
         Raises:
             Failed: there is none.
@@ -157,7 +157,7 @@ class Peer:
             self._early.append(message)
 
     def receive(self, seconds: float) -> Message | None:
-        """The next reply within some seconds; what is pushed meanwhile is kept."""
+        """Wait some seconds for the next reply, and collect pushes meanwhile."""
         end = time.monotonic() + seconds
         while self.socket.poll(max(0, int(1000 * (end - time.monotonic())))):
             message = messages.unpack(self.socket.recv_multipart())
@@ -168,7 +168,7 @@ class Peer:
         return None
 
     def pushes(self, seconds: float, count: int = 10_000) -> list[Message]:
-        """What is pushed within some seconds, or the first so many of it."""
+        """Wait some seconds for up to `count` pushes."""
         end = time.monotonic() + seconds
         while len(self.pushed) < count and time.monotonic() < end:
             message = self.receive(min(0.01, end - time.monotonic()))
@@ -178,7 +178,7 @@ class Peer:
         return taken
 
     def exchange(self, header: Mapping[str, Any], buffers: messages.Buffers | None = None) -> Message:
-        """Send a request and wait for its reply; who is too fast waits and asks again."""
+        """Send a request and wait for its reply; on too-fast wait and send it again."""
         while True:
             self.send(header, buffers)
             number = header.get("id")
@@ -194,13 +194,13 @@ class Peer:
         return self.must(self.header(verb, **fields), buffers)
 
     def must(self, header: Mapping[str, Any], buffers: messages.Buffers | None = None) -> Message:
-        """The same for a header."""
+        """Send a header that must be granted."""
         reply = self.exchange(header, buffers)
         expect("error" not in reply.header, f"{header['verb']} to be granted", reply)
         return reply
 
     def insist(self, header: Mapping[str, Any]) -> Message:
-        """The same as a client does: the request is sent again where the reply went elsewhere."""
+        """Send a request that must be granted, again and again until its reply arrives, as a client does."""
         end = time.monotonic() + self.lab.patience
         while True:
             self.send(header)
@@ -210,11 +210,11 @@ class Peer:
             expect(time.monotonic() < end, f"a reply to {header['verb']}", "none")
 
     def refused(self, code: str | Sequence[str], verb: Any, buffers: Any = None, **fields: Any) -> dict[str, Any]:
-        """Send a request that must be refused with a code, or one of several; the error."""
+        """Send a request that must be refused with one of some codes; return the error."""
         return self.refuse(code, self.header(verb, **fields), buffers)
 
     def refuse(self, code: str | Sequence[str], header: Mapping[str, Any], buffers: Any = None) -> dict[str, Any]:
-        """The same for a header."""
+        """Send a header that must be refused with one of some codes; return the error."""
         codes = (code,) if isinstance(code, str) else code
         reply = self.exchange(header, buffers)
         said = {name: value for name, value in header.items() if name not in ("v", "id")}
@@ -222,14 +222,14 @@ class Peer:
         return reply.header["error"]
 
     def refuse_parts(self, code: str, parts: Sequence[bytes], number: int | None = None) -> None:
-        """The same for what is no request at all."""
+        """Send parts that are no request, and must be refused with a code."""
         self.socket.send_multipart(list(parts))
         reply = self.answer(number)
         said = b" ".join(parts)[:60]
         expect(reply.header.get("error", {}).get("code") == code, f"{code} for {said!r}", reply)
 
     def _note(self, message: Message) -> None:
-        """Hold a message against what is declared."""
+        """Compare a message with its declaration, and count its faults."""
         self.lab.replies += 1
         self.lab.faults.update(reply_faults(message))
         header = message.header
@@ -246,7 +246,7 @@ class Peer:
 
 @dataclass
 class Game:
-    """A session that is played."""
+    """A session of a check."""
 
     lab: Lab
     peer: Peer
@@ -256,32 +256,32 @@ class Game:
     frame: np.ndarray
 
     def request(self, action: Any = None, **fields: Any) -> dict[str, Any]:
-        """A step's header."""
-        given = fields if fields else {"action": self.lab.actions(1)[0] if action is None else action}
-        return self.peer.header("step", session=self.token, step=self.step, **given)
+        """Make the header of a step."""
+        control = fields or {"action": self.lab.actions(1)[0] if action is None else action}
+        return self.peer.header("step", session=self.token, step=self.step, **control)
 
     def play(self, *actions: Any, **fields: Any) -> list[np.ndarray]:
-        """Step; the frames."""
+        """Step under each action; return the frames."""
         return [self.take(self.peer.must(self.request(action, **fields))) for action in actions or (None,)]
 
     def take(self, reply: Message) -> np.ndarray:
-        """A step's reply, which must have the next number; its frame."""
+        """Check that a step's reply has the next number; return its frame."""
         expect(reply.header.get("step") == self.step + 1, f"step {self.step + 1}", reply)
         self.step, self.frame = self.step + 1, self.lab.frame(reply)
         return self.frame
 
     def same(self) -> None:
-        """Check that the session is where it was."""
+        """Check that the session has neither drawn a frame nor changed the last one."""
         reply = self.peer.ask("render", session=self.token)
         expect(reply.header["step"] == self.step, f"the session still at step {self.step}", reply)
         equal(self.lab.frame(reply), self.frame, "the same last frame")
 
     def fork(self) -> Game:
-        """A twin."""
+        """Fork the session."""
         return self.lab.game(self.peer, self.peer.ask("fork", session=self.token))
 
     def try_keys(self, keys: str) -> bool:
-        """Whether the world knows these keys."""
+        """Say whether the world knows some keys."""
         reply = self.peer.exchange(self.peer.header("input", session=self.token, keys=keys))
         return "error" not in reply.header
 

@@ -1,4 +1,4 @@
-"""A made-up host for one client under test: made-up frames, a book of all that is asked, and a trouble to have."""
+"""A scripted host for one client under test: it makes frames up, logs all requests, and causes one trouble."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from worldsim.bridges.messages import Message
 from worldsim.bridges.protocol import new_token
 from worldsim.errors import ProtocolError
 
-FRAMES = 8  # fewer would end before the troubles do
-MOST_TRIES = 200  # of one request; more is hammering
+FRAMES = 8  # with fewer the run would end before the troubles
+MOST_TRIES = 200  # of one request
 KEYS = ("left", "right")
 WORLD = {
     "name": "made-up",
-    "frame_size": [40, 56],  # not square, so that who mixes up height and width sees it
+    "frame_size": [40, 56],  # not square, so that a client that swaps height and width fails
     "fps": 30.0,
     "action_space": {"type": "discrete", "n": 2, "start": 0, "dtype": "int64"},
     "keys": {"": 0, "left": 0, "right": 1},
@@ -35,11 +35,11 @@ WORLD = {
 
 @dataclass
 class Asked:
-    """A request that came.
+    """A request that the host got.
 
     Attributes:
-        times: how often it has come by now.
-        turn: of a step, the how manieth new one of the run it is, from 1; else 0.
+        times: how often it has come so far.
+        turn: the number of a new step in the run, from 1; 0 for other verbs.
     """
 
     peer: bytes
@@ -54,12 +54,12 @@ class Asked:
 
     @property
     def verb(self) -> str:
-        """What is asked."""
+        """The verb of the request."""
         return self.message.header["verb"]
 
 
 class Trouble:
-    """What goes wrong in a run; nothing, in this one.
+    """What goes wrong in a run; this base class does nothing wrong.
 
     Attributes:
         may_end: whether the client may end before its time.
@@ -68,16 +68,16 @@ class Trouble:
     may_end = False
 
     def refuse(self, host: ScriptedHost, asked: Asked) -> dict[str, Any] | None:
-        """An error in place of doing what is asked."""
+        """Return an error to refuse the request, or None to do it."""
 
     def answer(self, host: ScriptedHost, asked: Asked) -> None:
-        """Send the reply to what was done."""
+        """Send the reply of a request that was done."""
         host.reply(asked)
 
 
 @dataclass
 class Session:
-    """What the host keeps of one."""
+    """The state of a session."""
 
     token: str
     step: int = 1
@@ -86,15 +86,15 @@ class Session:
 
 @dataclass
 class ScriptedHost:
-    """Serves made-up frames to one client, keeps book of all that it asks, and has its troubles.
+    """Serve made-up frames to one client, log all its requests, and cause a trouble.
 
     Attributes:
         faults: what the client did wrong.
-        done: steps that were done.
-        forgot: whether connections were forgotten that were made before.
+        done: number of steps so far.
+        forgot: whether earlier connections were forgotten.
         heard: when the last message came.
-        marks: when something began.
-        tries: how often something was tried.
+        marks: start times, by the names that troubles give them.
+        tries: counts, by the names that troubles give them.
     """
 
     trouble: Trouble
@@ -123,7 +123,7 @@ class ScriptedHost:
         self._unanswered: int | None = None  # the id of the step that has no reply yet
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
         self._context.destroy(linger=100)
 
@@ -147,8 +147,6 @@ class ScriptedHost:
                 last = f"{self.done} steps were done, and no request has come"
                 raise Failed("requests until all frames are drawn", f"silence for {patience:g} s: {last}")
 
-    # What troubles do.
-
     def reply(self, asked: Asked, **more: Any) -> None:
         """Send the reply to a request."""
         assert asked.reply is not None
@@ -158,21 +156,21 @@ class ScriptedHost:
         self._send(asked, messages.pack(header, None if asked.frame is None else {"frame": asked.frame}))
 
     def later(self, seconds: float, asked: Asked) -> None:
-        """Send the reply in a while."""
+        """Send the reply to a request after some seconds."""
         self._later.append((time.monotonic() + seconds, asked))
 
     def push(self, asked: Asked, header: Mapping[str, Any], frame: np.ndarray | None) -> None:
-        """Send what was not asked for."""
+        """Push a message."""
         buffers = None if frame is None else {"frame": frame}
         self._send(asked, messages.pack({"v": protocol.VERSION, **header}, buffers))
 
     def forget(self) -> None:
-        """Know no connection any more."""
+        """Forget all connections, as a restarted host has."""
         self._greeted.clear()
         self.name, self.forgot = new_token(), True
 
     def restart(self) -> None:
-        """Be gone for a moment, and come back with the same sessions."""
+        """Close the socket for a moment, and serve the same sessions again."""
         self._socket.close(linger=0)
         self.forget()
         time.sleep(0.2)
@@ -185,8 +183,6 @@ class ScriptedHost:
             except zmq.ZMQError:
                 time.sleep(0.05)
         raise Failed("the port to be free again", "somebody took it; run the check again")
-
-    # What is asked.
 
     def _take(self, parts: list[bytes]) -> None:
         peer, enveloped = parts[0], len(parts) > 1 and not parts[1]
@@ -206,7 +202,7 @@ class ScriptedHost:
                 self.faults.append(f"{verb} came before hello on a new connection")
             error = {"code": "hello-first", "message": "say hello."}
         error = error or self.trouble.refuse(self, asked)
-        if error is None and (asked.reply is None or verb == "hello"):  # hello is of each connection
+        if error is None and (asked.reply is None or verb == "hello"):  # hello is done anew on each connection
             error = self._do(asked)
         if error is None:
             self.trouble.answer(self, asked)
@@ -216,7 +212,7 @@ class ScriptedHost:
         self._send(asked, messages.pack(messages.reply_to(message.header, error=error)))
 
     def _note(self, asked: Asked) -> Asked:
-        """Write a request down; one that came before comes with what it got."""
+        """Log a request; a repeated one gets the reply of the first."""
         header = asked.message.header
         known = self._book.get(header["id"])
         if known is not None and (known.message.header != header or known.parts[1:] != asked.parts[1:]):
@@ -228,7 +224,7 @@ class ScriptedHost:
                 self.faults.append(f"{asked.verb} came {MOST_TRIES} times; expected a pause before it is sent again")
         elif asked.verb != "hello" and header["id"] < self._highest:
             self.faults.append(f"the new id {header['id']} came after {self._highest}; expected a higher one")
-        if asked.verb != "hello":  # which may overtake a request that was lost on its way
+        if asked.verb != "hello":  # hello may overtake a lost request
             self._highest = max(self._highest, header["id"])
         if known is None and asked.verb == "step":
             if self._unanswered is not None:
@@ -241,7 +237,7 @@ class ScriptedHost:
         return asked
 
     def _do(self, asked: Asked) -> dict[str, Any] | None:
-        """Do what is asked, or say why not; what there is to say is kept with the request."""
+        """Do a request, and store its reply with it; return an error if it cannot be done."""
         header, verb = asked.message.header, asked.verb
         if verb == "hello":
             if self.client not in ("", header["client"]):
@@ -309,15 +305,15 @@ class ScriptedHost:
         return None
 
     def _wrong_action(self, message: Message) -> str:
-        """What is wrong with the action of a request, if anything."""
+        """Say what is wrong with the action of a request, if anything."""
         header, buffer = message.header, message.buffers.get("action")
-        given = [value for value in (header.get("action"), header.get("keys"), buffer) if value is not None]
-        if len(given) != 1:
-            return f"expected one of action, keys, buffer action; came {len(given)}"
+        found = [value for value in (header.get("action"), header.get("keys"), buffer) if value is not None]
+        if len(found) != 1:
+            return f"expected one of action, keys, buffer action; came {len(found)}"
         if header.get("keys") is not None:
             unknown = [key for key in header["keys"].split("+") if key and key not in KEYS]
             return f"keys that the world does not know: {unknown}; expected of {', '.join(KEYS)}" if unknown else ""
-        value = given[0]
+        value = found[0]
         if isinstance(value, np.ndarray) and value.size == 1:
             value = value.item()
         good = isinstance(value, int) and not isinstance(value, bool) and value in (0, 1)
@@ -333,7 +329,7 @@ class ScriptedHost:
 
 
 def made_up(step: int) -> np.ndarray:
-    """A frame."""
+    """Make up the frame of a step."""
     height, width = WORLD["frame_size"]
     frame = np.zeros((height, width, 3), np.uint8)
     frame[..., 0], frame[..., 1] = np.arange(width) * 4, 9 * step % 256

@@ -1,4 +1,4 @@
-"""What goes wrong in the runs of a client under test: what networks and hosts do on bad days."""
+"""Troubles of the runs of a client under test: what networks and hosts do on bad days."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Plain(Trouble):
 
 
 class UnknownField(Trouble):
-    """Replies with fields that are not known yet are taken as the others."""
+    """Unknown fields in replies are ignored."""
 
     def answer(self, host: ScriptedHost, asked: Asked) -> None:
-        """Add some."""
+        """Add unknown fields to every reply."""
         host.reply(asked, colour="blue", more={"depth": [1, 2, None]})
 
 
@@ -31,24 +31,24 @@ class Lost(Trouble):
     """A request whose reply is lost is sent again: the same id, the same body."""
 
     def __init__(self, verb: str, *turns: int, times: int = 1) -> None:
-        """Lose the replies to a verb, of those steps, so many times."""
+        """Lose the replies to a verb `times` times, of some steps only."""
         self.verb, self.turns, self.times = verb, turns or (0,), times
 
     def answer(self, host: ScriptedHost, asked: Asked) -> None:
-        """Lose it."""
+        """Lose the reply."""
         if asked.verb != self.verb or asked.turn not in self.turns or asked.times > self.times:
             host.reply(asked)
 
 
 class Late(Trouble):
-    """A reply that comes late and twice is taken once, and not for that to the next request."""
+    """A late, repeated reply is not taken for the reply to the next request."""
 
     def __init__(self) -> None:
-        """Nothing is held back yet."""
+        """Begin with no delayed reply."""
         self.first: Asked | None = None
 
     def answer(self, host: ScriptedHost, asked: Asked) -> None:
-        """Keep the reply back until the request comes again, then send it to both, and once more."""
+        """Delay the reply until the request comes again, then send it for both, and once more."""
         if asked.turn == 3 and asked.times == 1:
             self.first = asked
         elif asked.turn == 3 and self.first is not None:
@@ -61,10 +61,10 @@ class Late(Trouble):
 
 
 class Forgotten(Trouble):
-    """On hello-first the client says hello with the token it had, and goes on."""
+    """On hello-first the client says hello with the same token, and goes on."""
 
     def refuse(self, host: ScriptedHost, asked: Asked) -> dict[str, Any] | None:
-        """Forget everyone, as a host that was started anew has."""
+        """Forget all connections once, as a restarted host has."""
         if asked.turn == 3 and asked.times == 1 and not host.forgot:
             host.forget()
             return {"code": "hello-first", "message": "say hello."}
@@ -72,12 +72,12 @@ class Forgotten(Trouble):
 
 
 class TooFast(Trouble):
-    """On too-fast the client waits for as long as it is told, and asks again."""
+    """On too-fast the client waits as long as the error says, and asks again."""
 
     wait = 0.5
 
     def refuse(self, host: ScriptedHost, asked: Asked) -> dict[str, Any] | None:
-        """Refuse one step, and whoever comes too early."""
+        """Refuse one step, and any request before the wait is over."""
         if asked.verb != "step" or asked.turn < 3 or host.done >= 4:
             return None
         since = time.monotonic() - host.marks.setdefault("too-fast", time.monotonic())
@@ -92,7 +92,7 @@ class Stopping(Trouble):
     """On stopping the client asks again after a pause, until the host is back."""
 
     def refuse(self, host: ScriptedHost, asked: Asked) -> dict[str, Any] | None:
-        """Say so for a while."""
+        """Refuse requests for a while."""
         if asked.turn < 3 or time.monotonic() - host.marks.setdefault("stopping", time.monotonic()) > 0.6:
             return None
         host.tries["stopping"] += 1
@@ -107,7 +107,7 @@ class Error(Trouble):
     may_end = True
 
     def refuse(self, host: ScriptedHost, asked: Asked) -> dict[str, Any] | None:
-        """Fail once."""
+        """Fail one step."""
         if asked.turn != 3 or host.tries["error"]:
             return None
         host.tries["error"] += 1
@@ -115,10 +115,10 @@ class Error(Trouble):
 
 
 class Push(Trouble):
-    """A push that nobody asked for is not taken for the reply, whatever its id."""
+    """An unexpected push is not taken for the reply, even with the id of the request."""
 
     def __init__(self, verb: str) -> None:
-        """Of a kind."""
+        """Push messages of one verb."""
         self.verb = verb
 
     def answer(self, host: ScriptedHost, asked: Asked) -> None:
@@ -136,22 +136,22 @@ class Push(Trouble):
 
 
 class OtherSize(Trouble):
-    """Frames of another size than hello said are shown, or end the client; they do not confuse it."""
+    """Frames of another size than hello said are shown or end the client; they do not make it hang."""
 
     may_end = True
 
     def answer(self, host: ScriptedHost, asked: Asked) -> None:
-        """Twice as large."""
+        """Send frames of twice the size."""
         if asked.frame is not None and asked.turn >= 3:
             asked.frame = asked.frame.repeat(2, 0).repeat(2, 1)
         host.reply(asked)
 
 
 class Restart(Trouble):
-    """A host that is started anew at the same address is found again, and the session goes on."""
+    """The client finds a restarted host again at the same address, and goes on with the session."""
 
     def answer(self, host: ScriptedHost, asked: Asked) -> None:
-        """Start anew after a reply, and later before one."""
+        """Restart once after a reply, and once before one."""
         if asked.turn == 3 and asked.times == 1:
             host.reply(asked)
             time.sleep(0.1)  # so that it goes out

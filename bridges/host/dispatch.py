@@ -1,4 +1,4 @@
-"""A message comes in: who sent it, whether it is in order, and which verb does it."""
+"""Dispatch a message: find its client, check it, and call the handler of its verb."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from worldsim.errors import ProtocolError
 
 
 def receive(service: Service, peer: bytes, parts: Sequence[Any], key: str = "") -> None:
-    """Do what a message asks, and answer it; a frame that is asked for comes with a later `Service.draw`.
+    """Handle a message, and reply to it; the reply of a step comes with a later `Service.draw`.
 
-    Never raises: what is wrong with a message is its sender's to hear.
+    Never raises: an error is sent to the peer.
 
     Args:
-        service: a host's.
+        service: of the host.
         peer: the connection.
         parts: of the message.
         key: CURVE public key of the connection, if there is one.
@@ -46,7 +46,7 @@ def receive(service: Service, peer: bytes, parts: Sequence[Any], key: str = "") 
 
 
 def _client(service: Service, peer: bytes, header: Mapping[str, Any], key: str, now: float) -> Client:
-    """Who sent a message; a `hello` says so anew.
+    """Find the client that sent a message; `hello` registers it.
 
     Raises:
         ProtocolError: hello-first, too-fast.
@@ -62,7 +62,7 @@ def _client(service: Service, peer: bytes, header: Mapping[str, Any], key: str, 
         if len(service.clients) > MOST_PEERS:
             service.clients.popitem(last=False)
     elif client is None and header.get("verb") == "hello":
-        return Client("")  # what is wrong with it, `check_request` says
+        return Client("")  # `check_request` says what is wrong with it
     if client is None:
         raise ProtocolError("hello-first", "this connection is not known; say hello, then send the request again.")
     service.peers.move_to_end(peer)

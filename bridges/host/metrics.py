@@ -11,7 +11,7 @@ from worldsim.errors import ConfigError, MissingDependency
 
 
 def serve_metrics(service: Service, port: int) -> Callable[[], None]:
-    """Serve the page at http://127.0.0.1:PORT/metrics; what is given back ends that.
+    """Serve the page at http://127.0.0.1:PORT/metrics; return a function that stops it.
 
     Raises:
         MissingDependency: prometheus_client is not installed.
@@ -23,7 +23,7 @@ def serve_metrics(service: Service, port: int) -> Callable[[], None]:
         install = 'pip install "worldsim-engine[serve]"'
         raise MissingDependency("prometheus_client", "a Prometheus page", install) from error
     registry = CollectorRegistry()
-    registry.register(HostCollector(service))  # type: ignore[arg-type]  -- a collector is whatever collects
+    registry.register(HostCollector(service))  # type: ignore[arg-type]  -- a collector is any object with `collect`
     try:
         server, thread = start_http_server(port, "127.0.0.1", registry)
     except OSError as error:
@@ -38,14 +38,14 @@ def serve_metrics(service: Service, port: int) -> Callable[[], None]:
 
 
 class HostCollector:
-    """What Prometheus asks for, from `host_stats`."""
+    """The metrics that Prometheus collects, from `host_stats`."""
 
     def __init__(self, service: Service) -> None:
-        """Collect nothing yet."""
+        """Collect from a service."""
         self.service = service
 
     def collect(self) -> Any:
-        """The metrics of now."""
+        """Collect the metrics of now."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         from worldsim.engine.stats import metrics

@@ -1,4 +1,4 @@
-"""`worldsim serve`: worlds, a host, and what belongs around it."""
+"""`worldsim serve`: load worlds, and run a host with its log, metrics and page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ServeConfig:
     """Shipped worlds, world folders or hub ids."""
     host: HostConfig = field(default_factory=HostConfig)
     checkpoint: bool = True
-    """Whether live sessions are kept on disk, for --resume (default folder: one for each port in the cache folder)."""
+    """Whether live sessions are written to disk, for --resume (default folder: one a port, in the cache folder)."""
     threads: int | None = None
     """CPU cores of each world (default: all)."""
     memory_mb: int = 1024
@@ -37,14 +37,14 @@ class ServeConfig:
     max_sessions: int | None = None
     """Of each world, besides what memory allows."""
     runtime: str = "auto"
-    """What computes; "auto" is what `worldsim tune` found to be the fastest."""
+    """The runtime of the model; "auto" is the fastest that `worldsim tune` found."""
     isolated: bool = False
     """Draw every session by itself: slower, and the same bits by construction (docs/engine.md)."""
     web: bool = False
-    """Whether a page that plays the worlds is served too."""
+    """Whether to serve the page for browsers too."""
     web_port: int = 8570
     web_token: str | None = None
-    """A password for the page; needed if it is to be reached from elsewhere."""
+    """A password for the page; required on a public address."""
     metrics_port: int | None = None
     """A page for Prometheus, on this machine only."""
     log_format: str = "json"
@@ -90,7 +90,7 @@ def serve(config: ServeConfig) -> None:
     set_up_log(config.log_format)
     check_bind(replace(config.host, checkpoints=config.host.checkpoints or Path()))
     if config.web:
-        import worldsim.bridges.web  # noqa: F401  -- what it lacks is told before worlds are loaded
+        import worldsim.bridges.web  # noqa: F401  -- raises before worlds are loaded if a package is missing
     check_free(config.host)
     engines = load(config)
     place = config.host
@@ -135,7 +135,7 @@ def load(config: ServeConfig) -> dict[str, Engine]:
         name = engine.world.card.name
         if name in engines:
             raise ConfigError(f"two worlds are called {name!r}; serve one of them on another port.")
-        sizes = list(engine.sizes["denoise"])  # tries them where nobody has: seconds, which no client shall wait
+        sizes = list(engine.sizes["denoise"])  # measured now: it takes seconds, and no client should wait
         log.info("loaded", extra={"fields": {"world": name, "runtime": engine.runtime.name, "batches": sizes}})
         engines[name] = engine
     return engines
@@ -151,7 +151,7 @@ def set_up_log(log_format: str) -> None:
 
 
 def _start_page(config: ServeConfig, host: Host) -> subprocess.Popen[bytes]:
-    """The page runs in a process of its own, as any other client: it cannot hold up the host. It ends with the host."""
+    """Start the page in a process of its own, so that it cannot hold up the host; it ends with the host."""
     words = ["--host", host.address, "--bind", config.host.bind, "--port", str(config.web_port), "--attached"]
     if config.host.key is not None:
         words += ["--key", str(config.host.key), "--host-key", str(config.host.key).removesuffix("_secret")]

@@ -31,33 +31,33 @@ from worldsim.errors import BridgeError, ConfigError
 
 log = logging.getLogger("worldsim.host")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MOST_AT_ONCE = 256  # messages that are taken in before time passes: a flood does not stop the clocks
+MOST_AT_ONCE = 256  # messages that are read before clocks are looked at: a flood does not stop them
 QUEUE = 64  # messages that may wait for one slow peer, or from it
-PARTING = 100  # ms of silence after which a host that stops is gone
-LONGEST_PARTING = 2.0  # seconds, even if there is no silence
-TIDY = 0.05  # seconds between two looks at leases and checkpoints
+PARTING = 100  # ms without a request after which a stopping host ends
+LONGEST_PARTING = 2.0  # seconds after which it ends in any case
+TIDY = 0.05  # seconds between two checks of leases and checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostConfig:
-    """Where a host is reached, and what it keeps."""
+    """Where a host is reached, and what it stores."""
 
     bind: str = "127.0.0.1"
     """Address; any but a loopback one needs keys."""
     port: int = protocol.PORT
     """0 takes a free one."""
     ipc: bool = True
-    """Whether programs on this machine may come by ipc too; see `ipc_address`."""
+    """Whether programs on this machine may connect by ipc too; see `ipc_address`."""
     key: Path | None = None
     """The host's secret CURVE key, a file that `worldsim keys` makes."""
     allow: Path | None = None
-    """A folder of public keys of those who may come (default: the key's folder)."""
+    """A folder with the public keys of the clients that may connect (default: the key's folder)."""
     shared: bool = True
     """Whether frames may go through shared memory."""
     checkpoints: Path | None = None
-    """A folder where live sessions are kept."""
+    """A folder where live sessions are written."""
     every: float = 10.0
-    """Seconds between two checkpoints of a session; in between, what happens is written down as it happens."""
+    """Seconds between two checkpoints of a session; events in between are written as they happen."""
     resume: bool = False
     """Go on with the sessions in that folder."""
     service: ServiceConfig = field(default_factory=ServiceConfig)
@@ -102,7 +102,7 @@ class Host:
             raise
 
     def __enter__(self) -> Host:
-        """Itself."""
+        """Enter the context."""
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -111,7 +111,7 @@ class Host:
 
     @property
     def address(self) -> str:
-        """Where clients on this machine reach it."""
+        """The address for clients on this machine."""
         return tcp_address(self.config, "127.0.0.1" if self.config.bind in ("0.0.0.0", "*") else None, self.port)
 
     def run(self) -> None:
@@ -127,11 +127,11 @@ class Host:
             self.service.draw()
         self.service.bye()
         end = time.monotonic() + LONGEST_PARTING
-        while time.monotonic() < end and self._take_in(PARTING):  # who asks now is told why there is nothing
+        while time.monotonic() < end and self._take_in(PARTING):  # requests of the last moment are refused as stopping
             pass
 
     def stop(self) -> None:
-        """Let `run` come to its end; may be called from another thread or a signal handler."""
+        """Make `run` return; may be called from another thread or a signal handler."""
         self._stopped.set()
 
     def stop_on_signals(self) -> None:
@@ -140,8 +140,8 @@ class Host:
             signal.signal(number, lambda *_: self.stop())
 
     def close(self) -> None:
-        """Let go of sockets and files; may be called again."""
-        self._socket.close(linger=500)  # what was said last still goes out
+        """Close sockets and files; may be called again."""
+        self._socket.close(linger=500)  # the last messages still go out
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None
@@ -155,7 +155,7 @@ class Host:
 
     def _set_up(self) -> None:
         socket, config = self._socket, self.config
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # who is gone or slow is known, not dropped silently
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # errors for peers that are gone or slow, not silent drops
         socket.setsockopt(zmq.SNDHWM, QUEUE)
         socket.setsockopt(zmq.RCVHWM, QUEUE)
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * self.service.message_bytes)  # beyond, the connection ends
@@ -182,7 +182,7 @@ class Host:
         return port
 
     def _take_in(self, patience_ms: int) -> int:
-        """Read what has come, after waiting for the first message; how many there were."""
+        """Wait for a message, and read all that have come; return their number."""
         self._socket.setsockopt(zmq.RCVTIMEO, patience_ms)
         for count in range(MOST_AT_ONCE):
             if count and not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]  -- a number
@@ -211,7 +211,7 @@ class Host:
         try:
             self._socket.send_multipart([*envelope, *parts], zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            return False  # it does not read; what it asked for it can ask for again
+            return False  # it does not read; it can send its request again
         except zmq.ZMQError as error:
             if error.errno == zmq.EHOSTUNREACH:
                 self._enveloped.discard(peer)
@@ -221,13 +221,13 @@ class Host:
 
 
 def tcp_address(config: HostConfig, bind: str | None = None, port: int | None = None) -> str:
-    """The address that a config says, with another port or host name in it."""
+    """Make the address of a config, by default with its own host name and port."""
     bind, port = bind or config.bind, port or config.port
     return f"tcp://{f'[{bind}]' if ':' in bind else bind}:{port or '*'}"
 
 
 def check_free(config: HostConfig) -> None:
-    """Find out that an address is taken before worlds are loaded.
+    """Check that an address is free, before worlds are loaded.
 
     Raises:
         BridgeError: it is taken, or is none.
@@ -246,14 +246,14 @@ def _taken(config: HostConfig, error: Exception) -> BridgeError:
 
 
 def ipc_address(port: int) -> str:
-    """Where a host with this port is reached on its own machine, without tcp; only by its own user."""
+    """Make the ipc address of a host by its port; only its own user can connect there."""
     folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"worldsim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return f"ipc://{folder}/{port}"
 
 
 def check_bind(config: HostConfig) -> None:
-    """Refuse what would let anyone in.
+    """Check that a public address has keys.
 
     Raises:
         ConfigError: a public address without keys, or a missing key file.

@@ -1,1 +1,1 @@
-"""What a host is checked for, by what it is about; `worldsim.bridges.conformance.check_host` runs it all."""
+"""The checks of hosts, by subject; `worldsim.bridges.conformance.check_host` runs them."""

@@ -1,4 +1,4 @@
-"""Time: the host's clock, how long others wait, and how long a session is kept."""
+"""Checks of time: the host's clock, the delay that one client causes others, and leases."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CHECKS = Checks()
 
 @CHECKS.add("run")
 def _run(lab: Lab) -> str:
-    """The clock draws at its pace under the action held; meanwhile step is refused, and after pause it is granted."""
+    """The clock draws at its pace under the action in force; meanwhile step is refused, after pause it is granted."""
     game = lab.open(seed=61)
-    twin = lab.open(seed=61)
-    action = _telling(lab, twin)
-    fps = round(min(25.0, max(1.0, 0.4 / _median(lab, twin.fork(), 8))), 1)
+    other = lab.open(seed=61)
+    action = _effective_action(lab, other)
+    fps = round(min(25.0, max(1.0, 0.4 / _median(lab, other.fork(), 8))), 1)
     peer = game.peer
     peer.ask("input", session=game.token, action=action)
     watching = peer.ask("watch", session=game.token, credits=1000).header["fps"]
@@ -47,22 +47,22 @@ def _run(lab: Lab) -> str:
     time.sleep(3 / fps)
     reply = peer.ask("render", session=game.token)
     expect(reply.header["step"] == game.step, f"no frame after pause, step {game.step}", reply)
-    twin.play(*[action] * (game.step - twin.step))
-    equal(lab.frame(reply), twin.frame, f"the frame of {game.step - 1} steps with the action held")
+    other.play(*[action] * (game.step - other.step))
+    equal(lab.frame(reply), other.frame, f"the frame of {game.step - 1} steps under that action")
     game.play(action)
     default = peer.ask("run", session=game.token).header["fps"]
     expect(default == lab.world["fps"], f"the world's own fps, {lab.world['fps']}", default)
     return f"{pace:.1f} of {fps} frames a second"
 
 
-def _telling(lab: Lab, game: Game) -> Any:
-    """An action that draws another frame than no key does, if one of a few does so."""
+def _effective_action(lab: Lab, game: Game) -> Any:
+    """Find an action whose frame differs from the frame of no key; if none of a few does, return any."""
     rest = game.fork().play(keys="")[0]
     actions = lab.actions(8, seed=7)
     for action in actions:
-        twin = game.fork()
-        frame = twin.play(action)[0]
-        game.peer.ask("close", session=twin.token)
+        fork = game.fork()
+        frame = fork.play(action)[0]
+        game.peer.ask("close", session=fork.token)
         if not np.array_equal(frame, rest):
             return action
     return actions[0]
@@ -91,7 +91,7 @@ def _slow_reader(lab: Lab) -> str:
 
 
 def _median(lab: Lab, game: Game, count: int, between: Callable[[], None] | None = None) -> float:
-    """Seconds that a step takes."""
+    """Measure the median seconds of a step."""
     times = []
     for action in lab.actions(count):
         if between is not None:
@@ -104,18 +104,18 @@ def _median(lab: Lab, game: Game, count: int, between: Callable[[], None] | None
 
 @CHECKS.add("lease")
 def _lease(lab: Lab) -> str:
-    """A session ends when nobody has steered it for a lease; keep renews it, watching does not."""
+    """A session ends after a lease without requests of its owner; keep renews the lease, watching does not."""
     lease = lab.hello["lease"]
     if lease > SHORT_LEASE:
         raise Skipped(f"the lease is {lease:g} s; start the host with one of {SHORT_LEASE:g} s at most")
-    left, kept, watched = lab.open(), lab.open(), lab.open()
+    silent, renewed, watched = lab.open(), lab.open(), lab.open()
     begun = time.monotonic()
     while time.monotonic() - begun < lease + 0.7:
         time.sleep(lease / 5)
-        kept.peer.ask("keep", sessions=[kept.token])
+        renewed.peer.ask("keep", sessions=[renewed.token])
         if time.monotonic() - begun < lease - 0.3:
             watched.peer.ask("render", session=watched.watch)
-    for game in (left, watched):
+    for game in (silent, watched):
         game.peer.refuse("no-session", game.request())
-    kept.play()
+    renewed.play()
     return f"{lease:g} s"

@@ -1,4 +1,4 @@
-"""Messages that are wrong are refused, each with its code, and change nothing."""
+"""Checks of wrong messages: each is refused with its code, and changes nothing."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ BAD: dict[str, list[Any]] = {
     "fps": [0, -1, 1001, "30"],
     "share": ["both", 1],
 }
-"""By kind: what a host must refuse."""
+"""Values that a host must refuse, by kind."""
 
 CHECKS = Checks()
 
 
 @CHECKS.add("hello-first")
 def _hello_first(lab: Lab) -> None:
-    """Who has not said hello hears hello-first; after it the same request is granted."""
+    """A connection without a hello is refused with hello-first; after it the same request is granted."""
     peer = lab.peer(greet=False)
     for verb, fields in (("open", {}), ("step", {"session": NOBODY, "step": 1}), ("close", {"session": NOBODY})):
         peer.refused("hello-first", verb, **fields)
@@ -60,7 +60,7 @@ def _greeting_again(lab: Lab) -> None:
 
 @CHECKS.add("wrong-version")
 def _wrong_version(lab: Lab) -> None:
-    """Another version is refused with those that are spoken, in hello too."""
+    """Another version is refused with the list of supported ones, in hello too."""
     for version in (0, 2, "1", True, None):
         peer = lab.peer(greet=False)
         for header in ({"v": version, "client": peer.token, "verb": "hello"}, {"v": version, "verb": "stats"}):
@@ -71,7 +71,7 @@ def _wrong_version(lab: Lab) -> None:
 
 @CHECKS.add("unknown-verb")
 def _unknown_verb(lab: Lab) -> None:
-    """A verb that there is not is refused."""
+    """An unknown verb is refused."""
     peer = lab.peer()
     for verb in ("jump", "frame", "Step", "", 5, None, ["step"]):
         peer.refused("unknown-verb", verb)
@@ -166,7 +166,7 @@ def _large_header(lab: Lab) -> None:
 
 @CHECKS.add("large-message")
 def _large_message(lab: Lab) -> str | None:
-    """A message over its limit is refused; one of more than twice that may end the connection, and nobody else's."""
+    """A message over the limit is refused; one of more than twice the limit may end its own connection only."""
     most = lab.hello["limits"]["message_bytes"]
     if 2 * most > LARGEST:
         raise Skipped(f"the host takes messages of {most} bytes, too many to try")
@@ -270,7 +270,7 @@ def _bad_start(lab: Lab) -> None:
 
 @CHECKS.add("odd-clips")
 def _odd_clips(lab: Lab) -> None:
-    """Actions of a clip that are no list of actions are refused, whatever they are."""
+    """Actions of a clip that are no list of actions are refused."""
     game = lab.open()
     clip = np.stack([game.frame, game.frame, game.frame])
     described = messages.pack({}, {"clip": clip})

@@ -1,4 +1,4 @@
-"""How the checks of a host are kept: by name, in the order in which they are made."""
+"""The registry of checks: by name, in the order of their definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing happens twice: requests that come again, late, in another order or over a new connection."""
+"""Checks that nothing happens twice: repeated, late, reordered requests, also over a new connection."""
 
 from __future__ import annotations
 

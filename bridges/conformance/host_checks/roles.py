@@ -1,4 +1,4 @@
-"""Who may do what: owners, second players, watchers, and those who have no token."""
+"""Checks of rights: of owners, second players, watchers and clients without a token."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ CHECKS = Checks()
 
 @CHECKS.add("no-session")
 def _no_session(lab: Lab) -> None:
-    """A token that nobody has is refused."""
+    """An unknown token is refused."""
     peer = lab.peer()
     for verb, declared in protocol.VERBS.items():
         if any(one.name == "session" for one in declared.request) and verb != "close":
             fields = {"prompt": "", "credits": 1, "step": 1, "snapshot": NOBODY, "mode": "turns"}
             needed = {one.name for one in declared.request if one.needed}
-            given = {name: value for name, value in fields.items() if name in needed}
-            given |= {"action": lab.actions(1)[0]} if verb in ("step", "input") else {}
-            peer.refused("no-session", verb, session=NOBODY, **given)
+            found = {name: value for name, value in fields.items() if name in needed}
+            found |= {"action": lab.actions(1)[0]} if verb in ("step", "input") else {}
+            peer.refused("no-session", verb, session=NOBODY, **found)
     peer.refused("no-snapshot", "open", world=lab.world["name"], snapshot=NOBODY)
 
 
@@ -63,7 +63,7 @@ def _forbidden(game: Game, token: str, snapshot: str, more: Sequence[str]) -> No
 
 @CHECKS.add("watch")
 def _watch(lab: Lab) -> None:
-    """A watcher gets no more frames than it has credits; what it misses is counted, and the newest comes first."""
+    """A watcher gets no more frames than it has credits; missed frames are counted, and the newest comes first."""
     game, watcher = lab.open(), lab.peer()
     actions = lab.actions(7)
     watcher.ask("watch", session=game.watch, credits=3)
@@ -116,9 +116,9 @@ def _share_turns(lab: Lab) -> None:
             game.take(tokens[0][0].must(game.request() | {"session": tokens[0][1]}))
         role = second.ask("render", session=player).header["role"]
         expect(role == "player", "role player", role)
-    fresh = game.peer.ask("share", session=game.token, mode="turns").header["player"]
+    newest = game.peer.ask("share", session=game.token, mode="turns").header["player"]
     second.refused("no-session", "render", session=player)
-    second.ask("render", session=fresh)
+    second.ask("render", session=newest)
     game.peer.refused("bad-field", "share", session=game.token, mode="turns", every=0)
 
 
@@ -129,13 +129,13 @@ def _share_split(lab: Lab) -> str:
     game.peer.refused("bad-field", "share", session=game.token, mode="split")
     game.peer.refused("bad-field", "share", session=game.token, mode="split", parts=["no-such-key"])
     game.peer.refused("bad-field", "share", session=game.token, mode="split", parts=[10**6])
-    twin = game.fork()
+    fork = game.fork()
     if isinstance(lab.space, spaces.Dict) or int(np.prod(lab.space.shape or ())) < 2:
-        key = lab.keys(twin)[-1]
+        key = lab.keys(fork)[-1]
         player = game.peer.ask("share", session=game.token, mode="split", parts=[key]).header["player"]
-        for held in (key, "", key):
-            second.ask("input", session=player, keys=held)
-            equal(game.play(keys=""), twin.play(keys=held), f"the frame of the keys {held!r}")
+        for keys in (key, "", key):
+            second.ask("input", session=player, keys=keys)
+            equal(game.play(keys=""), fork.play(keys=keys), f"the frame of the keys {keys!r}")
         return f"by the key {key}"
     parts = [int(np.prod(lab.space.shape or ())) - 1]
     player = game.peer.ask("share", session=game.token, mode="split", parts=parts).header["player"]
@@ -143,5 +143,5 @@ def _share_split(lab: Lab) -> str:
         both = np.array(first)
         both.reshape(-1)[parts] = np.ravel(theirs)[parts]
         second.ask("input", session=player, action=theirs)
-        equal(game.play(first), twin.play(both.tolist()), "the frame of both actions together")
+        equal(game.play(first), fork.play(both.tolist()), "the frame of both actions together")
     return f"by the index {parts[0]}"

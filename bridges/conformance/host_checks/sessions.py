@@ -1,4 +1,4 @@
-"""A session's life: open, step, reset, prompt, snapshot, fork, render, close; alone, in batches, in episodes."""
+"""Checks of sessions: open, step, reset, prompt, snapshot, fork, render, close; singly, in batches, in episodes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def _open_step(lab: Lab) -> str:
     frames = game.play(*actions)
     if isinstance(lab.space, spaces.Dict):
         return "no buffers: a Dict space"
-    twin = lab.open(seed=1)
+    other = lab.open(seed=1)
     for action, frame in zip(actions, frames, strict=True):
-        header = twin.peer.header("step", session=twin.token, step=twin.step)
+        header = other.peer.header("step", session=other.token, step=other.step)
         buffer = np.asarray(action, np.float32 if isinstance(lab.space, spaces.Box) else np.int64)
-        equal(twin.take(twin.peer.must(header, {"action": buffer})), frame, "the same frame for an action in a buffer")
+        equal(other.take(other.peer.must(header, {"action": buffer})), frame, "the same frame for a buffer")
     return f"frames of {lab.world['frame_size']}"
 
 
 @CHECKS.add("replay")
 def _replay(lab: Lab) -> None:
-    """The same seed and actions give the same frames, alone and among others."""
+    """The same seed and actions give the same frames, in a pass of their own and in one with other sessions."""
     actions = lab.actions(8, seed=2)
     first = lab.open(seed=11)
     frames = [first.frame, *first.play(*actions)]
@@ -52,20 +52,20 @@ def _replay(lab: Lab) -> None:
 @CHECKS.add("reset")
 def _reset(lab: Lab) -> None:
     """Reset begins anew, as open does."""
-    fresh, game = lab.open(seed=21), lab.open(seed=22)
+    other, game = lab.open(seed=21), lab.open(seed=22)
     game.play(*lab.actions(3))
     reply = game.peer.ask("reset", session=game.token, seed=21)
-    expect(reply.header["step"] == fresh.step, f"step {fresh.step}", reply)
-    equal(lab.frame(reply), fresh.frame, "the first frame of a session that was opened with that seed")
-    game.step = fresh.step
-    equal(game.play(*lab.actions(3)), fresh.play(*lab.actions(3)), "the same frames afterwards")
+    expect(reply.header["step"] == other.step, f"step {other.step}", reply)
+    equal(lab.frame(reply), other.frame, "the first frame of a session that was opened with that seed")
+    game.step = other.step
+    equal(game.play(*lab.actions(3)), other.play(*lab.actions(3)), "the same frames afterwards")
 
 
 @CHECKS.add("prompt")
 def _prompt(lab: Lab) -> None:
     """A prompt is in force from the next frame on, and the number of frames stays."""
     if not lab.world["prompts"]:
-        raise Skipped("the world tells of no prompts")
+        raise Skipped("the world names no prompts")
     words = lab.world["prompts"][-1]
     game = lab.open(prompt="")
     reply = game.peer.ask("prompt", session=game.token, prompt=words)
@@ -105,7 +105,7 @@ def _snapshot(lab: Lab) -> None:
 
 @CHECKS.add("snapshot-owner")
 def _snapshot_owner(lab: Lab) -> None:
-    """Another client may not drop one's snapshot."""
+    """A client may not drop another client's snapshot."""
     game = lab.open()
     token = game.peer.ask("snapshot", session=game.token).header["snapshot"]
     lab.peer().refused("not-allowed", "drop", snapshot=token)
@@ -117,12 +117,12 @@ def _fork(lab: Lab) -> None:
     """A fork draws the same frames under the same actions, with tokens of its own."""
     game = lab.open(seed=41)
     game.play(*lab.actions(2))
-    twin = game.fork()
-    tokens = {game.token, game.watch, twin.token, twin.watch}
-    expect(len(tokens) == 4 and twin.step == game.step, "new tokens and the same step", [len(tokens), twin.step])
-    equal(twin.frame, game.frame, "the same last frame")
+    fork = game.fork()
+    tokens = {game.token, game.watch, fork.token, fork.watch}
+    expect(len(tokens) == 4 and fork.step == game.step, "new tokens and the same step", [len(tokens), fork.step])
+    equal(fork.frame, game.frame, "the same last frame")
     frames = game.play(*lab.actions(4, seed=4))
-    equal(twin.play(*lab.actions(4, seed=4)), frames, "the same frames")
+    equal(fork.play(*lab.actions(4, seed=4)), frames, "the same frames")
 
 
 @CHECKS.add("render")
@@ -159,7 +159,7 @@ def _render(lab: Lab) -> str:
 
 @CHECKS.add("close")
 def _close(lab: Lab) -> None:
-    """Close may be said twice; then there is no session by any of its tokens."""
+    """Close may be repeated; after it all tokens of the session are unknown."""
     game = lab.open()
     for _ in range(2):
         game.peer.ask("close", session=game.token)
@@ -204,8 +204,8 @@ def _batch(lab: Lab) -> None:
         expect(now == step, f"step {step} still, as none of that was in order", now)
     begun = peer.ask("reset_batch", sessions=tokens, openings=openings[::-1])
     other = lab.peer()  # whose share of sessions is its own
-    fresh = [lab.open(other, **opening) for opening in openings[::-1]]
-    equal(begun.buffers["frames"], [game.frame for game in fresh], "the frames of reset_batch as of open")
+    opened = [lab.open(other, **opening) for opening in openings[::-1]]
+    equal(begun.buffers["frames"], [game.frame for game in opened], "the frames of reset_batch as of open")
     for _ in range(2):
         peer.ask("close_batch", sessions=tokens)
     peer.refused("no-session", "render", session=tokens[0])
@@ -258,8 +258,8 @@ def _episode(lab: Lab) -> str:
     last(token, step, count)
     step = peer.ask("restore", session=token, snapshot=snapshot).header["step"]
     peer.ask("step", session=token, step=step, keys="")
-    twin = peer.ask("fork", session=token).header
-    last(twin["session"], twin["step"], count - 1)
+    fork = peer.ask("fork", session=token).header
+    last(fork["session"], fork["step"], count - 1)
     return f"{name}, {count} steps"
 
 

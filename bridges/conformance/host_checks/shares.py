@@ -1,4 +1,4 @@
-"""Shares of the host: how many sessions, snapshots and requests a client may have."""
+"""Checks of limits: how many sessions, snapshots and requests a client may have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHECKS = Checks()
 
 @CHECKS.add("full")
 def _full(lab: Lab) -> str:
-    """Sessions over a client's limit are refused; another client's are not, and one that is closed makes room."""
+    """Sessions over a client's limit are refused; another client's are not, and closing one makes room."""
     most = lab.hello["limits"]["sessions"]
     if most > FEW:
         raise Skipped(f"a client may have {most} sessions; start the host with {FEW} at most")
@@ -35,7 +35,7 @@ def _full(lab: Lab) -> str:
 
 @CHECKS.add("snapshots-full")
 def _snapshots_full(lab: Lab) -> str:
-    """Of too many snapshots the oldest goes."""
+    """The oldest of too many snapshots is dropped."""
     most = lab.hello["limits"]["snapshots"]
     if most > FEW:
         raise Skipped(f"a client may have {most} snapshots; start the host with {FEW} at most")
@@ -49,7 +49,7 @@ def _snapshots_full(lab: Lab) -> str:
 
 @CHECKS.add("too-fast")
 def _too_fast(lab: Lab) -> str:
-    """Requests over a client's rate are refused with how long to wait; then it goes on, and others never notice."""
+    """Requests over a client's rate are refused with the time to wait; other clients are not affected."""
     rate = lab.hello["limits"]["rate"]
     if rate > SLOW_RATE:
         raise Skipped(f"a client may ask {rate:g} times a second; start the host with {SLOW_RATE} at most")
