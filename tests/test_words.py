@@ -67,7 +67,8 @@ OLD = {
     "wishes": ("bridges", "pending"),
     "mark": ("bridges", "request_key"),
     "kept": (("bridges", "demos"), "stored"),
-    "given": (("bridges", "demos"), "what it is"),
+    "given": (("bridges", "envs", "demos"), "what it is"),
+    "draw_opening": ("", "sample_spec"),
 }
 FOLDERS = ("worldsim", "envs", "bridges", "demos")
 
