@@ -1,1 +1,1 @@
-"""The wire between a hosted world and those who step it; empty so far."""
+"""The protocol between a host and its clients, both sides of it, conformance checks, and add-ons for game engines."""

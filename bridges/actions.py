@@ -1,22 +1,17 @@
-"""Actions as they come in a request: JSON, a buffer, or keys."""
+"""Actions as a message carries them: JSON or a raw buffer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from worldsim.bridges.hosted import Keys
-from worldsim.envs.keymap import KeyMap
-from worldsim.errors import ActionError, ProtocolError
-
-MOST_KEYS = 16
+from worldsim.errors import ActionError
 
 
 def from_json(space: spaces.Space, value: Any) -> Any:
-    """An element of `space` from plain JSON; whether it really is one is for the engine to say.
+    """Read an element of `space` from plain JSON; `Engine.check` says whether it is inside the space.
 
     Raises:
         ActionError: it cannot be one.
@@ -38,38 +33,14 @@ def from_json(space: spaces.Space, value: Any) -> Any:
 
 
 def to_json(space: spaces.Space, action: Any) -> Any:
-    """The inverse of `from_json`, exact: a float32 comes back as it was."""
+    """Write an action as plain JSON: the exact inverse of `from_json`, for float32 too."""
     if isinstance(space, spaces.Dict):
         return {key: to_json(inner, action[key]) for key, inner in space.spaces.items()}
     return np.asarray(action).tolist()
 
 
-def from_request(
-    space: spaces.Space, keymap: KeyMap, header: Mapping[str, Any], buffers: Mapping[str, Any]
-) -> Any | Keys:
-    """What `step` and `input` carry: an action, or keys.
-
-    Raises:
-        ProtocolError: bad-field, none or several of the three ways; bad-action, unknown keys.
-        ActionError: it cannot be an action.
-    """
-    given = [name for name in ("action", "keys") if header.get(name) is not None]
-    given += ["buffer action"] if "action" in buffers else []
-    if len(given) != 1:
-        raise ProtocolError("bad-field", f"there must be one of action, keys, buffer action; got {given or 'none'}.")
-    if given[0] == "action":
-        return from_json(space, header["action"])
-    if given[0] == "keys":
-        names = tuple(name for name in header["keys"].split("+") if name)
-        unknown = [name for name in names if not keymap.knows(name)]
-        if unknown or len(names) > MOST_KEYS:
-            raise ProtocolError("bad-action", f"the keys {unknown[:8]} mean nothing here; known: {keymap.names}.")
-        return Keys(names)
-    return from_buffer(space, buffers["action"])
-
-
 def from_buffer(space: spaces.Space, array: Any) -> Any:
-    """An element of `space` from a raw buffer.
+    """Read an element of `space` from a raw buffer.
 
     Raises:
         ActionError: it cannot be one.

@@ -1,7 +1,7 @@
-"""What the bridge costs on this machine: a step through it against a step in this process, beside bare ZeroMQ.
+"""Measure what the bridge costs on this machine: a step through it, a step in this process, and bare ZeroMQ.
 
-Two engines: a still one, whose step takes no time and whose frames have any size, shows the bridge alone; a real world
-shows what is left of its speed for clients elsewhere. Host and clients are processes of their own.
+Two engines: `StillEngine`, whose step takes no time, isolates the cost of the bridge for frames of any size; a real
+world shows which part of its speed remote clients get. Host and clients are processes of their own.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import zmq
 
 from worldsim.bridges import messages
 from worldsim.bridges.client import RemoteEngine
-from worldsim.bridges.connection import ConnectionConfig
-from worldsim.bridges.host import Host, HostConfig, ipc_address
+from worldsim.bridges.client.connection import ConnectionConfig
+from worldsim.bridges.host.server import Host, HostConfig, ipc_address
 from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.envs.world_env import make_engine
 from worldsim.errors import BridgeError, ConfigError
@@ -31,8 +31,8 @@ from worldsim.evaluation.bench import machine
 from worldsim.models.action import space_from_json
 
 SIZES = {"64x64": (64, 64), "1280x720": (720, 1280)}  # (height, width)
-WARM = 20  # steps that are not counted
-BLOCK = 25  # steps that are timed in a row before it is another way's turn
+WARM = 20  # steps before the first timed one
+BLOCK = 25  # steps that are timed in a row before the next way is timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ class BridgeBenchConfig:
     world: str = "car-racing"
     """The real world."""
     steps: int = 500
-    """Of each way."""
+    """Timed for each way."""
     clients: int = 32
-    """That step the real world together."""
+    """Number of clients that step the real world at once."""
     threads: int = 1
     """CPU cores of its engine."""
     seconds: float = 10.0
-    """For them, and for as many local sessions."""
+    """Duration of that measurement, and of the one with as many local sessions."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -59,10 +59,10 @@ class BridgeBenchConfig:
 
 
 class StillEngine:
-    """Sessions whose every frame is one of two: what the bridge does beside is all that takes time."""
+    """An engine whose step takes no time: its frames are two fixed ones, in turns."""
 
     def __init__(self, frame_size: tuple[int, int]) -> None:
-        """Make the frames."""
+        """Make the two frames."""
         rng = np.random.default_rng(0)
         coarse = rng.integers(0, 256, (2, frame_size[0] // 16, frame_size[1] // 16, 3), np.uint8)
         self._frames = coarse.repeat(16, 1).repeat(16, 2)  # patches of colour, about as hard on JPEG as a game is
@@ -83,14 +83,14 @@ class StillEngine:
         return numbers
 
     def close(self, session: int | None = None) -> None:
-        """End one."""
+        """End a session."""
         self.sessions.pop(session or 0, None)
 
     def check(self, session: int, action: Any) -> None:
-        """Any action will do."""
+        """Accept any action."""
 
     def step(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
-        """The other frame; a copy, as an engine gives."""
+        """Draw the other one of the two frames; a copy, as `Engine.step` gives."""
         steps = {}
         for number in actions:
             known = self.sessions[number]
@@ -100,12 +100,12 @@ class StillEngine:
         return steps
 
     def stats(self) -> dict[str, Any]:
-        """Nothing to say."""
+        """Return no statistics."""
         return {}
 
 
 def bench_bridge(config: BridgeBenchConfig) -> dict[str, Any]:
-    """Time the bridge; nothing else should run meanwhile.
+    """Time the bridge on an otherwise idle machine.
 
     Returns:
         still: by frame size: p50 and p99 ms of a step in this process, through the bridge by tcp, ipc, shared memory
@@ -121,7 +121,7 @@ def bench_bridge(config: BridgeBenchConfig) -> dict[str, Any]:
 
 
 def _still(size: tuple[int, int], steps: int) -> dict[str, dict[str, float]]:
-    """Every way of a still frame of one size, in turns."""
+    """Time every way of stepping `StillEngine`, in turns."""
     engine, action = StillEngine(size), np.zeros(3, np.float32)
     local = engine.open_all([SessionSpec()])[0]
     ways: dict[str, Callable[[], Any]] = {"in process": lambda: engine.step({local: action})}
@@ -150,7 +150,7 @@ def _still(size: tuple[int, int], steps: int) -> dict[str, dict[str, float]]:
 
 
 def _in_turns(ways: Mapping[str, Callable[[], Any]], steps: int) -> dict[str, dict[str, float]]:
-    """p50 and p99 in ms of each way; a block of each, again and again, so that the machine's moods hit all alike."""
+    """Measure p50 and p99 in ms of each way, in alternating blocks, so that a busy moment slows all ways alike."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         for _ in range(WARM):
@@ -186,7 +186,7 @@ def _real(config: BridgeBenchConfig) -> dict[str, Any]:
 
 
 def _local(engine: Any, sessions: int, action: Any, seconds: float) -> float:
-    """Frames/s of sessions in this process."""
+    """Measure the frames/s of sessions in this process."""
     numbers = engine.open_all([SessionSpec(seed=i) for i in range(sessions)])
     engine.step(dict.fromkeys(numbers, action))
     frames, begun = 0, time.perf_counter()
@@ -199,7 +199,7 @@ def _local(engine: Any, sessions: int, action: Any, seconds: float) -> float:
 
 
 def _clients(address: str, count: int, seconds: float) -> float:
-    """Frames/s of clients in lock-step, each with a connection of its own; one process drives all of them."""
+    """Measure the frames/s of clients in lock-step, one connection each, all driven by one other process."""
     command = [sys.executable, "-m", "worldsim.bridges.bench", "clients", address, str(count), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -208,7 +208,7 @@ def _clients(address: str, count: int, seconds: float) -> float:
 
 
 def drive_clients(address: str, count: int, seconds: float) -> float:
-    """What `_clients` runs in a process of its own: nobody waits for another, each asks again when it was answered."""
+    """Drive the clients of `_clients`: each steps again as soon as it has its reply, independent of the others."""
     poller, sockets, sessions = zmq.Poller(), {}, {}
     context = zmq.Context()
     for i in range(count):
@@ -254,7 +254,7 @@ def _ask(socket: zmq.Socket, number: int, verb: str, **fields: Any) -> dict[str,
 
 
 def _echo_client(address: str) -> Callable[[], Any]:
-    """A round trip of the bytes of a step, without a protocol."""
+    """Make a function that sends the bytes of a step and waits for a frame, without a protocol."""
     socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.connect(address)
     request = messages.pack(
@@ -269,7 +269,7 @@ def _echo_client(address: str) -> Callable[[], Any]:
 
 
 def _echo_host(frame: np.ndarray) -> None:
-    """Answers anything with a header and a frame."""
+    """Answer every message with a header and a frame."""
     socket = zmq.Context.instance().socket(zmq.ROUTER)
     port = socket.bind_to_random_port("tcp://127.0.0.1")
     socket.bind(ipc_address(port))
@@ -281,7 +281,7 @@ def _echo_host(frame: np.ndarray) -> None:
 
 
 class _process:
-    """A host in a process of its own, for a while; gives its address."""
+    """A context with a host in a process of its own; gives its address."""
 
     def __init__(self, *words: str) -> None:
         command = [sys.executable, "-m", "worldsim.bridges.bench", *words]
@@ -300,7 +300,7 @@ class _process:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """Format the report as a table."""
     lines = [f"machine: {json.dumps(report['machine'])}"]
     for size, ways in report["still"].items():
         lines += ["", f"still frames of {size}: ms a step{'':18} p50      p99     cost"]
@@ -316,7 +316,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _main(words: Sequence[str]) -> None:
-    """The processes of the benchmark."""
+    """Run one of the processes of the benchmark."""
     kind, *rest = words
     if kind == "clients":
         print(drive_clients(rest[0], int(rest[1]), float(rest[2])))

@@ -1,4 +1,4 @@
-"""How frames travel: raw, as JPEG, or through memory that host and client share. No torch."""
+"""Encodings of frames: raw, JPEG, and memory that host and client share. No torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import numpy as np
 
 from worldsim.errors import BridgeError, MissingDependency, ProtocolError
 
-SLOTS = 4  # frames of a session that lie in shared memory: the last one, and some that may still be looked at
+SLOTS = 4  # frames of a session in shared memory: the last one, and three that a client may still read
 PREFIX = "worldsim-shm-"
-MOST_FILES = 256  # open at a client before it looks which are no more
+MOST_FILES = 256  # open at a client before it closes those that were removed
 
 
 def to_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """A frame as a JPEG file.
+    """Encode a frame as a JPEG file.
 
     Raises:
         ProtocolError: unsupported, where simplejpeg is not installed.
@@ -37,7 +37,7 @@ def to_jpeg(frame: np.ndarray, quality: int) -> bytes:
 
 
 def from_jpeg(data: bytes) -> np.ndarray:
-    """The frame of a JPEG file, uint8 (H, W, 3).
+    """Decode a JPEG file to uint8 (H, W, 3).
 
     Raises:
         MissingDependency: simplejpeg is not installed.
@@ -50,7 +50,7 @@ def from_jpeg(data: bytes) -> np.ndarray:
 
 
 def can_jpeg() -> bool:
-    """Whether `to_jpeg` works here."""
+    """Say whether `to_jpeg` works here."""
     try:
         import simplejpeg  # noqa: F401
     except ImportError:
@@ -67,7 +67,7 @@ class SharedFolder:
     """
 
     def __init__(self) -> None:
-        """Make it, and remove those of hosts that are no more."""
+        """Make the folder, and remove those of hosts that have ended."""
         root = (
             Path("/dev/shm") if sys.platform == "linux" and Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
         )
@@ -80,11 +80,11 @@ class SharedFolder:
         (self.path / "nonce").write_text(self.nonce)
 
     def offer(self) -> dict[str, str]:
-        """What `hello` says of it."""
+        """Describe the folder, as `hello` does."""
         return {"path": str(self.path / "nonce"), "nonce": self.nonce}
 
     def close(self) -> None:
-        """Remove it; those who look at a frame keep it."""
+        """Remove the folder; files that a client has open stay readable."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -100,7 +100,7 @@ class Ring:
         self.memory = np.asarray(np.memmap(self.path, np.uint8, "r+", shape=(SLOTS, *shape)))
 
     def put(self, frame: np.ndarray, step: int) -> dict[str, Any]:
-        """Write a frame; what a message says of it."""
+        """Write a frame; return its place, as a message describes it."""
         slot = step % SLOTS
         self.memory[slot] = frame
         where = {"path": str(self.path), "offset": slot * self.size}
@@ -115,12 +115,12 @@ class SharedReader:
     """A client's side: opens what a host offers, and reads frames."""
 
     def __init__(self) -> None:
-        """Nothing is open yet."""
+        """Begin without open files."""
         self._files: dict[str, mmap.mmap] = {}
 
     @staticmethod
     def shares(offer: Any) -> bool:
-        """Whether the host's memory is this machine's, and may be read."""
+        """Say whether this process can read the host's shared memory."""
         if not isinstance(offer, Mapping):
             return False
         try:
@@ -129,7 +129,7 @@ class SharedReader:
             return False
 
     def read(self, about: Mapping[str, Any]) -> np.ndarray:
-        """The frame at the place that a message names, uint8, read-only: it changes when SLOTS more were drawn.
+        """Read the frame at a place that a message describes: uint8, read-only, overwritten SLOTS frames later.
 
         Raises:
             BridgeError: it cannot be read.
@@ -147,7 +147,7 @@ class SharedReader:
             raise BridgeError(f"the frame in shared memory cannot be read ({error}); ask for 'raw' frames.") from error
 
     def forget(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         self._files.clear()
 
 

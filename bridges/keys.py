@@ -1,4 +1,4 @@
-"""CURVE keys: who may come to a host over a network, and that it is the right host."""
+"""CURVE keys, by which a host and its clients over a network know each other."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class KeysConfig:
     name: str
     """Of the host or the client, for the file names."""
     folder: Path = Path("keys")
-    """Where they are written. A host lets in whoever's public key lies beside its own, see --allow."""
+    """Where they are written. A host admits the clients whose public keys lie beside its own, see --allow."""
 
 
 def make_keys(config: KeysConfig) -> tuple[Path, Path]:
-    """Make a pair: NAME.key, which may be shown to anyone, and NAME.key_secret, which stays where it is used.
+    """Make a pair of keys: NAME.key, which is public, and NAME.key_secret, which stays on its machine.
 
     Raises:
         ConfigError: the name is no file name, there is such a pair, or libzmq has no CURVE.

@@ -1,4 +1,4 @@
-"""How a message of the protocol becomes bytes and is taken apart and checked. No sockets, no torch."""
+"""Messages of the protocol: encode, decode and check them. No sockets, no torch."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _PARSER = json.JSONDecoder(parse_constant=_refuse)
 
 @dataclass(frozen=True)
 class Message:
-    """A message that was taken apart: the header, and its buffers by name (arrays; bytes where they are jpeg)."""
+    """A decoded message: the header, and its buffers by name (arrays; bytes for jpeg; a description for shm)."""
 
     header: dict[str, Any]
     buffers: dict[str, Any] = dataclass_field(default_factory=dict)
 
 
-_NAMES = {np.dtype(name): name for name in DTYPES}  # numpy takes long to name them
+_NAMES = {np.dtype(name): name for name in DTYPES}  # `str(dtype)` is slow
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
@@ -53,7 +53,7 @@ Buffers = Mapping[str, "np.ndarray | bytes | Mapping[str, Any]"]
 
 
 def pack(header: Mapping[str, Any], buffers: Buffers | None = None) -> list[Any]:
-    """The parts of a message.
+    """Encode a message into its parts.
 
     Args:
         header: its fields, without "buffers".
@@ -76,7 +76,7 @@ def pack(header: Mapping[str, Any], buffers: Buffers | None = None) -> list[Any]
 
 
 def unpack(parts: Sequence[Any], header: dict[str, Any] | None = None) -> Message:
-    """Take a message apart.
+    """Decode a message.
 
     Args:
         parts: bytes, or memory that numpy can look into; arrays share it.
@@ -115,7 +115,7 @@ def unpack(parts: Sequence[Any], header: dict[str, Any] | None = None) -> Messag
 
 
 def read_header(parts: Sequence[Any]) -> dict[str, Any]:
-    """The header alone, of a message whose rest may be wrong.
+    """Decode only the header of a message; its other parts may be wrong.
 
     Raises:
         ProtocolError: bad-message, too-large.
@@ -134,7 +134,7 @@ def read_header(parts: Sequence[Any]) -> dict[str, Any]:
 
 
 def check_request(message: Message) -> str:
-    """The verb of a request whose every field is of the kind that `VERBS` says.
+    """Check that every field of a request is of its declared kind; return the verb.
 
     Raises:
         ProtocolError: wrong-version, unknown-verb, bad-field, too-large.
@@ -173,12 +173,12 @@ def check_field(field: Field, value: Any) -> None:
 
 
 def reply_to(header: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
-    """The header of a reply."""
+    """Make the header of a reply."""
     return {"v": VERSION, "id": header.get("id"), "verb": header.get("verb"), **fields}
 
 
 def error_to(header: Mapping[str, Any], error: ProtocolError) -> dict[str, Any]:
-    """The header of a reply that says what was wrong; only an id and a verb that make sense are given back."""
+    """Make the header of an error reply; it repeats the request's id and verb where these are valid."""
     number, verb = header.get("id"), header.get("verb")
     fields = {"id": number if is_id(number) else None,
               "verb": verb if isinstance(verb, str) and verb in VERBS else None}  # fmt: skip

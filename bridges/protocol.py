@@ -1,8 +1,8 @@
-"""The bridge's protocol: every verb, field, limit and error. How a message becomes bytes is in `messages`.
+"""The bridge's protocol: every verb, field, limit and error. `messages` encodes and decodes messages.
 
 A message is a ZeroMQ multipart: [header, buffer, ...]. The header is JSON (UTF-8, one object); its "buffers" say
 what the other parts are. Client: a DEALER (or REQ) socket. Host: a ROUTER. Every request gets one reply with its "id";
-besides, the host pushes "frame" messages to those who watch and a "bye" when it stops.
+besides, the host pushes "frame" messages to watchers and a "bye" when it stops.
 
 `docs/protocol.md` is made from this file: `python -m worldsim.bridges.protocol_page > docs/protocol.md`.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -126,14 +127,16 @@ _ROLE = Field("role", "text", "of the token: owner, player or watcher")
 _SESSIONS = Field("sessions", "tokens", "which, in order")
 _ACTION = (
     _maybe("action", "action", "JSON: a number, or nested lists, or an object for a Dict space"),
-    _maybe("keys", "text", 'instead of it, the keys held, such as "left+up"; buffer `action` is the third way'),
+    _maybe(
+        "keys", "text", 'instead of it, the keys that are down, such as "left+up"; buffer `action` is the third way'
+    ),
 )
 
 VERBS: dict[str, Verb] = {
     "hello": Verb(
-        "Say who you are, and learn what there is. First on every connection.",
+        "Introduce the client, and get a description of the host. First on every connection.",
         (
-            Field("client", "token", "made up by the client at random, and kept: it is how a host knows it again"),
+            Field("client", "token", "random, the same for all connections of a client; it identifies the client"),
             _maybe("name", "name", "of the program, for the log"),
         ),
         (
@@ -151,23 +154,23 @@ VERBS: dict[str, Verb] = {
         "Begin a session.",
         (_maybe("world", "name", "may be left out where there is one"), *_OPENING, *_ENCODING,
          _maybe("snapshot", "token", "go on from it; the other settings have no effect then")),
-        (Field("session", "token", "who knows it may do everything"), Field("watch", "token", "who knows it may watch"),
+        (Field("session", "token", "gives all rights"), Field("watch", "token", "gives the right to watch"),
          _WORLD, *_STATE),
         ("frame",),
     ),
     "reset": Verb("Begin anew, in the same session.", (_SESSION, *_OPENING), _STATE, ("frame",)),
     "step": Verb(
         "Draw the next frame under an action.",
-        (_SESSION, Field("step", "int", "how many frames you know the session to have; another number is refused"),
+        (_SESSION, Field("step", "int", "the number of frames that the session has; another number is refused"),
          *_ACTION),
         _DRAWN,
         ("frame",),
     ),
     "prompt": Verb("Condition the frames from now on.", (_SESSION, Field("prompt", "text", "the words")), _STATE),
     "snapshot": Verb(
-        "Keep the session as it is now, with the host.",
+        "Store a snapshot of the session with the host.",
         (_SESSION,),
-        (Field("snapshot", "token", "to restore; the oldest goes where there are too many"), _STEP),
+        (Field("snapshot", "token", "to restore; the oldest is dropped where there are too many"), _STEP),
     ),
     "restore": Verb(
         "Go back to a snapshot, of this session or of another one of the same world.",
@@ -177,15 +180,15 @@ VERBS: dict[str, Verb] = {
     ),
     "drop": Verb("Forget a snapshot.", (Field("snapshot", "token", "which"),)),
     "fork": Verb(
-        "Open a twin: under the same actions it draws the same frames.",
+        "Fork a session: under the same actions the fork draws the same frames.",
         (_SESSION, _maybe("seed", "int", "go on with other noise"), *_ENCODING),
-        (Field("session", "token", "the twin's"), Field("watch", "token", "the twin's"), _WORLD, *_STATE),
+        (Field("session", "token", "the fork's"), Field("watch", "token", "the fork's"), _WORLD, *_STATE),
         ("frame",),
     ),
     "render": Verb(
         "The last frame again.",
         (_SESSION, *_ENCODING),
-        (*_STATE, _ROLE, _WORLD, _maybe("watch", "token", "for the owner: who knows it may watch")),
+        (*_STATE, _ROLE, _WORLD, _maybe("watch", "token", "for the owner: gives the right to watch")),
         ("frame",),
     ),
     "close": Verb("End a session.", (_SESSION,)),
@@ -221,18 +224,18 @@ VERBS: dict[str, Verb] = {
     ),
     "unwatch": Verb("No more frames.", (_SESSION,)),
     "run": Verb(
-        "Start the clock: the host draws frames at a pace, under the actions held.",
+        "Start the clock: the host draws frames at a pace, under the actions in force.",
         (_SESSION, _maybe("fps", "fps", "the world's own if not given")),
         (*_STATE, Field("fps", "number", "of the clock")),
     ),
     "pause": Verb("Stop the clock.", (_SESSION,), _STATE),
-    "input": Verb("Hold an action until the next one.", (_SESSION, *_ACTION), (_STEP,)),
+    "input": Verb("Put an action in force until the next one.", (_SESSION, *_ACTION), (_STEP,)),
     "share": Verb(
         "Let a second player in. turns: they alternate; split: each has parts of the action.",
         (_SESSION, Field("mode", "share", '"turns" or "split"'),
          _maybe("every", "int", "turns: frames until the other's turn; 1 if not given"),
          _maybe("parts", "list", "split: the second player's part, as indices into the action, or as names of keys")),
-        (Field("player", "token", "who knows it is the second player"),),
+        (Field("player", "token", "gives the rights of the second player"),),
     ),
 }  # fmt: skip
 
@@ -245,23 +248,28 @@ PUSHES: dict[str, Verb] = {
                "credits or because the connection was slow")),
         ("frame",),
     ),
-    "bye": Verb("The host stops.", (), (Field("resume", "bool", "whether its sessions can be gone on with"),)),
+    "bye": Verb("The host stops.", (), (Field("resume", "bool", "whether its sessions can be resumed"),)),
 }  # fmt: skip
 
 
+def new_token() -> str:
+    """Make a token that nobody can guess."""
+    return secrets.token_hex(16)
+
+
 def short(value: Any) -> str:
-    """A value in at most 80 characters."""
+    """Shorten a value to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def is_int(value: Any) -> bool:
-    """Whether a value is an integer; a bool is none."""
+    """Say whether a value is an integer; a bool is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_id(value: Any) -> bool:
-    """Whether a value can be a request's id."""
+    """Say whether a value can be a request's id."""
     return is_int(value) and 0 <= value <= MAX_INT
 
 

@@ -1,4 +1,4 @@
-"""`docs/protocol.md`, made from `protocol.py`: what a writer of another client or host reads.
+"""Make `docs/protocol.md` from `protocol.py`, for authors of clients and hosts.
 
 Remake it: python -m worldsim.bridges.protocol_page > docs/protocol.md
 """
@@ -16,8 +16,7 @@ from worldsim.bridges.protocol import ERRORS, KINDS, PUSHES, VERBS, Field, Verb
 INTRODUCTION = f"""# The bridge's protocol, version {protocol.VERSION}
 
 This page is made from `bridges/protocol.py` (`python -m worldsim.bridges.protocol_page > docs/protocol.md`); a test
-keeps the two equal. `worldsim.bridges.check_client` and `worldsim.bridges.check_host` tell whether a client or a host of
-your own follows it.
+keeps the two equal. `worldsim.bridges.conformance` has programs that check a client or a host of your own against it.
 
 ## In short
 
@@ -51,39 +50,40 @@ Wait for the reply of `close` before you disconnect: a request may be lost with 
   before) and `verb`. Unknown fields are refused. A field that is null counts as missing.
 - Every reply has `v`, and `id` and `verb` of the request. If it has `error`, nothing was done: `code` is one of those
   below, `message` is for people, and some codes bring more.
-- Pushes come unasked, to those who watch; tell them by their `verb`: {", ".join(PUSHES)}.
+- The host pushes messages without a request; they differ from replies by their `verb`: {", ".join(PUSHES)}.
 
 ## Nothing happens twice
 
-A client that gets no reply sends **the same request with the same id** again, over the same or a new connection. The host
-does not do it twice: it answers again. `step` names the number of frames the session has, as the client knows it; if the
-host knows another number it refuses (`out-of-order`, with its own `step`), and draws nothing. A new connection says
-`hello` with the **same** `client` token first; a host that answers `hello-first` was started anew, or has forgotten the
+Without a reply, a client sends **the same request with the same id** again, over the same or a new connection. The host
+does not do it twice: it replies again. `step` names the number of frames that the session has, as the client knows it; if
+the host knows another number it refuses (`out-of-order`, with its own `step`), and draws nothing. A new connection says
+`hello` with the **same** `client` token first. `hello-first` means that the host was restarted or has forgotten the
 connection: say hello, and send the request again.
 
-Of several requests without a reply the oldest is sent again first. One that changes a session is refused
-(`out-of-order`) if the host has had a newer one of this client for that session: it has come twice, the second time late.
+Of several requests without a reply, send the oldest again first. A request that changes a session is refused
+(`out-of-order`) after a newer one of the same client for the same session: it is a late copy.
 
-A session belongs to its token, not to a connection. It lives until `close`, or until nobody has steered it for `lease`
-seconds. Every request of the owner or the player renews that.
+A session belongs to its token, not to a connection. It lives until `close`, or until its owner and its player have sent no
+request for `lease` seconds.
 
-A host that was killed and started with `--resume` has every session as its clients last saw it. A host that stops says
-`bye`, and answers `stopping` to whoever still asks.
+After a kill, a host that is started with `--resume` has every session as its clients last saw it. A stopping host says
+`bye`, and refuses further requests with `stopping`.
 
 ## Lock-step and real time
 
-Lock-step is the way above: a frame for each `step`. For real time, `run` starts a session's clock: the host draws frames
-at a pace, under the action that `input` said last, as a game does; `pause` ends that. `watch` has every frame pushed to
-the connection that asks, as long as it has credits; each `watch` adds some. Without credits the newest frame waits and
-takes the place of the one before; `dropped` says how many were left out. Watching works in lock-step too, for any number of
-connections, and after `reset` and `restore`: with the session's own token, with a player's, or with its `watch` token, which permits nothing else.
+Lock-step is the mode above: a frame for each `step`. For real time, `run` starts a session's clock: the host draws frames
+at a pace, under the action of the last `input`, as a game does; `pause` stops it. `watch` pushes every frame to its
+connection, as long as the connection has credits; each `watch` adds some. Without credits the newest frame waits, in place of
+any that waited before; `dropped` counts the frames that were not sent. Watching works in lock-step too, for any number of
+connections, and after `reset` and `restore`. It takes the session's own token, a player's, or the `watch` token, which gives
+no other right.
 
-What is watched belongs to the connection: `watch` again after a new one. What `input` holds belongs to the session, and
-stays held through `reset`, `restore` and `pause`.
+A watch belongs to its connection: after a new connection, `watch` again. The action of the last `input` belongs to the
+session, and stays in force through `reset`, `restore` and `pause`.
 
-`share` makes a token for a second player. With `turns` a `step` out of turn is refused; in real time the clock takes the
-action of whose turn it is. With `split` the second player's parts of the action come from what it holds (`input`), the
-rest from what the first one holds or steps with.
+`share` makes a token for a second player. With `turns`, a `step` out of turn is refused; in real time the clock takes the
+action of the player whose turn it is. With `split`, the second player's parts of the action come from its last `input`, the
+rest from the first player's `input` or `step`.
 
 ## Frames
 
@@ -125,7 +125,7 @@ LIMITS = (
 
 
 def page() -> str:
-    """The page."""
+    """Make the page."""
     parts = [INTRODUCTION, "## Verbs\n", *_verbs(VERBS), "## Pushes\n", *_verbs(PUSHES)]
     parts += ["## Kinds of fields\n", _table(("kind", "allowed"), ((k, allowed) for k, (allowed, _) in KINDS.items()))]
     parts += ["## Errors\n", _table(("code", "meaning"), ERRORS.items())]
@@ -182,7 +182,7 @@ def _examples() -> Iterable[str]:
 
 
 def _dump(number: int, part: bytes) -> str:
-    """A part as people read it: sixteen bytes a line, hexadecimal, and the characters that they are."""
+    """Format a part as lines of sixteen bytes, in hexadecimal and as characters."""
     data = bytes(part)
     lines = [f"part {number}: {len(data)} bytes\n"]
     for begin in range(0, len(data), 16):

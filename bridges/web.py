@@ -38,7 +38,7 @@ except ImportError as cause:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOKEN = "WORLDSIM_WEB_TOKEN"  # environment variable
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parent / "addons" / "page"
 FILES = {"style.css": "text/css", "play.js": "text/javascript", "client.js": "text/javascript"}
 QUEUE = 64  # messages that may wait at the host's socket for one browser
 SLOW = 256 * 1024  # bytes that wait for a browser, over which frames are left out
@@ -82,9 +82,9 @@ class WebConfig:
     message_bytes: int = 4 * 2**20
     """Of one message from a browser."""
     patience: float = 3.0
-    """Seconds after which a host that does not answer is said to be away."""
+    """Seconds without an answer after which the host counts as away."""
     heartbeat: float = 20.0
-    """Seconds between two pings; a browser that does not answer is let go."""
+    """Seconds between two pings; a browser that does not answer is disconnected."""
     attached: bool = False
     """Stop when standard input ends: with the program that started this."""
 
@@ -112,7 +112,7 @@ class Gateway:
     """
 
     def __init__(self, config: WebConfig) -> None:
-        """Nobody is there yet."""
+        """Begin without browsers."""
         self.config = config
         self.relays: set[web.WebSocketResponse] = set()
         self._context = zmq.asyncio.Context()
@@ -125,21 +125,21 @@ class Gateway:
         self.app.on_cleanup.append(self._close)
 
     async def index(self, request: web.Request) -> web.StreamResponse:
-        """The page, or a question for the password."""
-        if why := self._stranger(request):
+        """Serve the page, or the form for the password."""
+        if why := self._refused_request(request):
             return web.Response(status=403, text=ASK.format(why=why), content_type="text/html")
         return web.FileResponse(PAGE / "index.html")
 
     async def file(self, request: web.Request) -> web.StreamResponse:
-        """What belongs to the page; there is nothing secret in it."""
+        """Serve a file of the page; none is secret."""
         name = request.match_info["name"]
         if name not in FILES:
             raise web.HTTPNotFound
         return web.FileResponse(PAGE / name, headers={"Content-Type": f"{FILES[name]}; charset=utf-8"})
 
     async def relay(self, request: web.Request) -> web.StreamResponse:
-        """Carry messages between a browser and the host until one of them goes."""
-        if why := self._stranger(request) or self._elsewhere(request):
+        """Carry messages between a browser and the host until one of them closes."""
+        if why := self._refused_request(request) or self._foreign_page(request):
             raise web.HTTPForbidden(text=why)
         if len(self.relays) >= self.config.connections:
             raise web.HTTPServiceUnavailable(text=f"{self.config.connections} browsers are here already.")
@@ -175,7 +175,7 @@ class Gateway:
             socket.close(linger=0)
 
     async def _attend(self, events: zmq.asyncio.Socket) -> End:
-        """Wait until the host is gone, or turns out not to be there."""
+        """Wait until the host is gone or has not answered in time."""
 
         async def until(wanted: int) -> None:
             while parse_monitor_message(await events.recv_multipart())["event"] != wanted:
@@ -197,18 +197,18 @@ class Gateway:
             socket.curve_serverkey = zmq.auth.load_certificate(config.host_key)[0]
         return socket
 
-    def _stranger(self, request: web.Request) -> str:
-        """Why somebody may not come in; empty if they may."""
+    def _refused_request(self, request: web.Request) -> str:
+        """Say why a request is refused: a missing password, or a foreign host name; empty if it is not."""
         if self.config.token:
-            given = request.query.get("token", request.headers.get("token", ""))
-            if not hmac.compare_digest(given.encode(), self.config.token.encode()):
-                return "This page needs a password." if not given else "That is not the password."
+            token = request.query.get("token", request.headers.get("token", ""))
+            if not hmac.compare_digest(token.encode(), self.config.token.encode()):
+                return "This page needs a password." if not token else "That is not the password."
         elif request.url.host not in LOOPBACK:  # else a foreign name that leads here would be the same origin
             return f"Without a password this page is served as {' or '.join(LOOPBACK)} only; give it a --token."
         return ""
 
-    def _elsewhere(self, request: web.Request) -> str:
-        """Why a WebSocket is refused to the page of another site; empty if it is ours, or a program."""
+    def _foreign_page(self, request: web.Request) -> str:
+        """Say why a WebSocket of another site's page is refused; empty for our page and for programs."""
         origin = request.headers.get("Origin")
         if origin is None or origin.partition("://")[2] == request.host:
             return ""
@@ -223,12 +223,12 @@ class Gateway:
 
 
 def join(parts: Sequence[Any]) -> bytes:
-    """A message of several parts as one."""
+    """Join the parts of a message into one."""
     return b"".join(piece for part in parts for piece in (struct.pack("<I", len(part)), part))
 
 
 def split(data: bytes) -> list[bytes]:
-    """The parts of a message.
+    """Split a message into its parts.
 
     Raises:
         ValueError: it is not made of them.
@@ -248,7 +248,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 async def _up(browser: web.WebSocketResponse, socket: zmq.asyncio.Socket) -> End:
-    """Carry what the browser says to the host."""
+    """Carry messages from the browser to the host."""
     async for message in browser:
         if message.type is WSMsgType.TEXT:
             return WSCloseCode.UNSUPPORTED_DATA, "Messages are binary here."
@@ -258,16 +258,16 @@ async def _up(browser: web.WebSocketResponse, socket: zmq.asyncio.Socket) -> End
             except ValueError as error:
                 return WSCloseCode.INVALID_TEXT, str(error)
             except zmq.Again:
-                pass  # the host does not read; the browser asks again when it hears nothing
+                pass  # the host does not read; the browser sends it again after its timeout
     return WSCloseCode.OK, ""
 
 
 async def _down(browser: web.WebSocketResponse, socket: zmq.asyncio.Socket, transport: asyncio.Transport) -> End:
-    """Carry what the host says to the browser; to one that does not keep up, no frames that it has not asked for."""
+    """Carry messages from the host to the browser; a slow browser gets no pushed frames."""
     while True:
         parts = await socket.recv_multipart()
         if transport.get_write_buffer_size() > SLOW and _is_frame(parts):
-            continue  # the next one tells it, by its credits, that some were left out
+            continue  # the credits of the next frame show the gap
         try:
             await browser.send_bytes(join(parts))
         except ConnectionError:
@@ -287,7 +287,7 @@ async def _harden(_: web.Request, response: web.StreamResponse) -> None:
 
 
 def serve_page(config: WebConfig) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; its address is printed.
+    """Serve the page until Ctrl-C or SIGTERM, and print its address.
 
     Raises:
         BridgeError: the address cannot be bound, or a key cannot be read.
@@ -305,7 +305,7 @@ async def _serve(config: WebConfig) -> None:
     runner = web.AppRunner(gateway.app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
-        gateway._dealer().close()  # keys that cannot be read are told now
+        gateway._dealer().close()  # raises now if keys cannot be read
         site = web.TCPSite(runner, config.bind, config.port)
         await site.start()
         bind = f"[{config.bind}]" if ":" in config.bind else config.bind

@@ -1,4 +1,4 @@
-"""Programs to play with and to copy from: a pygame window over a world or any game, and its clips without a screen.
+"""Programs to play with and to copy from: a pygame window on a world or any game, and clips without a screen.
 
 from worldsim.demos.player import PlayConfig, play
 

@@ -1,4 +1,4 @@
-"""A moving picture of an agent at play in the real game, after it learned elsewhere.
+"""A GIF of an agent at play in the real game, after it learned in a world.
 
 python -m worldsim.demos.agent_picture runs/agent-car-racing-dream --out docs/media/agent.gif
 """
@@ -40,7 +40,7 @@ class AgentPictureConfig:
 
 
 def at_play(config: AgentPictureConfig) -> tuple[np.ndarray, float]:
-    """Real games under the agent, uint8 (T, H, games * W, 3), and their frames per second."""
+    """Let the agent play real games; return uint8 (T, H, games * W, 3) and the frames per second."""
     agent = Agent.load(config.agent, greedy=False)
     recipe = find_game(agent.card.game, agent.card.frame_size)
     games = real_games(recipe, config.games)
@@ -53,7 +53,7 @@ def at_play(config: AgentPictureConfig) -> tuple[np.ndarray, float]:
 
 
 def main() -> None:
-    """Draw what the command line asks for."""
+    """Write the GIF that the command line asks for."""
     import tyro
 
     config = tyro.cli(AgentPictureConfig, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,))

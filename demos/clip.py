@@ -86,11 +86,11 @@ class Recorder:
 
 
 Turn = tuple[tuple[str, ...], str | None]
-"""Keys held for one step, and the prompt to set before it."""
+"""The keys pressed for one step, and the prompt to set before it."""
 
 
 def read_script(script: str, keymap: KeyMap) -> list[Turn]:
-    """Turns from words such as `up*10 left+up*5 "a road at night" none*3`: keys, for how many steps; quoted, a prompt.
+    """Read turns from text such as `up*10 left+up*5 "a road at night" none*3`: keys and steps; quoted, a prompt.
 
     Raises:
         ConfigError: a word that is not of this form, or a key the game does not have.
@@ -119,7 +119,7 @@ def read_script(script: str, keymap: KeyMap) -> list[Turn]:
 
 
 def drive(keymap: KeyMap, rng: np.random.Generator) -> Iterator[Turn]:
-    """Keys of a driver who likes to go ahead and taps to the sides, back and forth; seldom anything else."""
+    """Sample the keys of a driver that mostly goes ahead and taps left and right in turns."""
     combos = [tuple(sorted(combo)) for combo in keymap.entries]
     likes = np.array([3.0 if "up" in combo else 0.4 if "down" in combo or not combo else 1.0 for combo in combos])
     last = "right"
@@ -149,16 +149,16 @@ def write_clip(
     spent = slowest = 0.0
     try:
         for _ in range(steps):
-            held, prompt = next(turns)
+            pressed, prompt = next(turns)
             if prompt is not None:
                 session.set_prompt(prompt)
             if session.over:
                 session.reset()
             began = time.perf_counter()
-            session.step(held)
+            session.step(pressed)
             took = time.perf_counter() - began
             spent, slowest = spent + took, max(slowest, took)
-            screen.draw(view_of(session, held, footer=title))
+            screen.draw(view_of(session, pressed, footer=title))
             recorder.add(screen.pixels())
     finally:
         made = recorder.close()

@@ -1,4 +1,4 @@
-"""What is held down on a keyboard and on gamepads, as names of keys. No pygame here."""
+"""The keys that are pressed on a keyboard and on gamepads, by name. No pygame here."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ FOOTER = "Tab prompt   R reset   P pause   C picture   V video   E episode   H h
 TYPING = "Enter apply   Esc cancel   Up, Down examples"
 
 
-class Held:
-    """Keys that are down, and those that were down for a moment between two steps.
+class PressedKeys:
+    """Keys that are down, and keys that were tapped between two steps.
 
     A source is what holds a key: a key of the keyboard, an axis of a pad. It holds one at a time.
     """
 
     def __init__(self) -> None:
-        """Nothing is held."""
+        """Begin without pressed keys."""
         self._down: dict[Hashable, str] = {}
         self._tapped: dict[str, None] = {}
 
@@ -51,45 +51,45 @@ class Held:
         return True
 
     def holds(self, source: Hashable) -> bool:
-        """Whether `source` holds a key."""
+        """Say whether `source` holds a key."""
         return source in self._down
 
     def release(self) -> None:
-        """Let go of everything."""
+        """Release all keys."""
         self._down.clear()
         self._tapped.clear()
 
     def names(self) -> list[str]:
-        """Keys in the order they were pressed, with those that were only tapped since the last `stepped`."""
+        """List keys in the order they were pressed, tapped ones since the last `stepped` among them."""
         down = list(self._down.values())
         return [name for name in self._tapped if name not in down] + down
 
     def stepped(self) -> None:
-        """A step has seen the taps: forget them."""
+        """Forget the taps, after a step has used them."""
         self._tapped.clear()
 
 
 def axis_key(axis: int, value: float) -> str:
-    """The key that an axis of a gamepad at `value` (-1..1) stands for, or ""."""
+    """Get the key that an axis of a gamepad at `value` (-1..1) stands for, or ""."""
     low, high = AXES.get(axis, ("", ""))
     return high if value > PUSHED else low if value < -PUSHED else ""
 
 
 def hat_keys(value: tuple[int, int]) -> tuple[str, str]:
-    """The keys, or "", that the directions of a gamepad's cross stand for."""
+    """Get the keys, or "", that the directions of a gamepad's cross stand for."""
     across, along = value
     return ("left", "", "right")[across + 1], ("down", "", "up")[along + 1]
 
 
 def button_key(button: int, keymap: KeyMap) -> str:
-    """The key that a button of a gamepad stands for, or "": the game's keys besides arrows, then up and down."""
+    """Get the key that a button of a gamepad stands for, or "": the game's keys besides arrows, then up and down."""
     names = [name for name in keymap.names if name not in ARROWS and not name.isdigit()][:4]
     buttons = names + ["up", "down"][len(names) :]
     return buttons[button] if button < len(buttons) else ""
 
 
 def help_rows(keymap: KeyMap) -> list[tuple[str, str]]:
-    """What each key does, as (keys, words)."""
+    """List what each key does, as (keys, words)."""
     names = {"escape": "Esc", "return": "Enter"}
     rows = [("  ".join(keymap.names[:8]), "play (WASD are arrows, too)")]
     return rows + [("  ".join(names.get(key, key.capitalize()) for key in keys), words) for keys, _, words in COMMANDS]

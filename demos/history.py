@@ -1,4 +1,4 @@
-"""What was played, kept so that it can be saved as an episode to train on."""
+"""The frames and actions that were played, to be saved as an episode to train on."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ class History:
         self._steps: deque[tuple[Any, float, bool, bool]] = deque(maxlen=MOST_STEPS)
 
     def __len__(self) -> int:
-        """Number of steps."""
+        """Count the steps."""
         return len(self._steps)
 
     def add_frame(self, frame: np.ndarray, prompt: str, labels: dict[str, Any]) -> None:
-        """Keep a frame, uint8 (H, W, 3), and the prompt it was drawn under."""
+        """Append a frame, uint8 (H, W, 3), and the prompt that it was drawn under."""
         text = json.dumps({**labels, "text": prompt}, sort_keys=True)
         self._frames.append((resize_frame(frame, self.frame_size), text))
 
     def add_step(self, action: Any, reward: float, terminated: bool, truncated: bool) -> None:
-        """Keep the step that led to the frame that is added next."""
+        """Append a step, before its frame."""
         self._steps.append((action, reward, terminated, truncated))
 
     def take_back(self) -> None:
-        """Forget the last step and its frame: the step was taken back."""
+        """Remove the last step and its frame."""
         self._steps.pop()
         self._frames.pop()
 
     def episode(self, meta: dict[str, Any]) -> Episode:
-        """All of it as an episode.
+        """Make an episode of all steps.
 
         Raises:
             SessionError: no step was made yet.

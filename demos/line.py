@@ -13,18 +13,18 @@ class PromptLine:
     Attributes:
         text, cursor: what is typed, and before which character the next one goes.
         open: whether keys go here.
-        fresh: whether all of the text is selected.
+        selected: whether all of the text is selected.
     """
 
     def __init__(self) -> None:
-        """A closed, empty line."""
-        self.text, self.cursor, self.open, self.fresh = "", 0, False, False
+        """Make a closed, empty line."""
+        self.text, self.cursor, self.open, self.selected = "", 0, False, False
         self._examples: list[str] = []
         self._example = 0
 
     def begin(self, text: str, examples: Sequence[str] = ()) -> None:
         """Open the line with `text`, all of it selected: the first letter typed replaces it."""
-        self.open, self.fresh = True, True
+        self.open, self.selected = True, True
         self.text, self.cursor = text, len(text)
         self._examples = [text, *(example for example in examples if example != text)]
         self._example = 0
@@ -35,25 +35,25 @@ class PromptLine:
         return self.text.strip()
 
     def type(self, text: str) -> None:
-        """Put `text` at the cursor."""
-        if self.fresh:
+        """Insert `text` at the cursor."""
+        if self.selected:
             self.text, self.cursor = "", 0
         text = "".join(letter if letter.isprintable() else " " for letter in text)
         text = text[: LONGEST - len(self.text)]
         self.text = self.text[: self.cursor] + text + self.text[self.cursor :]
         self.cursor += len(text)
-        self.fresh = False
+        self.selected = False
 
     def key(self, name: str) -> None:
-        """An editing key: left, right, home, end, backspace, delete; up and down leaf through the examples."""
+        """Handle an editing key: left, right, home, end, backspace, delete; up and down show the examples."""
         before, after = self.text[: self.cursor], self.text[self.cursor :]
         if name in ("up", "down"):
             self._example = (self._example + (1 if name == "down" else -1)) % len(self._examples)
             self.text = self._examples[self._example]
             self.cursor = len(self.text)
-            self.fresh = True
+            self.selected = True
             return
-        if self.fresh and name in ("backspace", "delete"):
+        if self.selected and name in ("backspace", "delete"):
             before = after = ""
         elif name == "backspace":
             before = before[:-1]
@@ -62,4 +62,4 @@ class PromptLine:
         self.text, self.cursor = before + after, len(before)
         moves = {"left": self.cursor - 1, "right": self.cursor + 1, "home": 0, "end": len(self.text)}
         self.cursor = min(max(moves.get(name, self.cursor), 0), len(self.text))
-        self.fresh = self.fresh and name not in (*moves, "backspace", "delete")
+        self.selected = self.selected and name not in (*moves, "backspace", "delete")

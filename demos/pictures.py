@@ -1,6 +1,6 @@
-"""The README's moving pictures: the real game above, the world below, from the same starts.
+"""The GIFs of the README: the real game above, the world below, from the same starts.
 
-A beginner who steers gently by what he sees plays both; or with a recording the world is given its actions.
+A scripted beginner that steers gently plays both; with a recording the world gets the recorded actions.
 
 python -m worldsim.demos.pictures car-racing --out docs/media/car-racing.gif
 python -m worldsim.demos.pictures car-racing --data data/car-racing --out docs/media/car-racing.gif
@@ -29,11 +29,11 @@ from worldsim.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig:
-    """Which world beside what."""
+    """Which world is compared, and with what."""
 
     world: str
     data: Path | None = None
-    """A recording whose actions the world is given (default: the beginner of `worldsim eval --first-minute` plays)."""
+    """A recording whose actions the world gets (default: the beginner of `worldsim eval --first-minute` plays both)."""
     out: Path = Path("play.gif")
     episodes: int = 4
     first: int = 0
@@ -43,18 +43,18 @@ class PictureConfig:
 
 
 def compare(config: PictureConfig, world: World) -> np.ndarray:
-    """Truth and play of some sessions, uint8 (T, rows, columns, 3): truth above, play below.
+    """Draw reference and generated frames of some sessions, uint8 (T, rows, columns, 3): reference above.
 
     Raises:
         ConfigError: without a recording, where the real game is not known or not installed.
         DataError: the recording has no episode that is long enough.
     """
-    pair = _steered(config, world) if config.data is None else _given(config, world, Dataset(config.data))
+    pair = _steered(config, world) if config.data is None else _recorded(config, world, Dataset(config.data))
     return torch.cat([torch.cat(list(frames), dim=2) for frames in pair], dim=1).numpy()  # (T, 2 H, S W, 3)
 
 
 def _steered(config: PictureConfig, world: World) -> tuple[Tensor, Tensor]:
-    """The real game and the world under a beginner, each (S, T, H, W, 3)."""
+    """Play the real game and the world under a beginner, each (S, T, H, W, 3)."""
     probe = probe_of(world)
     if probe is None:
         raise ConfigError(f"the real game of {config.world} is not known or not installed; give a recording: --data.")
@@ -67,8 +67,8 @@ def _steered(config: PictureConfig, world: World) -> tuple[Tensor, Tensor]:
     return real.frames, played.frames
 
 
-def _given(config: PictureConfig, world: World, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Held-out episodes and the world's play under their actions, each (S, T, H, W, 3)."""
+def _recorded(config: PictureConfig, world: World, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Read held-out episodes, and play the world under their actions, each (S, T, H, W, 3)."""
     warm = context_of(world)
     long = [path for path in dataset.episodes("heldout") if count_steps(path) >= warm + config.frames]
     paths = long[config.first : config.first + config.episodes]
@@ -96,7 +96,7 @@ def save_gif(frames: np.ndarray, path: Path, fps: float, scale: int = 2) -> None
 
 
 def main() -> None:
-    """Draw what the command line asks for."""
+    """Write the GIF that the command line asks for."""
     import tyro
 
     config = tyro.cli(PictureConfig, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,))

@@ -46,7 +46,7 @@ class PlayConfig:
     smooth: bool = False
     """Blur the pixels when enlarging."""
     view: View = "frame"
-    """Show what an agent sees, where that is a picture, or the environment's own picture."""
+    """Show the observation of an agent, if it is an image, or the render of the environment."""
     out: Path = Path("play")
     """Folder for screenshots, videos and episodes, or the mp4 file of a clip."""
     frame_size: tuple[int, int] | None = None
@@ -73,7 +73,7 @@ class PlayConfig:
 
     @property
     def folder(self) -> Path:
-        """Where what is saved in the window goes."""
+        """The folder of all files that are saved from the window."""
         return self.out.parent if self.out.suffix == ".mp4" else self.out
 
     @property
@@ -83,7 +83,7 @@ class PlayConfig:
 
 
 def play(config: PlayConfig) -> Path | None:
-    """Play in a window, or write a clip where there is none; print what was done. Returns the file of the clip.
+    """Play in a window, or write a clip where no window can open; print a summary. Returns the file of the clip.
 
     Raises:
         WorldNotFound: no such world or environment.
@@ -104,7 +104,7 @@ def play(config: PlayConfig) -> Path | None:
 
 
 def open_window_or_say_why(title: str) -> str | None:
-    """Open a window that says that `title` is loading; if that cannot be, return why."""
+    """Open a window that says that `title` is loading; return why if it cannot open."""
     import pygame
 
     from worldsim.demos.screen import open_window
@@ -123,7 +123,7 @@ def open_window_or_say_why(title: str) -> str | None:
 
 
 def make_session(config: PlayConfig) -> Session:
-    """The environments of `config`, reset and ready to be stepped; see `play` for what it raises."""
+    """Make and reset the environments of `config`; see `play` for what it raises."""
     names = [config.world] if config.beside is None else [config.world, config.beside]
     sides: list[Side] = []
     try:

@@ -1,4 +1,4 @@
-"""The last seconds of a session, kept so that its steps can be taken back one by one."""
+"""The snapshots of the last seconds of a session, by which steps are taken back one by one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST = 600  # steps that are kept, however fast the world goes
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """One side before a step: the environment's snapshot, and what the side itself knows; see `Side`."""
+    """The state of one side before a step: the environment's snapshot and the side's own fields; see `Side`."""
 
     snapshot: Snapshot
     reward: float
@@ -30,14 +30,14 @@ class Moment:
 
 
 class Rewindable(Protocol):
-    """What can be taken back, such as a `Side`."""
+    """An object whose steps can be taken back, such as a `Side`."""
 
     def moment(self) -> Moment:
-        """It as it is now. Raises EngineFull when there is no room for a snapshot."""
+        """Take the state of now. Raises EngineFull when there is no room for a snapshot."""
         ...
 
     def go_back(self, moment: Moment) -> None:
-        """Be again as at `moment`."""
+        """Go back to `moment`."""
         ...
 
 
@@ -50,13 +50,13 @@ class Before:
     steps: int
 
     def close(self) -> None:
-        """Give the snapshots' memory back."""
+        """Free the memory of the snapshots."""
         for moment in self.moments:
             moment.snapshot.close()
 
 
 class Past:
-    """What was before each of the last steps.
+    """The states before each of the last steps.
 
     Snapshots share memory with the session, one frame of it per step. Where the environment has no room for one more,
     the oldest are forgotten.
@@ -72,11 +72,11 @@ class Past:
         self._kept: deque[Before] = deque()
 
     def __len__(self) -> int:
-        """How many steps can be taken back."""
+        """Count the steps that can be taken back."""
         return len(self._kept)
 
     def keep(self, prompt: str | None, steps: int) -> None:
-        """Keep the sides as they are, before a step changes them."""
+        """Store the sides as they are, before a step changes them."""
         while (moments := self._moments()) is None:
             if not self._kept:
                 return  # not even one fits: this step cannot be taken back, nor any before it
@@ -86,7 +86,7 @@ class Past:
             self._kept.popleft().close()
 
     def go_back(self) -> Before | None:
-        """Put the sides back to before the last step, and forget that; None if nothing is kept."""
+        """Take the last step of all sides back; return None if none is stored."""
         if not self._kept:
             return None
         before = self._kept.pop()
@@ -101,7 +101,7 @@ class Past:
             self._kept.pop().close()
 
     def _moments(self) -> list[Moment] | None:
-        """A moment of every side, or none of any."""
+        """Take a moment of every side, or of none."""
         moments: list[Moment] = []
         try:
             for side in self.sides:

@@ -15,31 +15,31 @@ class Saver:
     """Makes numbered files in a folder.
 
     Args:
-        session: what is played.
-        screen: what is shown of it.
+        session: that is played.
+        screen: that shows it.
         folder: made when the first file is.
         name: what file names begin with; also the folder of the episodes.
         fps: of the videos.
     """
 
     def __init__(self, session: Session, screen: Screen, folder: Path, name: str, fps: float) -> None:
-        """Nothing is written yet."""
+        """Begin without files."""
         self.session, self.screen, self.folder, self.name, self.fps = session, screen, folder, name, fps
         self._recorder: Recorder | None = None
 
     @property
     def recorded(self) -> float | None:
-        """Length of the video that is being recorded, in seconds; None if none is."""
+        """The length of the video that is being recorded, in seconds; None if there is none."""
         return None if self._recorder is None else self._recorder.frames / self.fps
 
     def picture(self) -> str:
-        """Write the canvas to a png file; return what was made, in words."""
+        """Write the canvas to a png file; return a line that says so."""
         path = self._next(".png")
         pygame.image.save(self.screen.canvas, path)
         return f"Saved {path}"
 
     def episode(self) -> str:
-        """Write what was played since the last reset as an episode; see `Session.save`."""
+        """Write the steps since the last reset as an episode; see `Session.save`."""
         path = self.session.save(self.folder / self.name)
         return f"Saved {path}: {len(self.session.history)} steps"
 
@@ -58,7 +58,7 @@ class Saver:
                 raise
 
     def stop_video(self) -> str:
-        """Finish the video, if there is one; return what was made, in words."""
+        """Finish the video, if there is one; return a line that says so."""
         recorder, self._recorder = self._recorder, None
         return f"Saved {recorder.close()}" if recorder else ""
 

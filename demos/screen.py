@@ -1,4 +1,4 @@
-"""Draws a session: pictures, a line of numbers, the prompt, and what is laid over them.
+"""Draw a session: pictures, a line of numbers, the prompt, and messages over them.
 
 Everything is drawn on a canvas of a fixed size that needs no display: a window shows it, a clip is made of it.
 """
@@ -27,7 +27,7 @@ ARROWS = {  # corners of a triangle about the middle of a keycap
     "up": ((-5, 3), (5, 3), (0, -4)),
     "down": ((-5, -3), (5, -3), (0, 4)),
 }
-MOST_KEYCAPS = 6  # keys shown at all times; of more, only those held
+MOST_KEYCAPS = 6  # keys shown at all times; of more, only those pressed
 
 
 class Screen:
@@ -64,7 +64,7 @@ class Screen:
         for panel, place in zip(view.panels, self.places, strict=True):
             self._draw_panel(panel, place)
         top = MARGIN + CAPTION + self.tall
-        end = self._draw_keys(view.keys, list(view.held), top + STATUS // 2)
+        end = self._draw_keys(view.keys, list(view.pressed), top + STATUS // 2)
         x = MARGIN
         for i, text in enumerate(view.status):
             self._text(text, (x, top + STATUS // 2), INK if i == 0 else FAINT, room=end - x)
@@ -74,7 +74,7 @@ class Screen:
         self._text(view.footer, (MARGIN, top + STATUS + PROMPT + FOOTER // 2 + 2), FAINT, self.small)
 
     def overlay(self, overlay: Overlay) -> None:
-        """Lay words over what was drawn."""
+        """Draw messages over the view."""
         area = self.places[0].unionall(self.places[1:])
         x = area.left + 8
         for text, color in ((overlay.recording, RED), (overlay.paused, WARM), (overlay.rewinding, LIT)):
@@ -85,7 +85,7 @@ class Screen:
             self._draw_message(overlay.message, WARM if overlay.bad else LIT, area)
 
     def pixels(self) -> np.ndarray:
-        """A copy of the canvas, uint8 (H, W, 3)."""
+        """Copy the canvas, uint8 (H, W, 3)."""
         width, height = self.canvas.get_size()
         return np.frombuffer(pygame.image.tobytes(self.canvas, "RGB"), np.uint8).reshape(height, width, 3)
 
@@ -103,16 +103,16 @@ class Screen:
         right = self._text(panel.detail, (place.right, middle), FAINT, self.small, right=True)
         self._text(panel.caption, (place.left, middle), INK, room=place.width - right - 12)
 
-    def _draw_keys(self, names: Sequence[str], held: Sequence[str], middle: int) -> int:
-        """Keycaps from the right, those held lit; return where they begin."""
-        names = names if len(names) <= MOST_KEYCAPS else [name for name in names if name in held]
+    def _draw_keys(self, names: Sequence[str], pressed: Sequence[str], middle: int) -> int:
+        """Draw keycaps from the right, pressed ones lit; return where they begin."""
+        names = names if len(names) <= MOST_KEYCAPS else [name for name in names if name in pressed]
         x = self.width - MARGIN
         for name in reversed(names[:MOST_KEYCAPS]):
             width = 24 if name in ARROWS else self.small.size(name)[0] + 14
             cap = pygame.Rect(x - width, middle - 11, width, 22)
-            ink = PAPER if name in held else FAINT
-            pygame.draw.rect(self.canvas, LIT if name in held else WELL, cap, border_radius=5)
-            pygame.draw.rect(self.canvas, LIT if name in held else EDGE, cap, 1, border_radius=5)
+            ink = PAPER if name in pressed else FAINT
+            pygame.draw.rect(self.canvas, LIT if name in pressed else WELL, cap, border_radius=5)
+            pygame.draw.rect(self.canvas, LIT if name in pressed else EDGE, cap, 1, border_radius=5)
             if name in ARROWS:
                 points = [(cap.centerx + dx, cap.centery + dy) for dx, dy in ARROWS[name]]
                 pygame.draw.polygon(self.canvas, ink, points)
@@ -207,14 +207,14 @@ class Screen:
 
 
 def _enlarged(size: tuple[int, int], scale: int, room: int) -> tuple[int, int]:
-    """The (height, width) that a picture is shown at: whole multiples, and less only for one that is too large."""
+    """Compute the (height, width) that a picture is shown at: a whole multiple, or less for one that is too large."""
     times = scale or max(1, room // max(size))
     shrink = 1.0 if scale else min(1.0, MOST / max(size))
     return round(size[0] * times * shrink), round(size[1] * times * shrink)
 
 
 def open_window(title: str) -> pygame.Surface:
-    """A window that says that `title` is loading. Raises pygame.error if there is no screen."""
+    """Open a window that says that `title` is loading. Raises pygame.error if there is no screen."""
     pygame.display.init()
     pygame.font.init()
     display = pygame.display.set_mode((608, 640), pygame.RESIZABLE)
@@ -228,7 +228,7 @@ def open_window(title: str) -> pygame.Surface:
 
 
 def show(canvas: pygame.Surface) -> None:
-    """Bring `canvas` into the window, as large as fits."""
+    """Show `canvas` in the window, as large as fits."""
     display = pygame.display.get_surface()
     scale = min(display.get_width() / canvas.get_width(), display.get_height() / canvas.get_height())
     if scale != 1:

@@ -1,4 +1,4 @@
-"""What is played: one environment, or two side by side that get the same keys. No window here, and no pygame."""
+"""A session of play: one environment, or two side by side that get the same keys. No window and no pygame here."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ View = Literal["frame", "render"]
 
 
 class Side:
-    """One environment and all that is shown of it.
+    """One environment, and what is shown of it.
 
     Args:
         env: made with render_mode "rgb_array".
         name: what it is called on the screen.
-        view: show what an agent sees, where that is a picture ("frame"), or the environment's own picture ("render").
+        view: show the observation, if it is an image ("frame"), or the render of the environment ("render").
         keymap: of the environment (default: its own keys, or keys made for its action space).
 
     Attributes:
-        frame: what an agent sees, or the environment's picture if that is none: uint8 (H, W, 3).
-        picture: what is shown.
+        frame: the observation, or the render if that is no image: uint8 (H, W, 3).
+        picture: the image that is shown.
         reward, total: of the last step, and since the last reset.
         terminated, truncated: whether the episode is over, and why.
         prompt, labels: in force for the frame.
@@ -91,7 +91,7 @@ class Side:
         self.env.unwrapped.set_prompt(text)  # type: ignore[attr-defined]  -- asked for by takes_prompt
 
     def moment(self) -> Moment:
-        """The side as it is now; only where `can_rewind`. Raises EngineFull when there is no room for a snapshot."""
+        """Take the state of now; only where `can_rewind`. Raises EngineFull when there is no room for a snapshot."""
         return Moment(
             snapshot=self.env.unwrapped.snapshot(),  # type: ignore[attr-defined]
             reward=self.reward,
@@ -103,7 +103,7 @@ class Side:
         )
 
     def go_back(self, moment: Moment) -> None:
-        """Be again as at `moment`, and show what the environment showed then."""
+        """Go back to `moment`, and show its frame."""
         frame = self.env.unwrapped.restore(moment.snapshot)  # type: ignore[attr-defined]
         self.reward, self.total = moment.reward, moment.total
         self.terminated, self.truncated = moment.terminated, moment.truncated
@@ -161,7 +161,7 @@ class Session:
 
     def reset(self) -> None:
         """Begin a new episode on every side, with one seed for all."""
-        self.past.clear()  # first: the memory it holds is needed now
+        self.past.clear()  # first: its memory is needed now
         self.seed = self._seed + self.resets
         self.resets += 1
         self.steps = 0
@@ -192,22 +192,22 @@ class Session:
             del options["prompt"]  # the game's words need not be the world's
             world.reset(self.seed, options)
 
-    def step(self, held: Sequence[str]) -> None:
-        """Make a step on every side under the keys held, named in the order they were pressed."""
+    def step(self, pressed: Sequence[str]) -> None:
+        """Make a step on every side under the pressed keys, in the order they were pressed."""
         if self.can_rewind and not self.over:
             self.past.keep(self.prompt, self.steps)
         going = not self.first.over
-        action = self.first.keymap.action(held)
+        action = self.first.keymap.action(pressed)
         for side in self.sides:
             same = side.env.action_space == self.first.env.action_space
-            side.step(action if same else side.keymap.action(held))
+            side.step(action if same else side.keymap.action(pressed))
         if going:
             self.steps += 1
             self.history.add_step(action, self.first.reward, self.first.terminated, self.first.truncated)
             self.history.add_frame(self.first.frame, self.first.prompt, self.first.labels)
 
     def rewind(self) -> None:
-        """Take the last step back, out of the history too; nothing when no step is kept any more.
+        """Take the last step back, out of the history too; do nothing when no state is stored.
 
         Raises:
             SessionError: an environment has no snapshots to go back to.
@@ -219,13 +219,13 @@ class Session:
         if before is None:
             return
         self.prompt = before.prompt
-        if before.steps < self.steps:  # else the first side was over, and the step was the other's alone
+        if before.steps < self.steps:  # else the first side was over, and only the other one stepped
             self.steps = before.steps
             self.history.take_back()
 
     @property
     def can_rewind(self) -> bool:
-        """Whether all sides can: none goes back alone."""
+        """Whether all sides can be rewound, as they go back together."""
         return all(side.can_rewind for side in self.sides)
 
     @property
@@ -264,17 +264,17 @@ class Session:
 
     @property
     def takes_prompt(self) -> bool:
-        """Whether any side does."""
+        """Whether a side takes a prompt."""
         return any(side.takes_prompt for side in self.sides)
 
     def check_prompts(self) -> None:
         """Raise PromptError if no side takes a prompt."""
         if not self.takes_prompt:
             names = " and ".join(side.name for side in self.sides)
-            raise PromptError(f"{names} cannot be told anything: no prompt is taken. Worlds made by worldsim do.")
+            raise PromptError(f"{names}: no prompt is taken. Worlds made by worldsim take one.")
 
     def save(self, folder: Path) -> Path:
-        """Save what was played since the last reset into the dataset at `folder`; see `History.save`."""
+        """Save the steps since the last reset into the dataset at `folder`; see `History.save`."""
         side = self.first
         env_id = side.env.spec.id if side.env.spec else type(side.env.unwrapped).__name__
         keys, meta = side.keymap, {"seed": self.seed}
@@ -288,7 +288,7 @@ class Session:
 
 
 def _lead_in(game: Side) -> dict[str, np.ndarray]:
-    """Frames of `game` with no key held, and the actions between them, for a world to begin from."""
+    """Play a game without keys; return frames and actions, for a world to begin from."""
     frames, actions = [game.frame], []
     while len(frames) < LEAD_IN and not game.over:
         actions.append(game.keymap.action(()))

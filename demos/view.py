@@ -1,4 +1,4 @@
-"""What is shown of a session, as plain data between playing and drawing."""
+"""The view of a session: plain data between playing and drawing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worldsim.demos.session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A picture, uint8 (H, W, 3), with words above it; a faded one is over."""
+    """A picture, uint8 (H, W, 3), with words above it; it is faded after the end of its episode."""
 
     picture: np.ndarray
     caption: str
@@ -23,12 +23,12 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What is drawn, and recorded: all but what an `Overlay` lays over it."""
+    """All that is drawn and recorded; an `Overlay` is drawn over it and not recorded."""
 
     panels: Sequence[Panel]
     status: Sequence[str]
     keys: Sequence[str]
-    held: Iterable[str]
+    pressed: Iterable[str]
     prompt: str | None  # None: no prompt is taken
     cursor: int | None = None  # before which letter the next one goes, while the line is open
     selected: bool = False  # the next letter replaces the whole line
@@ -37,7 +37,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """What is laid over a view; an empty part is not drawn."""
+    """Messages over a view; an empty one is not drawn."""
 
     message: str = ""
     bad: bool = False
@@ -49,20 +49,20 @@ class Overlay:
 
 def view_of(
     session: Session,
-    held: Sequence[str],
+    pressed: Sequence[str],
     *,
     footer: str = "",
     fps: float | None = None,
     line: PromptLine | None = None,
 ) -> View:
-    """A session as it is drawn.
+    """Make the view of a session.
 
     Args:
-        session: what is played.
-        held: keys held, in the order they were pressed.
+        session: to be shown.
+        pressed: keys, in the order they were pressed.
         footer: the last row.
-        fps: frames per second that are reached; None where nobody waits for frames.
-        line: what is typed; a closed one is not shown.
+        fps: measured frames per second; None for a clip.
+        line: the prompt line; a closed one is not shown.
     """
     first, two = session.first, len(session.sides) > 1
     panels = [
@@ -83,9 +83,9 @@ def view_of(
         panels=panels,
         status=status,
         keys=first.keymap.names,
-        held=first.keymap.choose(held),
+        pressed=first.keymap.choose(pressed),
         prompt=typed.text if typed else prompt if prompt or session.takes_prompt else None,
         cursor=typed.cursor if typed else None,
-        selected=typed is not None and typed.fresh,
+        selected=typed is not None and typed.selected,
         footer=footer,
     )

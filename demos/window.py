@@ -1,4 +1,4 @@
-"""The window: events in, pictures out, at the pace of the game."""
+"""The window: it handles events and shows pictures at the pace of the game."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pygame
 
 from worldsim.demos import controls
-from worldsim.demos.controls import Held
+from worldsim.demos.controls import PressedKeys
 from worldsim.demos.line import PromptLine
 from worldsim.demos.saving import Saver
 from worldsim.demos.screen import Screen, show
@@ -29,7 +29,7 @@ class Player:
     """Plays a session in the window.
 
     Args:
-        session: what is played.
+        session: to be played.
         screen: draws it.
         folder: where screenshots, videos and episodes go.
         name: what their file names begin with.
@@ -40,7 +40,7 @@ class Player:
         """Make the window as large as the canvas."""
         self.session, self.screen, self.fps = session, screen, fps
         self.saver = Saver(session, screen, folder, name, fps)
-        self.held, self.line = Held(), PromptLine()
+        self.pressed, self.line = PressedKeys(), PromptLine()
         self.running, self.paused, self.helping = True, False, False
         self.total_steps = 0
         self._message, self._bad, self._until = "", False, 0.0
@@ -58,7 +58,7 @@ class Player:
         try:
             while self.running and not 0 < steps <= self.total_steps:
                 if steps and self.session.over and not self.rewinding:
-                    self.reset()  # nobody may be there to do it
+                    self.reset()  # there may be no player
                 if not self.moving:
                     changed, due = self.poll(IDLE), time.perf_counter()
                     self._stepped_at.clear()
@@ -89,13 +89,13 @@ class Player:
             changed = self.handle(pygame.event.wait(int(1000 * left)))
 
     def step(self) -> None:
-        """Make one step under the keys held."""
-        self.session.step(self.held.names())
+        """Make one step under the pressed keys."""
+        self.session.step(self.pressed.names())
         self.total_steps += 1
         self._moved()
 
     def rewind(self) -> None:
-        """Take one step back, or stand at the first that is kept; see `Session.rewind` for what it raises."""
+        """Take one step back, or stay at the oldest stored state; see `Session.rewind` for what it raises."""
         self.session.rewind()
         self._moved()
 
@@ -104,12 +104,12 @@ class Player:
         if self.saver.recorded is not None:
             self._draw()
             self._try(self.saver.add_frame)
-        self.held.stepped()
+        self.pressed.stepped()
 
     @property
     def rewinding(self) -> bool:
-        """Whether the key for it is held, or was tapped since the last step."""
-        return "rewind" in self.held.names()
+        """Whether the rewind key is pressed, or was tapped since the last step."""
+        return "rewind" in self.pressed.names()
 
     @property
     def moving(self) -> bool:
@@ -130,17 +130,19 @@ class Player:
         elif kind == pygame.KEYDOWN:
             return self._key_down(event.key)
         elif kind == pygame.KEYUP:
-            return self.held.hold(event.key, "")
+            return self.pressed.hold(event.key, "")
         elif kind == pygame.TEXTINPUT and self.line.open:
             self.line.type(event.text)
         elif kind == pygame.WINDOWFOCUSLOST:
-            self.held.release()  # the release of a key would go elsewhere
+            self.pressed.release()  # the release of a key would go elsewhere
         elif kind == pygame.JOYAXISMOTION and event.axis in controls.AXES:
-            return self.held.hold((event.instance_id, "axis", event.axis), controls.axis_key(event.axis, event.value))
+            return self.pressed.hold(
+                (event.instance_id, "axis", event.axis), controls.axis_key(event.axis, event.value)
+            )
         elif kind == pygame.JOYHATMOTION:
             across, along = controls.hat_keys(event.value)
-            moved = self.held.hold((event.instance_id, "across"), across)
-            return self.held.hold((event.instance_id, "along"), along) or moved
+            moved = self.pressed.hold((event.instance_id, "across"), across)
+            return self.pressed.hold((event.instance_id, "along"), along) or moved
         elif kind in (pygame.JOYBUTTONDOWN, pygame.JOYBUTTONUP):
             return self._button(event)
         elif kind == pygame.JOYDEVICEADDED:
@@ -148,7 +150,7 @@ class Player:
             self._pads[pad.get_instance_id()] = pad
         elif kind == pygame.JOYDEVICEREMOVED:
             self._pads.pop(event.instance_id, None)
-            self.held.release()
+            self.pressed.release()
         else:
             return kind in (pygame.WINDOWEXPOSED, pygame.WINDOWSIZECHANGED)
         return True
@@ -156,14 +158,14 @@ class Player:
     def _key_down(self, code: int) -> bool:
         name = {"enter": "return"}.get(pygame.key.name(code), pygame.key.name(code).strip("[]"))  # as on the keypad
         if self.line.open:
-            if self.held.holds(code):  # was down before, and only repeats
+            if self.pressed.holds(code):  # was down before, and only repeats
                 return False
             return self._key_in_line(name)
         if name != "escape" and self.session.first.keymap.knows(name):
-            return self.held.hold(code, name)
+            return self.pressed.hold(code, name)
         command = self._commands.get(name, "")
         if command == "rewind" and self.session.can_rewind:
-            return self.held.hold(code, command)  # no key of a game has this name
+            return self.pressed.hold(code, command)  # no key of a game has this name
         return bool(command) and self._do(command)
 
     def _key_in_line(self, name: str) -> bool:
@@ -185,7 +187,7 @@ class Player:
         if event.button in controls.PAD_COMMANDS:
             return down and self._do(controls.PAD_COMMANDS[event.button])
         name = controls.button_key(event.button, self.session.first.keymap) if down else ""
-        return self.held.hold((event.instance_id, "button", event.button), name)
+        return self.pressed.hold((event.instance_id, "button", event.button), name)
 
     def _do(self, command: str) -> bool:
         self.helping = self.helping and command in ("help", "quit")
@@ -193,7 +195,7 @@ class Player:
         return True
 
     def _try(self, action: Callable[[], Any]) -> None:
-        """Do `action`; what goes wrong is shown, and play goes on."""
+        """Do `action`; show its error, if any, and go on."""
         try:
             action()
         except (WorldsimError, OSError) as error:
@@ -227,7 +229,7 @@ class Player:
             self.step()
 
     def screenshot(self) -> None:
-        """Save what is drawn, without what is laid over it."""
+        """Save the view, without the overlay."""
         self._draw()
         self._say(self.saver.picture())
 
@@ -239,7 +241,7 @@ class Player:
             self._say(self.saver.stop_video())
 
     def save(self) -> None:
-        """Save what was played since the last reset as an episode to train on."""
+        """Save the steps since the last reset as an episode to train on."""
         self._say(self.saver.episode())
 
     def help(self) -> None:
@@ -252,7 +254,7 @@ class Player:
 
     def _draw(self) -> None:
         footer = controls.TYPING if self.line.open else controls.FOOTER
-        names = self.held.names()
+        names = self.pressed.names()
         self.screen.draw(view_of(self.session, names, footer=footer, fps=self.reached_fps, line=self.line))
 
     def present(self) -> None:

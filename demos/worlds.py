@@ -1,4 +1,4 @@
-"""From a name to an environment that can be played: a shipped world, a world folder, a hub id or a Gymnasium id."""
+"""Make the environment of a name: a shipped world, a world folder, a hub id or a Gymnasium id."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNTIMED: dict[str, dict[str, Any]] = {"worldsim/RealCarRacing-v0": {"max_steps":
 
 
 def make_env(name: str) -> gym.Env:
-    """The environment called `name`, made with render_mode "rgb_array" and, where that can be, no time limit.
+    """Make the environment called `name`, with render_mode "rgb_array" and, where possible, no time limit.
 
     Args:
         name: a name of `SHIPPED`, a folder with a world.json, a hub id ("user/name"), or a Gymnasium id such as
@@ -77,6 +77,6 @@ def _unknown(name: str) -> WorldNotFound:
 
 
 def short_name(name: str) -> str:
-    """`name` as the beginning of a file name: the last part of a path or id, such as "car-racing" or "CartPole-v1"."""
+    """Turn the last part of a path or id into the beginning of a file name, such as "car-racing" or "CartPole-v1"."""
     last = name.rstrip("/").split("/")[-1].split(":")[-1]
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in last).lstrip(".") or "world"

@@ -1,4 +1,4 @@
-"""How an episode of an environment begins: the same draws in a single, a vector and a remote environment."""
+"""The beginning of an episode, with the same draws in single, vector and remote environments."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from worldsim.errors import InputError
 OPTIONS = ("prompt", "start", "snapshot")
 
 
-def draw_opening(
+def sample_spec(
     clips: int, rng: np.random.Generator, prompt: str | None, start: Any, default_prompt: str | None
 ) -> SessionSpec:
-    """How an episode begins: its noise and, where nothing is asked for, its clip are drawn from `rng`."""
+    """Specify how an episode begins: its seed and, by default, its clip are drawn from `rng`."""
     prompt = default_prompt if prompt is None else prompt
     seed = int(rng.integers(2**62))
     if start is None and prompt is None and clips:

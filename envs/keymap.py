@@ -1,4 +1,4 @@
-"""Which action the held keys mean.
+"""Keys, and the actions that they stand for.
 
 A key is a name, as pygame spells it: "left", "space", "w", "1". A combination is names joined by "+", such as
 "left+up"; the empty one is no key. Nothing here knows pygame: a keyboard, a gamepad, a script and a test all say names.
@@ -60,11 +60,11 @@ class KeyMap:
         self.names = (*(name for name in ARROWS if name in names), *(name for name in names if name not in ARROWS))
 
     def knows(self, key: str) -> bool:
-        """Whether `key`, or the arrow it stands for, does something."""
+        """Say whether `key`, or the arrow that it stands for, is in the map."""
         return self._aliases.get(key, key) in self.names
 
     def choose(self, held: Iterable[str]) -> frozenset[str]:
-        """The largest combination among the keys held; of several, the one with the key that was pressed last.
+        """Choose the largest combination of the pressed keys; of several, the one with the key that was pressed last.
 
         Args:
             held: names of keys in the order they were pressed; unknown ones are ignored.
@@ -74,16 +74,16 @@ class KeyMap:
         return max(fitting, key=lambda combo: (len(combo), sorted((order[key] for key in combo), reverse=True)))
 
     def action(self, held: Iterable[str]) -> Any:
-        """The action for the keys held; with none that does something, the action of no key."""
+        """Get the action of the pressed keys; without a known key, the action of no key."""
         return self.entries[self.choose(held)]
 
     def named(self) -> dict[str, Any]:
-        """The same as plain data, as a world's card has it: {"": ..., "left+up": ...}."""
+        """Write the map as plain data, as a world's card has it: {"": ..., "left+up": ...}."""
         return {"+".join(sorted(combo)): np.asarray(action).tolist() for combo, action in self.entries.items()}
 
 
 def keymap_for(env: gym.Env) -> KeyMap:
-    """The keys of `env`: its own `get_keys_to_action`, or keys made for its action space.
+    """Get the keys of `env`: its own `get_keys_to_action`, or keys made for its action space.
 
     Raises:
         ConfigError: an action space that keys cannot be made for, or keys whose action is outside it.
@@ -95,7 +95,7 @@ def keymap_for(env: gym.Env) -> KeyMap:
 
 
 def read_keys(keys: Mapping[Any, Any], space: spaces.Space) -> dict[frozenset[str], Any]:
-    """Keys in worldsim's way ("left+up") or in Gymnasium's (tuples or strings of characters, tuples of codes).
+    """Read keys in worldsim's form ("left+up") or in Gymnasium's (tuples or strings of characters, tuples of codes).
 
     Raises:
         ConfigError: an action outside `space`, or a key that is neither a name nor a code.
@@ -131,7 +131,7 @@ def _key_name(key: str | int) -> str:
 
 
 def derive_keys(space: spaces.Space) -> dict[frozenset[str], Any]:
-    """Keys for a space that comes without: digits and arrows for choices, pairs of keys for numbers.
+    """Make keys for a space that has none: digits and arrows for discrete actions, pairs of keys for numbers.
 
     Raises:
         ConfigError: a space of another kind than Discrete, MultiDiscrete, MultiBinary and Box.
@@ -155,7 +155,7 @@ def derive_keys(space: spaces.Space) -> dict[frozenset[str], Any]:
 
 
 def _choices(space: spaces.Space) -> list[list[float]]:
-    """What a key can set each number of `space` to, apart from rest; a Box goes to its bounds, or by one without."""
+    """List what keys can set each number of `space` to, besides rest: the bounds of a Box, or one without bounds."""
     if isinstance(space, spaces.Box):
         low, high, rest = (np.ravel(array).astype(float) for array in (space.low, space.high, rest_action(space)))
         low, high = np.where(np.isfinite(low), low, rest - 1), np.where(np.isfinite(high), high, rest + 1)
@@ -167,7 +167,7 @@ def _choices(space: spaces.Space) -> list[list[float]]:
 
 
 def _take(free: list[str], count: int) -> list[str]:
-    """Take `count` keys, or as many as there are, out of the `free` ones; two choices get a pair."""
+    """Take `count` keys, or as many as there are, out of the `free` ones; two get a pair such as left and right."""
     pairs = [pair for pair in PAIRS if set(pair) <= set(free)] if count == 2 else []
     keys = list(pairs[0]) if pairs else free[:count]
     free[:] = [key for key in free if key not in keys]
@@ -175,7 +175,7 @@ def _take(free: list[str], count: int) -> list[str]:
 
 
 def _discrete_keys(space: spaces.Discrete, rest: Any) -> dict[frozenset[str], Any]:
-    """Digits for the first ten choices; arrows by the habits of Gymnasium's games for few and for many choices."""
+    """Give the first ten actions digits, and arrows as Gymnasium's games have them."""
     arrows = {2: ("left", "right"), 3: ("left", "", "right")}.get(int(space.n), ("", "left", "up", "right", "down"))
     named = {key: i for i, key in enumerate(arrows[: int(space.n)])} | {
         str((i + 1) % 10): i for i in range(min(int(space.n), 10))
@@ -185,7 +185,7 @@ def _discrete_keys(space: spaces.Discrete, rest: Any) -> dict[frozenset[str], An
 
 
 def rest_action(space: spaces.Space) -> Any:
-    """The action of no key: zero or what is nearest to it; of three choices the middle one.
+    """Get the action of no key: zero or the nearest value; of three discrete actions the middle one.
 
     Raises:
         ConfigError: a space of another kind than Discrete, MultiDiscrete, MultiBinary and Box.
@@ -205,7 +205,7 @@ def rest_action(space: spaces.Space) -> Any:
 
 
 def _element(space: spaces.Space, action: Any) -> Any:
-    """`action`, which may come from JSON, as the type that `space` has."""
+    """Convert `action`, which may come from JSON, to the type of `space`."""
     if isinstance(space, spaces.Discrete):
         return space.dtype.type(action)
     return np.asarray(action, space.dtype) if isinstance(action, list | tuple | np.ndarray) else action

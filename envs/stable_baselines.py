@@ -1,4 +1,4 @@
-"""The vector environment for Stable-Baselines3, which has an interface of its own."""
+"""The vector environment of Stable-Baselines3, whose interface is not Gymnasium's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worldsim.errors import ConfigError
 
 
 class SB3VecEnv(VecEnv):
-    """A `WorldVectorEnv` as Stable-Baselines3 wants it.
+    """A `WorldVectorEnv` with the interface of Stable-Baselines3.
 
     Example: `PPO("CnnPolicy", SB3VecEnv(gym.make_vec("worldsim/CarRacing-v0", 8, autoreset_mode="SameStep")))`
 
@@ -45,7 +45,7 @@ class SB3VecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Note the actions."""
+        """Store the actions for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -64,7 +64,7 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the vector environment, once for each index."""
+        """Get an attribute of the vector environment, once for each index."""
         return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
@@ -76,9 +76,9 @@ class SB3VecEnv(VecEnv):
         return [getattr(self.env, method_name)(*args, index=i, **kwargs) for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
-        """Nothing is wrapped."""
+        """Say that no environment is wrapped."""
         return [False for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """The last frames."""
+        """Get the last frames."""
         return list(self.env.render() or [None] * self.num_envs)

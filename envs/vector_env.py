@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
 from worldsim.engine.records import EngineLike, SessionSpec, StepResult
-from worldsim.envs.episodes import check_options, draw_opening
+from worldsim.envs.episodes import check_options, sample_spec
 from worldsim.envs.world_env import make_engine
 from worldsim.errors import ActionError, ConfigError, InputError, SessionError
 
@@ -133,8 +133,8 @@ class WorldVectorEnv(VectorEnv):
                 self._generators[i] = seeding.np_random(seeds[i])[0]
         if isinstance(seed, int):
             self._np_random, self._np_random_seed = seeding.np_random(seed)
-        given = {name: self._each(options.get(name), name) for name in ("prompt", "start", "snapshot")}
-        self._begin(np.flatnonzero(chosen).tolist(), given)
+        wanted = {name: self._each(options.get(name), name) for name in ("prompt", "start", "snapshot")}
+        self._begin(np.flatnonzero(chosen).tolist(), wanted)
         infos: dict[str, Any] = {}
         for i in np.flatnonzero(chosen).tolist():
             infos = self._add_info(infos, {"prompt": self.engine.sessions[self._session(i)].prompt}, i)
@@ -196,15 +196,15 @@ class WorldVectorEnv(VectorEnv):
             self.engine.set_prompt(self._session(i), text)
 
     def snapshot(self, index: int) -> Any:
-        """One sub-environment's episode as it is now."""
+        """Take a snapshot of one sub-environment's episode."""
         return self.engine.snapshot(self._session(index))
 
     def restore(self, snapshot: Any, index: int) -> np.ndarray:
-        """Let one sub-environment go back to a snapshot, and return its frame."""
+        """Take one sub-environment back to a snapshot, and return its frame."""
         return self.engine.sessions[self.engine.restore(snapshot, self._session(index))].frame.copy()
 
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
-        """The last frames in mode "rgb_array"."""
+        """Get the last frames in mode "rgb_array"."""
         return tuple(self._observations()) if self.render_mode == "rgb_array" else None
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -216,21 +216,21 @@ class WorldVectorEnv(VectorEnv):
         if self._own_engine and not self.engine.sessions:
             self.engine.close()
 
-    def _begin(self, indices: list[int], given: dict[str, list[Any]]) -> None:
+    def _begin(self, indices: list[int], wanted: dict[str, list[Any]]) -> None:
         """Begin episodes of some sub-environments, all of them in shared passes."""
         nothing = [None] * self.num_envs
-        prompts, starts, snapshots = (given.get(name, nothing) for name in ("prompt", "start", "snapshot"))
-        openings: dict[int, SessionSpec] = {}
+        prompts, starts, snapshots = (wanted.get(name, nothing) for name in ("prompt", "start", "snapshot"))
+        specs: dict[int, SessionSpec] = {}
         clips = self.world.starts if self.starts is None else self.starts
         for i in indices:
-            opening = draw_opening(len(clips), self._generator(i), prompts[i], starts[i], self.default_prompts[i])
-            if self.starts is not None and starts[i] is None and opening.start is not None:
-                opening = replace(opening, start=self.starts[int(cast(int, opening.start))])
+            spec = sample_spec(len(clips), self._generator(i), prompts[i], starts[i], self.default_prompts[i])
+            if self.starts is not None and starts[i] is None and spec.start is not None:
+                spec = replace(spec, start=self.starts[int(cast(int, spec.start))])
             if snapshots[i] is None:
-                openings[i] = opening
-        begun = dict(zip(openings, self.engine.open_all(list(openings.values())), strict=True))
+                specs[i] = spec
+        begun = dict(zip(specs, self.engine.open_all(list(specs.values())), strict=True))
         try:
-            for i in set(indices) - openings.keys():
+            for i in set(indices) - specs.keys():
                 begun[i] = self.engine.restore(snapshots[i])
         except Exception:
             for session in begun.values():
@@ -273,7 +273,7 @@ class WorldVectorEnv(VectorEnv):
         return mask
 
     def _each(self, value: Any, name: str) -> list[Any]:
-        """One value for each sub-environment."""
+        """Spread a value over all sub-environments."""
         if isinstance(value, (list, tuple, np.ndarray)):
             if len(value) != self.num_envs:
                 raise InputError(f"{name} has {len(value)} entries; allowed: one for each of {self.num_envs}.")

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from worldsim.engine.records import EngineLike
-from worldsim.envs.episodes import check_options, draw_opening
+from worldsim.envs.episodes import check_options, sample_spec
 from worldsim.errors import ConfigError, SessionError
 
 if TYPE_CHECKING:  # an environment of a remote engine needs none of these, and no torch
@@ -23,7 +23,7 @@ MEMORY_MB = 256  # of one environment's engine: its forks and snapshots
 
 
 def world_path(name: str | Path) -> str | Path:
-    """The folder of a shipped world; any other name as it is."""
+    """Get the folder of a shipped world; any other name stays as it is."""
     return WORLDS / name if name in SHIPPED else name
 
 
@@ -40,7 +40,7 @@ def make_engine(
     noise_scale: float | None = None,
     clips: int | None = None,
 ) -> Engine:
-    """An engine of a world by name, with some settings of its sampler changed."""
+    """Make an engine of a world by name, with some settings of its sampler changed."""
     from worldsim.diffusion.sampler import SamplerConfig
     from worldsim.engine.engine import CLIPS, Engine
     from worldsim.world import World
@@ -58,7 +58,7 @@ def make_engine(
 
 
 class WorldEnv(gym.Env[np.ndarray, Any]):
-    """A world that was learned from recordings and is drawn by a model, frame by frame.
+    """A world that a model learned from recordings and generates frame by frame.
 
     ## Description
     Every step draws the next frame from the last ones, the action and the prompt. No game runs underneath.
@@ -158,13 +158,13 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         options = options or {}
         check_options(options)
         clips = len(self.world.starts)
-        opening = draw_opening(clips, self.np_random, options.get("prompt"), options.get("start"), self.default_prompt)
+        spec = sample_spec(clips, self.np_random, options.get("prompt"), options.get("start"), self.default_prompt)
         if options.get("snapshot") is not None:
             session = self.engine.restore(options["snapshot"])
             if options.get("prompt") is not None:
                 self.engine.set_prompt(session, options["prompt"])
         else:
-            session = self.engine.open_all([opening])[0]
+            session = self.engine.open_all([spec])[0]
         self._leave()
         self.session, self._steps = session, 0
         if self.render_mode == "human":
@@ -190,7 +190,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         return step.frame, step.reward, step.terminated, truncated, info
 
     def snapshot(self) -> Any:
-        """The episode as it is now; `restore`, `reset(options={"snapshot": ...})` and `Snapshot.save` take it.
+        """Take a snapshot of the episode, for `restore`, `reset(options={"snapshot": ...})` and `Snapshot.save`.
 
         Raises:
             SessionError: before the first reset.
@@ -207,25 +207,25 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         return self.engine.sessions[self.engine.restore(snapshot, self._session())].frame.copy()
 
     def fork(self) -> WorldEnv:
-        """An environment that goes on from here by itself and shares all memory with this one until they differ.
+        """Make an environment that goes on from here on its own; the two share all memory until they differ.
 
         Raises:
             SessionError: before the first reset.
             EngineFull: there is no room for one more.
         """
-        twin = type(self)(prompt=self.default_prompt, engine=self.engine)
-        twin.session, twin._steps = self.engine.fork(self._session()), self._steps
-        twin.spec, twin._np_random_seed, twin._own_engine = self.spec, self._np_random_seed, self._own_engine
-        return twin
+        fork = type(self)(prompt=self.default_prompt, engine=self.engine)
+        fork.session, fork._steps = self.engine.fork(self._session()), self._steps
+        fork.spec, fork._np_random_seed, fork._own_engine = self.spec, self._np_random_seed, self._own_engine
+        return fork
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """The last frame in mode "rgb_array"."""
+        """Get the last frame in mode "rgb_array"."""
         if self.render_mode == "rgb_array":
             return self.engine.sessions[self._session()].frame.copy()
         return None
 
     def get_keys_to_action(self) -> dict[str, Any]:
-        """The action for each combination of keys, such as "left+up"; "" is no key."""
+        """Get the action of each combination of keys, such as "left+up"; "" is no key."""
         if isinstance(self.action_space, spaces.Discrete):
             return {key: int(action) for key, action in self.world.card.keys.items()}
         return {key: np.asarray(action, self.action_space.dtype) for key, action in self.world.card.keys.items()}

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from worldsim.bridges.checks import Result
 from worldsim.bridges.client import RemoteEngine
+from worldsim.bridges.conformance.checks import Result
 from worldsim.engine.records import SessionSpec
 
 START = 120.0  # seconds that a host may take to load

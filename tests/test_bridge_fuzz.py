@@ -12,13 +12,13 @@ import pytest
 from hosting import HostProcess, drive
 from nonsense import fuzz, nonsense
 
-from worldsim.bridges.checkpoints import Checkpoints
-from worldsim.bridges.dispatch import receive
 from worldsim.bridges.frames import SharedFolder
+from worldsim.bridges.host.checkpoints import Checkpoints
+from worldsim.bridges.host.dispatch import receive
+from worldsim.bridges.host.records import ServiceConfig
+from worldsim.bridges.host.service import Service
 from worldsim.bridges.messages import Message, pack, unpack
 from worldsim.bridges.protocol import ERRORS
-from worldsim.bridges.records import ServiceConfig
-from worldsim.bridges.service import Service
 from worldsim.engine.engine import Engine
 from worldsim.world import World
 
@@ -37,7 +37,7 @@ def consistent(service: Service) -> None:
     tokens = {token for hosted in service.sessions.values() for token in hosted.tokens()}
     assert set(service.tokens) == tokens
     assert set(map(id, service.born.values())) == set(map(id, service.sessions.values()))
-    waiting = {id(hosted) for wish in served.wishes for hosted in wish.sessions}
+    waiting = {id(hosted) for pending in served.pending for hosted in pending.sessions}
     assert waiting == {id(hosted) for hosted in service.sessions.values() if hosted.pending}
     assert len(service.snapshots) <= len(service.clients) * service.config.snapshots
 

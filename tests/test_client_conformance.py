@@ -18,11 +18,11 @@ import zmq
 from hosting import drive, failed
 
 from worldsim.bridges import messages, protocol
-from worldsim.bridges.check_client import check_client
-from worldsim.bridges.checks import Result
 from worldsim.bridges.client import RemoteEngine
-from worldsim.bridges.client_troubles import TROUBLES
-from worldsim.bridges.connection import ConnectionConfig
+from worldsim.bridges.client.connection import ConnectionConfig
+from worldsim.bridges.conformance.check_client import check_client
+from worldsim.bridges.conformance.checks import Result
+from worldsim.bridges.conformance.troubles import TROUBLES
 from worldsim.engine.records import SessionSpec
 
 QUICK = ConnectionConfig(timeout=0.3, patience=8.0)
@@ -44,7 +44,7 @@ def play(address: str) -> None:
 def all_troubles(run: Run) -> list[Result]:
     """All checks at a time: they mostly wait."""
     with ThreadPoolExecutor(len(TROUBLES)) as pool:
-        one = lambda name: check_client(run, FRAMES, only=[name], patience=20, tell=print)  # noqa: E731
+        one = lambda name: check_client(run, FRAMES, only=[name], patience=20, report=print)  # noqa: E731
         return [result for results in pool.map(one, TROUBLES) for result in results]
 
 
@@ -56,7 +56,7 @@ def test_our_client() -> None:
 SCRIPT = """
 import sys
 from worldsim.bridges.client import RemoteEngine
-from worldsim.bridges.connection import ConnectionConfig
+from worldsim.bridges.client.connection import ConnectionConfig
 from worldsim.engine.records import SessionSpec
 
 engine = RemoteEngine(sys.argv[1], config=ConnectionConfig(timeout=0.5, patience=20))
@@ -70,7 +70,16 @@ engine.close()
 def test_the_command_for_clients(tmp_path: Path) -> None:
     script = tmp_path / "client.py"
     script.write_text(SCRIPT)
-    words = [sys.executable, "-m", "worldsim.bridges.check_client", "--only", "lost-step", "--only", "error", "--"]
+    words = [
+        sys.executable,
+        "-m",
+        "worldsim.bridges.conformance.check_client",
+        "--only",
+        "lost-step",
+        "--only",
+        "error",
+        "--",
+    ]
     client = [sys.executable, str(script), "{address}", "{frames}"]
     said = subprocess.run([*words, *client], capture_output=True, text=True, timeout=100)
     lines = said.stdout.splitlines()

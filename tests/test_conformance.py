@@ -1,7 +1,4 @@
-"""The checks for authors of hosts and clients: ours pass, and broken ones fail.
-
-Past 400 lines, because every broken host and client stands beside the check that must find it.
-"""
+"""The checks for authors of hosts: our host passes, and broken ones fail."""
 
 from __future__ import annotations
 
@@ -58,10 +55,10 @@ from proxies import (
 )
 
 from worldsim.bridges import protocol
-from worldsim.bridges.check_client import check_client
-from worldsim.bridges.check_host import CHECKS, check_host
-from worldsim.bridges.checks import reply_faults
 from worldsim.bridges.client import RemoteEngine
+from worldsim.bridges.conformance.check_client import check_client
+from worldsim.bridges.conformance.check_host import CHECKS, check_host
+from worldsim.bridges.conformance.checks import reply_faults
 from worldsim.bridges.messages import Message
 from worldsim.engine.records import SessionSpec
 from worldsim.errors import SnapshotMismatch
@@ -92,20 +89,28 @@ def strict_host(world_path: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def test_our_host(host: HostProcess) -> None:
-    results = check_host(host.address, tell=print)
+    results = check_host(host.address, report=print)
     assert set(failed(results)) == KNOWN - NEEDS_LIMITS
     assert {result.name for result in results if result.ok is None} == NEEDS_LIMITS
     assert {result.name for result in results} == {"hello", *CHECKS, "declared"}
 
 
 def test_our_host_with_small_limits(strict_host: HostProcess) -> None:
-    results = check_host(strict_host.address, only=[*sorted(NEEDS_LIMITS), "bad-values"], tell=print)
+    results = check_host(strict_host.address, only=[*sorted(NEEDS_LIMITS), "bad-values"], report=print)
     assert set(failed(results)) == KNOWN & NEEDS_LIMITS
     assert all(result.ok is not None for result in results)
 
 
 def test_the_command_for_hosts(host: HostProcess) -> None:
-    words = [sys.executable, "-m", "worldsim.bridges.check_host", host.address, "--only", "open-step", "lease"]
+    words = [
+        sys.executable,
+        "-m",
+        "worldsim.bridges.conformance.check_host",
+        host.address,
+        "--only",
+        "open-step",
+        "lease",
+    ]
     said = subprocess.run(words, capture_output=True, text=True, timeout=60)
     lines = said.stdout.splitlines()
     assert said.returncode == 0 and lines[-1] == "3 ok, 0 failed, 1 skipped"
@@ -273,9 +278,6 @@ def test_a_damaged_snapshot(world_path: Path, tmp_path: Path) -> None:
     finally:
         engine.close()
         again.kill()
-
-
-# Every check of clients can fail: a client with one bad habit.
 
 
 # Every code.

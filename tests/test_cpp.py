@@ -11,7 +11,7 @@ from hosting import HostProcess, drive, hosting, reference
 
 from worldsim.bridges.keys import KeysConfig, make_keys
 
-FOLDER = Path(__file__).parent.parent / "bridges" / "cpp"
+FOLDER = Path(__file__).parent.parent / "bridges" / "addons" / "cpp"
 SEED = 12
 HEADERS = "#include <nlohmann/json.hpp>\n#include <zmq.hpp>\n"
 

@@ -31,6 +31,7 @@ FLOORS = {
     "worldsim.agents": 6,
     "worldsim.bridges": 6,
     "worldsim.demos": 7,
+    "worldsim.commands": 8,
     "worldsim.cli": 8,
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hosting import HostProcess, drive, reference
 
-ADDON = Path(__file__).parents[1] / "bridges" / "godot"
+ADDON = Path(__file__).parents[1] / "bridges" / "addons" / "godot"
 FRAMES, SEED = 300, 7
 TOUR = """\
 the same again: true

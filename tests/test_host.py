@@ -20,8 +20,8 @@ from hosting import HostProcess, digest, drive, hosting, reference
 from worldsim import cli
 from worldsim.bridges import messages
 from worldsim.bridges.client import RemoteEngine
-from worldsim.bridges.connection import Connection, ConnectionConfig
-from worldsim.bridges.host import HostConfig, check_bind, ipc_address
+from worldsim.bridges.client.connection import Connection, ConnectionConfig
+from worldsim.bridges.host.server import HostConfig, check_bind, ipc_address
 from worldsim.bridges.keys import KeysConfig, make_keys
 from worldsim.engine.records import SessionSpec
 from worldsim.errors import BridgeError, ConfigError, EngineFull, ProtocolError, SessionError, SnapshotMismatch

@@ -12,7 +12,7 @@ imageio = pytest.importorskip("imageio.v3")
 
 from toy import KEYS, Toy  # noqa: E402
 
-from worldsim.demos.controls import Held, axis_key, button_key, hat_keys  # noqa: E402
+from worldsim.demos.controls import PressedKeys, axis_key, button_key, hat_keys  # noqa: E402
 from worldsim.demos.line import LONGEST, PromptLine  # noqa: E402
 from worldsim.envs.keymap import KeyMap, derive_keys, keymap_for, read_keys, rest_action  # noqa: E402
 from worldsim.errors import ConfigError  # noqa: E402
@@ -82,7 +82,7 @@ def test_no_keys_for_other_spaces():
 
 
 def test_held():
-    held = Held()
+    held = PressedKeys()
     assert held.hold(1, "up") and not held.hold(1, "up") and held.hold("pad", "left")
     assert held.names() == ["up", "left"]
     held.hold(1, "")

@@ -190,7 +190,7 @@ def test_what_cannot_be_done_is_explained(lab: Lab, capsys: pytest.CaptureFixtur
 
 def test_the_plan_of_this_repository_can_be_read(script: ModuleType, tmp_path: Path) -> None:
     """Every run names recordings and a world that exist, with words that the commands take."""
-    from worldsim.cli import parse
+    from worldsim.commands.parsing import parse
     from worldsim.data.record import RecordConfig
     from worldsim.training.configs import DynamicsTraining
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hosting import HostProcess, drive, reference
 
-SOURCE = Path(__file__).parent.parent / "bridges" / "love"
+SOURCE = Path(__file__).parent.parent / "bridges" / "addons" / "love"
 SEED, FRAMES = 5, 300
 LIMIT = 240.0  # seconds
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hosting import HostProcess, drive, reference
 
-SOURCE = Path(__file__).parent.parent / "bridges" / "node"
+SOURCE = Path(__file__).parent.parent / "bridges" / "addons" / "node"
 SEED, FRAMES = 5, 300
 OFFLINE = "EAI_AGAIN|ENOTFOUND|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|ERR_SOCKET_TIMEOUT|ENOTCACHED"
 LIMIT = 240.0  # seconds

@@ -258,7 +258,7 @@ def test_keys_play_and_taps_count(player):
     player.step()
     assert player.session.first.env.actions == [4, 3, 2, 0]
     press(player, "SPACE")  # the game's own key, so it does not pause
-    assert not player.paused and player.held.names() == ["space"]
+    assert not player.paused and player.pressed.names() == ["space"]
 
 
 def test_pause_and_single_step(player):
@@ -332,7 +332,7 @@ def test_gamepad_events(player):
     def post(kind, **values):
         pygame.event.post(pygame.event.Event(kind, instance_id=0, **values))
         player.poll()
-        return player.held.names()
+        return player.pressed.names()
 
     assert post(pygame.JOYAXISMOTION, axis=0, value=-0.9) == ["left"]
     assert post(pygame.JOYHATMOTION, hat=0, value=(0, 1)) == ["left", "up"]
@@ -343,7 +343,7 @@ def test_gamepad_events(player):
     post(pygame.JOYBUTTONDOWN, button=7)
     assert player.paused and player.session.first.env.actions == [4]
     post(pygame.JOYDEVICEREMOVED)
-    assert player.held.names() == []
+    assert player.pressed.names() == []
 
 
 def test_help_quit_and_close(player):

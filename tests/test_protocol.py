@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from worldsim.bridges import messages, protocol
+from worldsim.bridges.host.verbs import HANDLERS
 from worldsim.bridges.messages import Message, check_request, pack, unpack
 from worldsim.bridges.protocol import ERRORS, KINDS, VERBS
 from worldsim.bridges.protocol_page import page
-from worldsim.bridges.verbs import HANDLERS
 from worldsim.errors import ProtocolError
 
 TOP = Path(__file__).resolve().parent.parent

@@ -16,8 +16,9 @@ from hosting import HostProcess, drive, reference
 from tiny import OPENINGS
 
 import worldsim.envs  # noqa: F401  -- registers the ids
+from worldsim.bridges import client
 from worldsim.bridges.client import RemoteEngine, RemoteEnv, RemoteVectorEnv
-from worldsim.bridges.connection import Connection, ConnectionConfig
+from worldsim.bridges.client.connection import Connection, ConnectionConfig
 from worldsim.engine.engine import Engine
 from worldsim.engine.records import SessionSpec
 from worldsim.envs.keymap import keymap_for
@@ -64,6 +65,16 @@ heavy = [name for name in ("torch", "pygame", "diffusers", "transformers", "PIL"
 sys.exit(str(heavy) if heavy else 0)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_exported_names() -> None:
+    assert client.__all__ == sorted(client.__all__, key=lambda name: (not name.isupper(), name))
+    assert {"Connection", "ConnectionConfig", "RemoteEngine", "RemoteEnv", "RemoteVectorEnv"} <= set(client.__all__)
+    assert all(hasattr(client, name) for name in client.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'; it has: "):
+        client.nothing  # noqa: B018 -- the access is the test
+    code = "import sys, worldsim.bridges.client.top as t; sys.exit(bool({'gymnasium', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0  # the connection alone needs neither
 
 
 def test_single_env_is_the_local_one(host: HostProcess, local: Engine) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hosting import HostProcess, digest, drive
 
 from worldsim.bridges.client import RemoteEngine
-from worldsim.bridges.connection import ConnectionConfig
+from worldsim.bridges.client.connection import ConnectionConfig
 from worldsim.engine.engine import Engine
 from worldsim.engine.records import EngineLike, SessionSpec
 from worldsim.world import World

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hosting import HostProcess, digest, drive, reference
 
-from worldsim.bridges.connection import Connection
+from worldsim.bridges.client.connection import Connection
 
-FOLDER = Path(__file__).parent.parent / "bridges" / "unity"
+FOLDER = Path(__file__).parent.parent / "bridges" / "addons" / "unity"
 GERMAN = {"LC_ALL": "de_DE.UTF-8"}  # where one and a half is 1,5
 SEED = 11
 

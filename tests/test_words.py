@@ -1,6 +1,7 @@
 """The field's words: names that were replaced do not come back.
 
-A row is (old name, where it may not be a name, the name of today). More rows follow as more names are replaced.
+A row is (old name, the folder or folders where it may not be a name, the name of today). More rows follow as more names
+are replaced.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ OLD = {
     "end_weight": ("worldsim/training", "termination_weight"),
     "typical": ("worldsim/training", "mean_frame"),
     "focus": ("worldsim/training", "saliency_weight"),
-    "held": ("worldsim/training", "val"),
+    "held": (("worldsim/training", "bridges", "demos"), "val (data), pressed (keys)"),
     "sheet": ("worldsim/training", "sample_grid"),
     "exactness": ("", "batch_invariance"),
     "stretches": ("worldsim/evaluation", "segments"),
@@ -60,6 +61,18 @@ OLD = {
     "foreign_actions": ("", "shuffled_actions"),
     "obedience": ("", "prompt_adherence"),
     "to_grey": ("", "to_grayscale"),
+    "alone": ("", "isolated"),
+    "told": (("bridges", "envs", "demos"), "event_onset, or what it is"),
+    "tell": (("bridges", "envs", "demos"), "report"),
+    "twin": (("bridges", "envs", "demos"), "fork"),
+    "Held": ("demos", "PressedKeys"),
+    "fresh": (("bridges", "demos"), "selected, or what it is"),
+    "wish": ("bridges", "pending, control"),
+    "wishes": ("bridges", "pending"),
+    "mark": ("bridges", "request_key"),
+    "kept": (("bridges", "demos"), "stored"),
+    "given": (("bridges", "envs", "demos"), "what it is"),
+    "draw_opening": ("", "sample_spec"),
 }
 FOLDERS = ("worldsim", "envs", "bridges", "demos")
 

@@ -1,0 +1,1 @@
+"""The checks of hosts, by subject; `worldsim.bridges.conformance.check_host` runs them."""

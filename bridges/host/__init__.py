@@ -1,0 +1,1 @@
+"""A host: serves the sessions of engines to clients elsewhere."""

@@ -1,0 +1,157 @@
+"""Records of a host: its limits, clients, requests, pending steps, snapshots and worlds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gymnasium import spaces
+
+from worldsim.bridges.host.hosted import Hosted, RequestKey
+from worldsim.engine.engine import Engine
+from worldsim.engine.session import Snapshot
+from worldsim.envs.keymap import KeyMap, derive_keys, read_keys, rest_action
+from worldsim.errors import ConfigError
+
+Answer = tuple[dict[str, Any], dict[str, Any]]  # fields and buffers of a reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """Limits of each client, and how long the host waits to fill a batch."""
+
+    lease: float = 300.0
+    """Seconds that a session lives without a request from those who may steer it."""
+    sessions: int = 512
+    """Sessions of one client at most."""
+    snapshots: int = 256
+    """Snapshots of one client at most; the oldest goes."""
+    rate: float = 10_000
+    """Requests a second of one client at most, with bursts of as many."""
+    wait_ms: float = 2.0
+    """How long a pass waits for the sessions that have just got a frame, so that it draws them too; longer where a pass
+    takes long."""
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if min(self.sessions, self.snapshots, self.rate) < 1 or not self.lease > 0 or not self.wait_ms >= 0:
+            raise ConfigError(f"{self}: sessions, snapshots, rate from 1; lease over 0; wait_ms from 0.")
+
+
+@dataclass
+class Client:
+    """A client, to which several connections may belong, and its allowance of requests."""
+
+    token: str
+    key: str = ""  # CURVE public key
+    name: str = ""
+    allowance: float = 0.0
+    seen: float = 0.0
+    refused: int = 0
+
+    @property
+    def owner(self) -> str:
+        """The name that its sessions are counted under."""
+        return self.key or self.token
+
+    def spend(self, rate: float, now: float) -> float:
+        """Take one request from the allowance, and return the seconds to wait if there is none left."""
+        self.allowance = min(rate, self.allowance + (now - self.seen) * rate) if self.seen else rate
+        self.seen = now
+        if self.allowance < 1:
+            return (1 - self.allowance) / rate
+        self.allowance -= 1
+        return 0.0
+
+
+@dataclass
+class Call:
+    """A request whose form was checked."""
+
+    peer: bytes
+    client: Client
+    header: dict[str, Any]
+    buffers: dict[str, Any]
+    came: float
+
+    @property
+    def request_key(self) -> RequestKey:
+        """Identifies the request if it comes again."""
+        return self.client.token, self.header["id"]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Get a field that may be missing."""
+        value = self.header.get(name)
+        return default if value is None else value
+
+
+@dataclass
+class PendingStep:
+    """A request for frames that waits for the next pass; without a call if a clock asks."""
+
+    sessions: list[Hosted]
+    actions: dict[int, Any]  # by the engine's number, of those sessions that are to be stepped
+    came: float
+    call: Call | None = None
+    peers: set[bytes] = field(default_factory=set)  # connections over which the request came
+
+    def __post_init__(self) -> None:
+        """Add the connection of the request."""
+        if self.call is not None:
+            self.peers.add(self.call.peer)
+
+
+@dataclass
+class StoredSnapshot:
+    """A snapshot that a host stores for a client."""
+
+    owner: str
+    world: str
+    episode: int  # frames of the session's episode
+    snapshot: Snapshot | Path  # a path where it still lies on disk, since the host was started anew
+
+
+@dataclass
+class Served:
+    """A world that is served."""
+
+    name: str
+    engine: Engine
+    keymap: KeyMap
+    about: dict[str, Any]
+    pending: list[PendingStep] = field(default_factory=list)
+    took: float = 0.0  # seconds of the last pass
+    answered: dict[str, float] = field(default_factory=dict)  # when each got its last frame, until it asks again
+
+
+def serve_world(name: str, engine: Engine) -> Served:
+    """Describe a world as `hello` does, and choose its keys.
+
+    Raises:
+        ConfigError: keys that do not fit its actions.
+    """
+    world, card = engine.world, engine.world.card
+    space = world.action_space
+    if card.keys or not isinstance(space, spaces.Dict):
+        keymap = KeyMap(read_keys(card.keys, space) if card.keys else derive_keys(space))
+    else:
+        keymap = KeyMap({frozenset(): {key: rest_action(inner) for key, inner in space.spaces.items()}})
+    about = {
+        "name": name,
+        "frame_size": list(card.frame_size),
+        "fps": card.fps,
+        "action_space": card.action_space,
+        "keys": {} if isinstance(space, spaces.Dict) else keymap.named(),
+        "prompts": card.prompts,
+        "starts": len(world.starts),
+        "episode_steps": card.episode_steps,
+        "fingerprint": world.fingerprint(),
+    }
+    return Served(name, engine, keymap, about)
+
+
+def clip_bytes(engine: Engine) -> int:
+    """Compute how large a request may be: room for a clip as long as the context, and for more."""
+    height, width = engine.world.card.frame_size
+    return 2**20 + 4 * engine.reach * height * width * 3

@@ -1,0 +1,41 @@
+"""Counts and latencies of a host: what the verb `stats` and the page for Prometheus say."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from worldsim.bridges import protocol
+from worldsim.bridges.host.hosted import Hosted
+from worldsim.bridges.host.service import Service
+
+
+def host_stats(service: Service) -> dict[str, Any]:
+    """Collect counts, latencies and a line for each session; tokens are cut short, because they are secrets."""
+    now, times = time.monotonic(), sorted(service.latencies)
+    lines = [_line(service, hosted, now) for hosted in list(service.sessions.values())[: protocol.MAX_BATCH]]
+    return {
+        "uptime": now - service.started,
+        "sessions": len(service.sessions),
+        "clients": len(set(map(id, service.peers.values()))),
+        "requests": dict(service.counts),
+        "errors": dict(service.errors),
+        "step_ms": {f"p{q}": 1000 * times[int(q / 100 * (len(times) - 1))] if times else 0.0 for q in (50, 95, 99)},
+        "worlds": {name: served.engine.stats() for name, served in service.worlds.items()},
+        "lines": [line for line in lines if line],
+    }
+
+
+def _line(service: Service, hosted: Hosted, now: float) -> dict[str, Any]:
+    record = service.worlds[hosted.world].engine.sessions.get(hosted.number)
+    if record is None:  # closed while another thread asks
+        return {}
+    return {
+        "session": hosted.token[:6],
+        "world": hosted.world,
+        "step": record.step,
+        "fps": hosted.fps,
+        "prompt": record.prompt[:40],
+        "watchers": len(hosted.watchers),
+        "lease": round(hosted.lease_end - now, 1),
+    }

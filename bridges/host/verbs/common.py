@@ -1,0 +1,104 @@
+"""What several verbs share: a session that a request may change, and what a reply says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from worldsim.bridges.frames import can_jpeg
+from worldsim.bridges.host.hosted import Hosted, Role
+from worldsim.bridges.host.records import Answer, Call, Served
+from worldsim.bridges.host.service import Service
+from worldsim.errors import ProtocolError
+
+Handler = Callable[[Service, Call], Answer | None]
+"""Takes the service and a request; gives fields and buffers, or None where the reply comes with a frame, later.
+
+It finds out whatever is wrong with the request before it changes anything.
+"""
+STEERING: tuple[Role, ...] = ("owner", "player")
+
+
+def steered(service: Service, call: Call, token: str, *roles: Role) -> tuple[Hosted, Role]:
+    """Find a session that a request is about to change: see `Service.found`.
+
+    A request that was sent again over a new connection may come a second time over the old one, after newer ones.
+
+    Raises:
+        ProtocolError: no-session, not-allowed; out-of-order, it comes late.
+    """
+    hosted, role = service.found(token, *roles)
+    number, last = call.header["id"], hosted.seen.get(call.client.token, -1)
+    if number < last:
+        now = service.record(hosted).step
+        raise ProtocolError("out-of-order", f"request {number} comes after {last}; it is too late.", {"step": now})
+    hosted.seen[call.client.token] = number
+    return hosted, role
+
+
+def replaceable(service: Service, call: Call, token: str) -> Hosted:
+    """Find a session whose state a request is about to replace: the client owns it, and no frame of it is pending.
+
+    Raises:
+        ProtocolError: as `steered`; out-of-order, a frame is pending.
+    """
+    hosted, _ = steered(service, call, token, "owner")
+    if hosted.pending:
+        if hosted.fps:
+            service.draw_all(hosted.world)
+        else:
+            now = service.record(hosted).step
+            error = "a step of this session is being drawn; wait for its reply."
+            raise ProtocolError("out-of-order", error, {"step": now})
+    return hosted
+
+
+def one_world(service: Service, sessions: Sequence[Hosted]) -> Served:
+    """Get the world of all sessions of a batch.
+
+    Raises:
+        ProtocolError: bad-field, there are several.
+    """
+    names = {hosted.world for hosted in sessions}
+    if len(names) > 1:
+        raise ProtocolError("bad-field", f"sessions are of the worlds {sorted(names)}; allowed: of one world.")
+    return service.worlds[names.pop()]
+
+
+def check_length(name: str, values: Any, sessions: Sequence[Hosted]) -> None:
+    """Check that a batch has one value for each session.
+
+    Raises:
+        ProtocolError: bad-field.
+    """
+    if len(values) != len(sessions):
+        raise ProtocolError("bad-field", f"{name}: {len(values)} for {len(sessions)} sessions; there must be one each.")
+
+
+def encoding_of(service: Service, call: Call, like: Hosted | None = None) -> tuple[str, int]:
+    """Get the encoding and the JPEG quality that a request asks for; those of the session `like` by default.
+
+    Raises:
+        ProtocolError: unsupported.
+    """
+    encoding = call.get("encoding", like.encoding if like else "raw")
+    if (encoding == "jpeg" and not can_jpeg()) or (encoding == "shm" and service.shared is None):
+        raise ProtocolError("unsupported", f"this host cannot send {encoding} frames; see 'encodings' in hello.")
+    return encoding, call.get("quality", like.quality if like else 90)
+
+
+def state(service: Service, hosted: Hosted) -> dict[str, Any]:
+    """Say how many frames a session has, and its prompt."""
+    record = service.record(hosted)
+    return {"step": record.step, "prompt": record.prompt}
+
+
+def states(service: Service, sessions: Sequence[Hosted]) -> dict[str, Any]:
+    """Say the same of a batch."""
+    records = [service.record(hosted) for hosted in sessions]
+    return {"steps": [record.step for record in records], "prompts": [record.prompt for record in records]}
+
+
+def last_frame(service: Service, hosted: Hosted) -> dict[str, Any]:
+    """Give a session's last frame as a buffer, in the session's encoding."""
+    return {"frame": service.encoded_frame(hosted, hosted.encoding, hosted.quality)}

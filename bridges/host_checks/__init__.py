@@ -1,1 +1,0 @@
-"""What a host is checked for, by what it is about; `worldsim.bridges.check_host` runs it all."""
