@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_autoencoder, tiny_dynamics
 from torch import Tensor, nn
 
-from worldsim.cli import option, parse
+from worldsim.commands.parsing import option, parse
 from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData
 from worldsim.data.record import RecordConfig, record

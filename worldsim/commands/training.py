@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from worldsim.commands.parsing import parse
+from worldsim.commands.parsing import option, parse
 
 
 def train_autoencoder(args: Sequence[str]) -> None:
