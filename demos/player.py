@@ -31,7 +31,7 @@ class PlayConfig:
     """What to play, and how."""
 
     world: Annotated[str, Positional, arg(metavar="WORLD")] = "car-racing"
-    """A shipped world (car-racing, car-racing-wild, doom), a game it was recorded from (real-car-racing, real-doom), a
+    """A shipped world (car-racing, doom and so on), a game it was recorded from (real-car-racing, real-doom), a
     world folder, a hub id, or any Gymnasium id."""
     beside: str | None = None
     """Another one, shown beside it and stepped with the same keys, such as real-car-racing."""

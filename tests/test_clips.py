@@ -91,7 +91,7 @@ def test_the_command_opens_a_window(tmp_path, monkeypatch, capsys):
 
 def test_a_real_game(tmp_path):
     pytest.importorskip("Box2D")
-    from worldsim.data.games.car_racing import CarRacingGame
+    from worldsim.games.car_racing.env import CarRacingGame
 
     session = Session([Side(CarRacingGame(), "real"), Side(gym.make("CarRacing-v3", render_mode="rgb_array"), "v3")])
     session.step(["up"])

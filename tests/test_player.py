@@ -80,7 +80,7 @@ def test_saved_episode_reads_back(tmp_path):
     assert session.save(tmp_path / "set").name == "000001.safetensors"
     dataset = Dataset(tmp_path / "set")
     assert len(dataset.read()) == 2 and dataset.action_space == Toy.action_space
-    assert dataset.card["keys"] == {"+".join(sorted(key.split("+"))): action for key, action in KEYS.items()}
+    assert dataset.card.keys == {"+".join(sorted(key.split("+"))): action for key, action in KEYS.items()}
     cart = Session([Side(make_env("CartPole-v1"), "cart")], seed=0)
     cart.step([])
     assert cart.history.episode({}).frames.shape == (2, 64, 64, 3)

@@ -50,13 +50,13 @@ def look_aways(
         Segments of `away` frames after their context, the last of which shows what the last of the context showed;
         None where the game gave none.
     """
-    keys, explorer = dict(recipe.keys), recipe.make_explorer()
+    keys, policy = dict(recipe.keys), recipe.make_policy()
     ways = script({name: np.asarray(action, env.action_space.dtype) for name, action in keys.items()}, away)
     found: list[real.Run] = []
     for i in range(TRIES * count if ways else 0):
-        run = real.begin(env, explorer, rng, context + int(rng.integers(10, 60)), size)
-        idle = np.asarray(keys[""], env.action_space.dtype)
-        if run is None or not run.play(env, [idle] * STILL + ways[i % 2]):
+        run = real.begin(recipe, env, policy, rng, context + int(rng.integers(10, 60)), size)
+        no_op = np.asarray(keys[""], env.action_space.dtype)
+        if run is None or not run.play(env, [no_op] * STILL + ways[i % 2]):
             continue
         home, middle, back = (torch.from_numpy(run.frames[k][None]) for k in (-1 - away, -1 - away // 2, -1))
         if metrics.psnr(home, back) >= SAME and metrics.psnr(home, middle) < OTHER:
@@ -171,7 +171,7 @@ def table(report: dict[str, Any]) -> str:
             eyes = f"; perceptual {line['perceptual']:.3f}, without memory {line['emptied_perceptual']:.3f}"
         lines.append(
             f"{steps:>6} steps: {shown(line['psnr'], line['psnr_interval'])}, without memory "
-            f"{line['emptied_psnr']:.2f} (memory gives {gain}), another view {line['other_psnr']:.2f}, "
-            f"before turning {line['copy_psnr']:.2f}, {line['segments']} segments{eyes}"
+            f"{shown(line['emptied_psnr'], None)} (memory gives {gain}), another view {shown(line['other_psnr'], None)}, "
+            f"before turning {shown(line['copy_psnr'], None)}, {line['segments']} segments{eyes}"
         )
     return "\n".join(lines)

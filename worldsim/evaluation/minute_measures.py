@@ -26,7 +26,7 @@ from worldsim.models.autoencoder import FrameAutoencoder
 WINDOW = range(-8, 8, 2)  # frames around an age that it is measured by
 TURNING = 4  # every so-many-th of these pairs tells of turning, which costs more
 STRIDE = 12  # steps between pairs of frames by which motion, turning and layout are measured
-DRIVE = 250  # steps over which the layout of a drive is measured
+LAYOUT_STEPS = 250  # steps over which the layout is measured
 
 
 def window(age: int, steps: int) -> list[int]:
@@ -90,7 +90,7 @@ def layout(world: Played, real: Played, probe: Probe, ages: list[int]) -> dict[s
             **mean_interval(mine),
             "real": mean_interval(theirs)["mean"],
             "distance": distance(mine.flatten(), theirs.flatten()),
-            "real_range": metrics.band(known) if len(known) else None,
+            "real_range": metrics.reference_range(known) if len(known) else None,
         }
     return report
 
