@@ -118,7 +118,7 @@ def read_script(script: str, keymap: KeyMap) -> list[Turn]:
     return turns
 
 
-def drive(keymap: KeyMap, rng: np.random.Generator) -> Iterator[Turn]:
+def random_turns(keymap: KeyMap, rng: np.random.Generator) -> Iterator[Turn]:
     """Keys of a driver who likes to go ahead and taps to the sides, back and forth; seldom anything else."""
     combos = [tuple(sorted(combo)) for combo in keymap.entries]
     likes = np.array([3.0 if "up" in combo else 0.4 if "down" in combo or not combo else 1.0 for combo in combos])

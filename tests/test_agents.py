@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import gymnasium as gym
 import numpy as np
@@ -172,3 +173,18 @@ def test_no_agent_there(tmp_path):
     (tmp_path / "agent.json").write_text("[]")
     with pytest.raises(DataError, match="damaged"):
         Agent.load(tmp_path)
+
+
+def test_an_agent_from_before_names_changed_is_read_and_goes_on(dreamer, tmp_path):
+    folder = shutil.copytree(dreamer.folder(), tmp_path / "agent")
+    card = json.loads((folder / "agent.json").read_text())
+    old = {{"actions": "choices", "grayscale": "grey", "action_repeat": "hold"}.get(k, k): v for k, v in card.items()}
+    old["training"]["grey"], old["training"]["hold"] = (
+        old["training"].pop("grayscale"), old["training"].pop("action_repeat"),
+    )  # fmt: skip
+    assert old["hold"] == 1 and "actions" not in old
+    (folder / "agent.json").write_text(json.dumps(old))
+    agent = Agent.load(folder)
+    assert agent.card == Agent.load(dreamer.folder()).card and agent.actions is not None
+    on = train_agent(dataclasses.replace(dreamer, steps=48, out=folder))  # with the same settings as before
+    assert on.card.progress["steps"] == 48 and "hold" not in json.loads((folder / "agent.json").read_text())

@@ -94,8 +94,9 @@ def test_evaluation_and_agents_find_the_folder_from_what_was_recorded(catch, tmp
     starts = find_starts(probe, 1, (32, 32), prompts, 0)
     from worldsim.evaluation.beginners import beginner
 
+    space, starter = dataset.action_space, probe  # known not to be None inside the functions below
     played = {
-        name: play_real(probe, starts, lambda i, n=name: beginner(n, probe, dataset.action_space, {}, [0]), 100,
+        name: play_real(probe, starts, lambda i, n=name: beginner(n, starter, space, {}, [0]), 100,
                         [1], (32, 32))
         for name in ("steer", "hold")
     }  # fmt: skip

@@ -166,12 +166,13 @@ def table(report: dict[str, Any]) -> str:
             lines.append(f"{steps:>6} steps: {line['skipped']}")
             continue
         gain = shown(line["over_emptied"], line["over_emptied_interval"])
+        emptied, other, copy = (shown(line[f"{name}_psnr"], None) for name in ("emptied", "other", "copy"))
         eyes = ""
         if "perceptual" in line:
             eyes = f"; perceptual {line['perceptual']:.3f}, without memory {line['emptied_perceptual']:.3f}"
         lines.append(
             f"{steps:>6} steps: {shown(line['psnr'], line['psnr_interval'])}, without memory "
-            f"{shown(line['emptied_psnr'], None)} (memory gives {gain}), another view {shown(line['other_psnr'], None)}, "
-            f"before turning {shown(line['copy_psnr'], None)}, {line['segments']} segments{eyes}"
+            f"{emptied} (memory gives {gain}), another view {other}, before turning {copy}, "
+            f"{line['segments']} segments{eyes}"
         )
     return "\n".join(lines)
