@@ -6,10 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from minute_frames import kept, panned, weave
 
+from worldsim.data.record import RecordConfig, recipe_for
 from worldsim.errors import DataError
 from worldsim.evaluation import following, realism, recovery, stillness
+from worldsim.evaluation import minute_measures as measures
+from worldsim.evaluation.played import Played
+from worldsim.evaluation.probe import Probe
 from worldsim.evaluation.ranges import Ranges, judge
 from worldsim.evaluation.rollout import Runner, context_of, cut
 from worldsim.evaluation.steering import pan
@@ -72,6 +77,27 @@ def test_spread_of_distances():
     assert found["median"] == 1.0 and found["over"] == pytest.approx(1 / 3) and found["sessions"] == 3
     assert found["median_interval"][0] <= 1.0 <= found["median_interval"][1] and found["worst"] == 9.0
     assert stillness.spread(torch.tensor([math.nan])) == {"median": None, "sessions": 0}
+
+
+def test_a_game_that_ends_at_once_has_no_reference(world, dataset):
+    recipe = recipe_for(RecordConfig(game="CartPole-v1"))
+    nothing = Played(
+        [1, 12], torch.zeros(1, 2, 40, 40, 3, dtype=torch.uint8), torch.tensor([[True, False]]),
+        torch.zeros(1, 13), torch.tensor([2]), torch.zeros(1, 13, 2), [{}],
+    )  # fmt: skip
+    with pytest.raises(DataError, match="CartPole-v1 ended within 12 steps under every beginner"):
+        measures.Reference.of([nothing], Probe(recipe), world.autoencoder)
+    going = dataclasses.replace(nothing, present=torch.tensor([[True, True]]))
+    assert measures.Reference.of([going], Probe(recipe), world.autoencoder).starts == [0]
+
+
+def test_a_beginner_steers_by_the_keys_there_are():
+    space = spaces.Discrete(4)
+    recipe = dataclasses.replace(recipe_for(RecordConfig(game="CartPole-v1")), keys={"": 0, "left": 1, "right": 2})
+    steered = [Probe(recipe).steered(target, 0, space) for target in (-0.9, -0.3, 0.0, 0.3, 0.9)]
+    assert steered == [1, 1, 0, 2, 2]
+    ahead = dataclasses.replace(recipe, keys={**recipe.keys, "up": 3, "left+up": 4})
+    assert [Probe(ahead).steered(target, 0, space) for target in (-0.9, -0.3, 0.1, 0.3)] == [1, 4, 3, 2]
 
 
 def test_ranges_are_of_all_measures_together():

@@ -154,7 +154,7 @@ def test_prompts_labels_and_dict_actions(game, tmp_path):
         assert (abs(episode.actions["aim.x"]) <= 1).all()  # although the game wrote into it
         assert episode.terminated.tolist() == [False] * 5 + [True] and not episode.truncated.any()
     random = record(config("tiny_game:Tiny-v0", tmp_path / "r", 7, policy="random")).read()[0]
-    assert (random.frames[0, 0, 0] == episodes[0].frames[0, 0, 0]).all()  # the same game, whoever plays
+    assert (random.frames[0, 0, 0] == episodes[0].frames[0, 0, 0]).all()  # the same game under any policy
 
 
 @pytest.mark.parametrize("workers", [1, 2])

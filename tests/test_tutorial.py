@@ -44,7 +44,8 @@ def test_the_page_runs_as_written(tmp_path):
             (staged / str(number)).write_text(block["text"])
             script.append(f"cp {staged / str(number)} {block['file']}")
         elif "pip install" not in block["text"]:
-            script.append(block["text"])
+            # This checkout, also where another one is installed.
+            script.append(block["text"].replace("PYTHONPATH=.", f"PYTHONPATH=.:{PAGE.parent.parent}"))
     # The commands of this Python first, one thread: others share the machine.
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": places, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}

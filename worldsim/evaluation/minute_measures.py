@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldsim.errors import DataError
 from worldsim.evaluation import metrics, realism, stillness
 from worldsim.evaluation.intervals import bootstrap, ratio, wilson
 from worldsim.evaluation.played import Played
@@ -190,13 +191,22 @@ class Reference:
 
     @staticmethod
     def of(played: Sequence[Played], probe: Probe, autoencoder: FrameAutoencoder) -> Reference:
-        """Of some sessions of the real game, those at one place from the same start."""
+        """Of some sessions of the real game, those at one place from the same start.
+
+        Raises:
+            DataError: the game ended too soon in all of them.
+        """
         frames, starts, labels = [], [], []
         for one in played:
             for i, some in enumerate(sessions(one, pair_ages(one.steps)[::TURNING])):
                 frames.append(some)
                 starts += [i] * len(some)
                 labels += [one.labels[i]] * len(some)
+        if not starts:
+            raise DataError(
+                f"the real game of {probe.recipe.name} ended within {STRIDE} steps under every beginner, which leaves "
+                "nothing to hold a world against; let its recipe protect the player, or its probe steer better."
+            )
         return Reference(realism.decoded(autoencoder, torch.cat(frames)), starts, labels, probe)
 
     @functools.cached_property

@@ -109,7 +109,8 @@ class Probe:
         names = list(self.recipe.keys)
         side = "left" if target < 0 else "right"
         wanted = "up" if abs(target) < 0.15 else f"{side}+up" if abs(target) < 0.6 else side
-        options = [name for name in (wanted, side, "") if name in names] or names
+        instead = "" if wanted == "up" else side  # who cannot go ahead waits
+        options = [name for name in (wanted, instead, "") if name in names] or names
         return self.recipe.keys[options[0]]
 
     def layout(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:

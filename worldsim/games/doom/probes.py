@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from worldsim.evaluation.event_book import EventBook
 from worldsim.evaluation.probe import Labels, Probe
 from worldsim.games.doom.events import EVENTS, HELD_OUT_PAIRS, TELL
+from worldsim.games.doom.recipe import RECIPES
 from worldsim.games.doom.scenarios import SCENARIOS
 
 BOOK = EventBook(
@@ -99,10 +100,4 @@ class AcidMazeProbe(DoomProbe):
         return torch.cat([shares, torch.stack([*places, wrong], dim=1)], dim=1)
 
 
-PROBES = {
-    "doom": DoomProbe,
-    "doom-health-gathering": AcidMazeProbe,
-    "doom-my-way-home": DoomProbe,
-    "doom-take-cover": DoomProbe,
-    "doom-defend-the-center": DoomProbe,
-}
+PROBES = {recipe.name: DoomProbe for recipe in RECIPES} | {"doom-health-gathering": AcidMazeProbe}
