@@ -25,7 +25,7 @@ UNTIMED = {NAMES[name]: env.untimed for name, env in GAMES.items()}
 
 
 def make_env(name: str) -> gym.Env:
-    """The environment called `name`, made with render_mode "rgb_array" and, where that can be, no time limit.
+    """Make the environment called `name`, with render_mode "rgb_array" and, where that can be, no time limit.
 
     Args:
         name: a name of `NAMES`, a folder with a world.json, a hub id ("user/name"), or a Gymnasium id such as
@@ -78,6 +78,6 @@ def _unknown(name: str) -> WorldNotFound:
 
 
 def short_name(name: str) -> str:
-    """`name` as the beginning of a file name: the last part of a path or id, such as "car-racing" or "CartPole-v1"."""
+    """Turn `name` into the beginning of a file name: the last part of a path or id, such as "CartPole-v1"."""
     last = name.rstrip("/").split("/")[-1].split(":")[-1]
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in last).lstrip(".") or "world"

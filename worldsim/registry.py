@@ -94,7 +94,7 @@ class Game:
         return None if found is None else found(recipe)
 
     def envs(self) -> tuple[GameEnv, ...]:
-        """Its Gymnasium ids; nothing of the game itself is imported."""
+        """List its Gymnasium ids; nothing of the game itself is imported."""
         return tuple(getattr(importlib.import_module(self.package), "ENVS", ()))
 
 
@@ -121,12 +121,12 @@ def folder_game(package: str) -> Game | None:
 
 
 def recipes() -> dict[str, Recipe]:
-    """Every recipe by name; games whose packages are not installed are left out."""
+    """Load every recipe by name; games whose packages are not installed are left out."""
     return _load()[0]
 
 
 def hidden() -> dict[str, ImportError]:
-    """Games that cannot be imported, by name, and why: mostly a package that is not installed."""
+    """List games that cannot be imported, by name, and why: mostly a package that is not installed."""
     return {game.name: error for game, error in _load()[1].items()}
 
 

@@ -120,7 +120,7 @@ class Agent:
 
     @torch.no_grad()
     def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """An action for each game; see `VectorPolicy.act`."""
+        """Choose an action for each game; see `VectorPolicy.act`."""
         self._left[begun] = 0
         kept, before = self._left > 0, self._seen
         fresh = self._decide(self.look(frames, begun))
@@ -145,14 +145,14 @@ class Agent:
 
     @torch.no_grad()
     def choose(self, seen: np.ndarray) -> np.ndarray:
-        """The numbers (N,) of the actions for what `look` gave."""
+        """Get the numbers (N,) of the actions for what `look` gave."""
         likely: Tensor = self.policy.get_distribution(_tensor(seen)).distribution.probs  # type: ignore[union-attr]
         picked = likely.argmax(1) if self.greedy else torch.multinomial(likely, 1, generator=self._noise)[:, 0]
         return picked.numpy()
 
     @torch.no_grad()
     def value(self, seen: np.ndarray) -> np.ndarray:
-        """What the critic expects to earn from here on, (N,), in the game's own rewards."""
+        """Say what the critic expects to earn from here on, (N,), in the game's own rewards."""
         scale = float(self.card.progress.get("reward_scale", 1.0))  # it learned with rewards divided by this
         return self.policy.predict_values(_tensor(seen))[:, 0].numpy() * scale
 
@@ -210,7 +210,7 @@ class RandomVectorPolicy:
         self._held: list[Any] = [None] * count
 
     def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """An action for each game; see `VectorPolicy.act`."""
+        """Choose an action for each game; see `VectorPolicy.act`."""
         self._left[begun] = 0
         for i in np.flatnonzero(self._left == 0):
             self._left[i] = self._rng.integers(1, self.action_repeat + 1)
@@ -225,7 +225,7 @@ class RandomVectorPolicy:
 def make_card(
     game: str, frame_size: tuple[int, int], space: spaces.Space, actions: DiscreteActions | None, **more: Any
 ) -> AgentCard:
-    """The card of a new agent.
+    """Make the card of a new agent.
 
     Raises:
         ConfigError: the frames are too small for its network.
@@ -237,7 +237,7 @@ def make_card(
 
 
 def make_network(card: AgentCard) -> ActorCriticCnnPolicy:
-    """A new network for the frames and actions of `card`, just as PPO makes it."""
+    """Make a network for the frames and actions of `card`, just as PPO makes it."""
     height, width = card.frame_size
     seen = spaces.Box(0, 255, (_channels(card), height, width), np.uint8)
     space = space_from_json(card.action_space) if card.actions is None else spaces.Discrete(len(card.actions))

@@ -37,7 +37,7 @@ class DiscreteActions:
 def find_actions(
     space: spaces.Space, keys: Mapping[str, Any], wanted: Sequence[str] = (), discrete: bool = True
 ) -> DiscreteActions | None:
-    """The actions to choose among, or None where the agent gives the numbers of a Box itself.
+    """Get the actions to choose among, or None where the agent gives the numbers of a Box itself.
 
     Args:
         space: of the game.

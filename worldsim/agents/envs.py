@@ -48,12 +48,12 @@ class SeenFrames(gym.Wrapper):
 
 
 def make_game(recipe: Recipe, max_steps: int | None = None) -> gym.Env:
-    """The real game of a recipe, with the recording's frames and length of episodes."""
+    """Make the real game of a recipe, with the recording's frames and length of episodes."""
     return TimeLimit(SeenFrames(recipe.make_env(), recipe.frame_size), max_steps or recipe.episode_steps)
 
 
 def find_game(name: str, frame_size: tuple[int, int] | None = None) -> Recipe:
-    """The recipe of a game by its name, or one made for a Gymnasium id, with frames of another size if one is given.
+    """Find the recipe of a game, or make one for a Gymnasium id, with frames of another size if one is given.
 
     Raises:
         DataError: there is no such game.
@@ -62,7 +62,7 @@ def find_game(name: str, frame_size: tuple[int, int] | None = None) -> Recipe:
 
 
 def game_keys(recipe: Recipe) -> tuple[spaces.Space, dict[str, Any]]:
-    """The action space of a game and the actions of its keys."""
+    """Get the action space of a game and the actions of its keys."""
     env = recipe.make_env()
     try:
         keys = dict(recipe.keys)
@@ -74,13 +74,13 @@ def game_keys(recipe: Recipe) -> tuple[spaces.Space, dict[str, Any]]:
 
 
 def real_games(recipe: Recipe, count: int, max_steps: int | None = None) -> VecEnv:
-    """Some real games in this process."""
+    """Make some real games in this process."""
     factories: list[Callable[[], gym.Env]] = [partial(make_game, recipe, max_steps)] * count
     return DummyVecEnv(factories)
 
 
 def imagined_envs(world: str | Path, count: int, **settings: Any) -> SB3VecEnv:
-    """Some episodes in a world; `settings` are those of `WorldVectorEnv`."""
+    """Begin some episodes in a world; `settings` are those of `WorldVectorEnv`."""
     env = gym.make_vec("worldsim/World-v0", world=world, num_envs=count, autoreset_mode="SameStep", **settings)
     return SB3VecEnv(env)
 
@@ -92,7 +92,7 @@ def frame_size(env: VecEnv) -> tuple[int, int]:
 
 
 def world_of(env: VecEnv) -> WorldVectorEnv:
-    """The world under some wrappers.
+    """Get the world under some wrappers.
 
     Raises:
         ConfigError: there is none.
@@ -120,7 +120,7 @@ class DiscreteEnvs(VecEnvWrapper):
         return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
-        """What the games show."""
+        """Get what the games show."""
         return self.venv.step_wait()
 
 
@@ -168,7 +168,7 @@ class Grayscale(VecEnvWrapper):
         return to_grayscale(np.asarray(self.venv.reset()))
 
     def step_wait(self) -> VecEnvStepReturn:
-        """What the games show."""
+        """Get what the games show."""
         frames, rewards, over, infos = self.venv.step_wait()
         for info in infos:
             if "terminal_observation" in info:
@@ -177,7 +177,7 @@ class Grayscale(VecEnvWrapper):
 
 
 def to_grayscale(frames: np.ndarray) -> np.ndarray:
-    """Brightness of uint8 frames (..., H, W, 3) as uint8 (..., H, W, 1)."""
+    """Turn uint8 frames (..., H, W, 3) into their brightness, uint8 (..., H, W, 1)."""
     # Whole numbers, so that one frame alone and many have the same bits.
     weighed = frames.astype(np.uint16) @ np.array([77, 150, 29], np.uint16)  # of 256
     return (weighed >> 8).astype(np.uint8)[..., None]
@@ -203,7 +203,7 @@ def sample_starts(
     anywhere: bool = True,
     split: str = "train",
 ) -> list[dict[str, Any]]:
-    """Clips of recorded episodes for a world to begin from.
+    """Choose clips of recorded episodes for a world to begin from.
 
     Args:
         path: of the dataset.

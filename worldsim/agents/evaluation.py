@@ -24,7 +24,7 @@ from worldsim.evaluation.intervals import bootstrap, ratio
 
 @dataclass(frozen=True, kw_only=True)
 class AgentEvalConfig:
-    """Who plays, where, and how often."""
+    """What plays, where, and how often."""
 
     agent: Path
     """The folder of an agent."""

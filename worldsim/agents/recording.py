@@ -44,7 +44,7 @@ class AgentPolicy:
         return options
 
     def act(self, env: Any, observation: Any, info: dict[str, Any]) -> Any:
-        """The agent's action, or a random one."""
+        """Choose the agent's action, or a random one."""
         frames = see_frame(env, observation, self.agent.card.frame_size)[None]
         own = self.agent.act(frames, np.array([self.begun]))[0]  # it looks even when it may not act
         # A random action lasts (1 + ACTION_REPEAT) / 2 steps on average; the chance to begin one makes up for that.

@@ -62,11 +62,11 @@ class DatasetCard:
         return self.to_json()[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A field as JSON has it, or `default`: recordings are compared field by field."""
+        """Get a field as JSON has it, or `default`: recordings are compared field by field."""
         return self.to_json().get(name, default)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the file, in its order."""
+        """Get the content of the file, in its order."""
         fields = {name: getattr(self, name) for name in (part.name for part in dataclasses.fields(self))}
         fields |= {"frame_size": list(self.frame_size), "notices": list(self.notices)}
         if self.recipe is None:

@@ -23,7 +23,7 @@ PAPER, INK = (24, 24, 24), (230, 230, 230)
 def contact_sheet(
     frames: Sequence[np.ndarray] | np.ndarray, columns: int, scale: int = 1, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Frames in rows, from left to right and top to bottom.
+    """Draw frames in rows, from left to right and top to bottom.
 
     Args:
         frames: uint8 (H, W, 3) each, all of one size.

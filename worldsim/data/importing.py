@@ -108,6 +108,6 @@ def check_free(out: Path) -> None:
 
 
 def ended(steps: int, terminated: bool) -> dict[str, np.ndarray]:
-    """`terminated` and `truncated` of an episode of so many steps that ends at its last one in one way or the other."""
+    """Make `terminated` and `truncated` of an episode that ends at the last of so many steps, one way or the other."""
     last = np.arange(steps) == steps - 1
     return {"terminated": last & terminated, "truncated": last & (not terminated)}

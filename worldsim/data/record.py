@@ -53,7 +53,7 @@ class RecordConfig:
     seed: int = 0
     """Another seed gives other episodes."""
     policy: str = "recipe"
-    """Who plays: the policy of the "recipe", "random" actions repeated for a few steps, or the folder of an agent."""
+    """What plays: the policy of the "recipe", "random" actions repeated for a few steps, or the folder of an agent."""
     random: float = 0.1
     """With an agent: the share of steps that random actions take, repeated for a few steps."""
     no_op_fraction: float = 0.0
@@ -192,14 +192,14 @@ def _foreign(env_id: str, max_episode_steps: int | None) -> Recipe:
 
 
 def split_of(index: int, unseen: bool) -> str:
-    """The split of episode `index`: one in ten is held out; with `unseen`, one in 25 shows prompts of its own."""
+    """Get the split of episode `index`: one in ten is held out; with `unseen`, one in 25 shows prompts of its own."""
     if unseen and index % 25 == 24:
         return "unseen"
     return "heldout" if index % 10 == 9 else "train"
 
 
 def episode_path(out: Path, index: int, unseen: bool) -> Path:
-    """Where episode `index` of a dataset lies."""
+    """Say where episode `index` of a dataset lies."""
     return out / split_of(index, unseen) / f"{index:06d}.safetensors"
 
 

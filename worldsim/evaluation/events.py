@@ -40,12 +40,12 @@ class Try:
 
 
 def target(event: Event) -> tuple[str, Any]:
-    """The label that an event changes, and the value it changes to."""
+    """Get the label that an event changes, and the value it changes to."""
     return (event.slot, event.value) if event.slot else (event.thing, True)
 
 
 def possible(book: EventBook, episodes: list[Episode], context: int) -> dict[tuple[str, str], list[Try]]:
-    """All places for each scenario and event.
+    """Find all places for each scenario and event.
 
     There nothing else is being told, no frame of the context shows what the event brings, and a thing has room ahead.
     """
@@ -71,7 +71,7 @@ def choose(
     held_out: bool,
     rng: np.random.Generator,
 ) -> list[Try]:
-    """Up to `count` tries for each event over the scenarios it was trained in, or over those it was held out of."""
+    """Choose up to `count` tries for each event over the scenarios it was trained in, or over those held out of it."""
     tries: list[Try] = []
     for name in book.events:
         pools = [
@@ -85,7 +85,7 @@ def choose(
 
 
 def words(book: EventBook, label: dict[str, Any], event: Event | None, rng: np.random.Generator) -> str:
-    """A prompt: the place, the event's words if any, and what lasts, as a recording words it."""
+    """Write a prompt: the place, the event's words if any, and what lasts, as a recording words it."""
 
     def pick(wordings: Sequence[str]) -> str:
         return wordings[int(rng.integers(len(wordings)))]
@@ -101,7 +101,7 @@ def words(book: EventBook, label: dict[str, Any], event: Event | None, rng: np.r
 
 
 def happened(book: EventBook, classifier: Classifier, frames: Tensor, events: list[str]) -> Tensor:
-    """Whether each of some clips (N, book.frames, H, W, 3) shows its event, bool (N,)."""
+    """Say whether each of some clips (N, book.frames, H, W, 3) shows its event, bool (N,)."""
     hits = torch.zeros(len(frames), dtype=torch.bool)
     for name in set(events):
         rows = [i for i, event in enumerate(events) if event == name]
@@ -166,7 +166,7 @@ class Events:
         return report, pictures, captions
 
     def judge(self) -> dict[str, Any]:
-        """How far the classifier can be trusted: on real frames, the same through the autoencoder, and real events."""
+        """Say how far to trust the classifier: on real frames, the same through the autoencoder, and real events."""
         encode, decode = self.runner.world.autoencoder.encode, self.runner.world.autoencoder.decode
         parts = [examples(episode, self.classifier.labels, every=8) for episode in self.episodes]
         frames, numbers = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -194,7 +194,7 @@ class Events:
         return happened(self.book, self.classifier, frames, names)
 
     def draw(self, tries: list[Try], rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
-        """Clips under the events' words and under prompts without them, uint8 (N, n, H, W, 3) each; the prompts.
+        """Draw clips under the events' words and without them, uint8 (N, n, H, W, 3) each; and the prompts.
 
         Every second session holds no key, the others press random ones.
         """
@@ -227,7 +227,7 @@ class Events:
         return drawn, control, told
 
     def scenarios(self, count: int) -> dict[str, Any] | None:
-        """Shares of fresh starts from a place's words that show it, at once and LATER frames on, if it can be told."""
+        """Measure the share of starts from a place's words that show it, at once and LATER frames on."""
         known = [name for name in self.book.places if name in self.classifier.labels.get("scenario", ())]
         if not known:  # of a recording of one scenario
             return None
@@ -278,12 +278,12 @@ def _summary(tries: list[Try], hits: Tensor, false: Tensor) -> dict[str, Any]:
 
 
 def has_events(book: EventBook, episodes: list[Episode]) -> bool:
-    """Whether the prompts of a recording are labelled with the scenarios and events of a game."""
+    """Say whether the prompts of a recording are labelled with the scenarios and events of a game."""
     return all(book.labels() <= set(prompt) for episode in episodes for prompt in episode.prompts)
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Write the report for people."""
     if "skipped" in report:
         return f"events: {report['skipped']}"
     judge, scenarios = report["judge"], report["scenarios"]

@@ -46,7 +46,7 @@ class FirstMinute:
     rest_ages: tuple[int, ...] = stillness.AGES
     """Ages at which stillness is measured; the resting sessions last until the last of them."""
     beginners: tuple[str, ...] = BEGINNERS
-    """Who plays: hold, tap, steer, rest."""
+    """Which of hold, tap, steer, rest play."""
     first_frames: int = 60
     """First frames that are drawn from prompts (0: none)."""
     probes: bool = True

@@ -37,12 +37,12 @@ PER_PATTERN = 2  # sessions of each pattern on the contact sheet
 
 
 def checkpoints(frames: int) -> list[int]:
-    """Where a run of so many frames is judged: the usual places, and its end."""
+    """Say where a run of so many frames is judged: the usual places, and its end."""
     return sorted({*(point for point in CHECKPOINTS if point < frames), frames})
 
 
 def actions_of(keys: dict[str, Any], space: spaces.Space) -> tuple[Any | None, list[Any]]:
-    """The action of no key (None: unknown) and those of all combinations of keys; without keys some random ones."""
+    """Get the action of no key (None: unknown) and those of all combinations of keys; without keys some random ones."""
     if keys and not isinstance(space, spaces.Dict):
         found = {name: np.asarray(action, space.dtype) for name, action in keys.items()}
         return found.get(""), [action for name, action in found.items() if name] or list(found.values())
@@ -51,7 +51,7 @@ def actions_of(keys: dict[str, Any], space: spaces.Space) -> tuple[Any | None, l
 
 
 def plan(pattern: str, keys: dict[str, Any], space: spaces.Space, frames: int, rng: np.random.Generator) -> list[Any]:
-    """The actions of one session under a pattern other than "recorded"; empty where a world has no such input."""
+    """Get the actions of one session under a pattern other than "recorded"; empty where a world has no such input."""
     no_op, others = actions_of(keys, space)
     if pattern == "none":
         return [] if no_op is None else [no_op] * frames
@@ -64,7 +64,7 @@ def plan(pattern: str, keys: dict[str, Any], space: spaces.Space, frames: int, r
 
 
 def plain_starts(segments: Segments, count: int) -> Segments:
-    """Those `count` whose last prompt is shortest: it will be held, and should not tell of what was in view just then.
+    """Choose those `count` whose last prompt is shortest: it is held, and should not tell of what was in view then.
 
     Rows come back in the order of their length.
     """
@@ -138,7 +138,7 @@ class LongRollout:
         return report, list(pictures[some].flatten(0, 1).numpy()), captions
 
     def judge(self, found: dict[str, Track], frames: int) -> dict[str, Any]:
-        """The report of some sessions by pattern."""
+        """Make the report of some sessions by pattern."""
         report: dict[str, Any] = {
             "frames": frames,
             "sessions": len(self.segments),
@@ -240,7 +240,7 @@ def _played(actions: Tensor, prompts: list[str]) -> RolloutPolicy:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Write the report for people."""
     names = [*report["in_range_of"], "motion"]
     columns = (*names, "in_range", "sessions_in_range", "sessions_stayed")
     head = (*(name.replace("_", " ") for name in names), "frames in", "sessions in", "stayed")

@@ -71,16 +71,16 @@ class Probe:
         """Tell the game whether the next frames are wanted: some games are slow to draw."""
 
     def prompts(self, known: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-        """The prompts that sessions are played under, of those a world knows, with the options of a reset to match."""
+        """Choose prompts to play under, of those a world knows, with the options of a reset to match."""
         plain = sorted(known, key=lambda text: (len(text.split(",")), len(text)))
         return [(text, {}) for text in plain[:1]] or [("", {})]
 
     def labels(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """What `layout` and `steer` need to know of a session, from an info of the game."""
+        """Say what `layout` and `steer` need to know of a session, from an info of the game."""
         return {}
 
     def named(self, prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The labels of a session that begins from a prompt, one of `prompts` with its options."""
+        """Get the labels of a session that begins from a prompt, one of `prompts` with its options."""
         return {}
 
     def policy(self, rng: np.random.Generator) -> tuple[Policy, dict[str, Any]]:
@@ -93,19 +93,19 @@ class Probe:
         return None
 
     def stop(self, env: gym.Env) -> Any:
-        """The action that brings the player to rest."""
+        """Get the action that brings the player to rest."""
         return self.recipe.keys[""]
 
     def fits(self, env: gym.Env, moving: bool) -> bool:
-        """Whether a session may begin here."""
+        """Say whether a session may begin here."""
         return True
 
     def steer(self, frame: np.ndarray, labels: Labels, held: float) -> float:
-        """Where to go, -1 (left) to 1 (right), seen in one frame uint8 (H, W, 3); `held` is the last answer."""
+        """Say where to go, -1 (left) to 1 (right), seen in one frame uint8 (H, W, 3); `held` is the last answer."""
         return float(brightest(frame))
 
     def steered(self, target: float, step: int, space: gym.Space) -> Any:
-        """The action that goes where `target` says."""
+        """Get the action that goes where `target` says."""
         names = list(self.recipe.keys)
         side = "left" if target < 0 else "right"
         wanted = "up" if abs(target) < 0.15 else f"{side}+up" if abs(target) < 0.6 else side
@@ -114,14 +114,14 @@ class Probe:
         return self.recipe.keys[options[0]]
 
     def layout(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
-        """The layout measures of frames uint8 (N, H, W, 3), one label each; float (N, len(layout_names)).
+        """Get the layout measures of frames uint8 (N, H, W, 3), one label each; float (N, len(layout_names)).
 
         A measure that a frame does not have (the place of a sky that is not there) is nan.
         """
         return frames.new_empty(len(frames), 0).float()
 
     def palette_kept(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor | None:
-        """Which frames uint8 (S, n, H, W, 3) show the colors of their session, float (S, n); None: no colors named."""
+        """Say which frames uint8 (S, n, H, W, 3) show their session's colors, float (S, n); None: no colors named."""
         return None
 
     def labelled(self, episodes: Sequence[Episode]) -> bool:
@@ -155,7 +155,7 @@ class Probe:
 
 
 def brightest(frame: np.ndarray) -> float:
-    """The brightest part of the middle rows of a frame (H, W, 3), -1 (left edge) to 1 (right edge)."""
+    """Get the brightest part of the middle rows of a frame (H, W, 3), -1 (left edge) to 1 (right edge)."""
     height, width = frame.shape[:2]
     columns = frame[height // 3 : 2 * height // 3].astype(np.float32).mean(axis=(0, 2))
     body = max(1, width // 8)

@@ -38,7 +38,7 @@ class Ranges:
 
     @staticmethod
     def of(frames: Tensor, probe: Probe | None, labels: Sequence[Labels]) -> Ranges:
-        """The ranges of real frames uint8 (N, H, W, 3), one label each."""
+        """Measure the ranges of real frames uint8 (N, H, W, 3), one label each."""
         found: dict[str, tuple[float, float]] = {}
         if probe is not None and probe.layout_names:
             values = probe.layout(frames, labels)
@@ -67,7 +67,7 @@ class Ranges:
         return torch.cat(parts, dim=1)
 
     def wider(self, frames: Tensor, labels: Sequence[Labels]) -> Limits:
-        """The ranges, each widened to that of more real frames: what the game shows when it is played otherwise."""
+        """Widen each range to that of more real frames: what the game shows when it is played otherwise."""
         limits = dict(self.limits)
         if len(frames):
             for (name, (low, high)), values in zip(self.limits.items(), self.measure(frames, labels).T, strict=True):
@@ -77,7 +77,7 @@ class Ranges:
 
 
 def judge(ranges: Ranges, sessions: Sequence[Tensor], labels: Sequence[Labels], told: Told | None) -> dict[str, Any]:
-    """Which sessions are in the reference ranges, by the medians of their frames.
+    """Say which sessions are in the reference ranges, by the medians of their frames.
 
     Args:
         ranges: of real frames.

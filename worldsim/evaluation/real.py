@@ -27,7 +27,7 @@ def find_recipe(name: str) -> Recipe | None:
 
 
 def open_game(recipe: Recipe | None) -> gym.Env | None:
-    """The game of a recipe, or None where there is none or it is not installed."""
+    """Get the game of a recipe, or None where there is none or it is not installed."""
     try:
         return None if recipe is None else recipe.make_env()
     except MissingDependency:

@@ -21,7 +21,7 @@ Limits = dict[str, tuple[float, float]]
 
 
 def cumulative(frames: Tensor) -> Tensor:
-    """The cumulated histogram of each channel, 0..1, of frames (N, H, W, 3); (N, 3, BINS)."""
+    """Get the cumulated histogram of each channel, 0..1, of frames (N, H, W, 3); (N, 3, BINS)."""
     parts = []
     for part in frames.split(256):
         bins = part.flatten(1, 2).transpose(1, 2).long() * BINS // 256  # (n, 3, H W)
@@ -58,7 +58,7 @@ class ReferenceStats:
         return measure(frames, self.colours)
 
     def wider(self, frames: Tensor) -> Limits:
-        """The ranges, each widened to that of more real frames: what the game shows when it is played otherwise."""
+        """Widen each range to that of more real frames: what the game shows when it is played otherwise."""
         if not len(frames):
             return self.limits
         more = limits_of(self.measure(frames))
@@ -72,16 +72,16 @@ def measure(frames: Tensor, colours: Tensor) -> Tensor:
 
 
 def limits_of(values: Tensor) -> Limits:
-    """The range of each measure, of values (N, 3)."""
+    """Get the range of each measure, of values (N, 3)."""
     return {name: metrics.reference_range(values[:, i]) for i, name in enumerate(MEASURES)}
 
 
 def fits(values: Tensor, limits: Limits) -> Tensor:
-    """Which measures (..., M), in the order of M limits, are within them, bool (..., M); nan is: there is none."""
+    """Say which measures (..., M), in the order of M limits, are within them, bool (..., M); nan is: there is none."""
     columns = zip(values.unbind(dim=-1), limits.values(), strict=True)
     return torch.stack([metrics.inside(column, limit) | column.isnan() for column, limit in columns], dim=-1)
 
 
 def session_fits(values: Tensor, limits: Limits) -> Tensor:
-    """Which sessions are in range: every measure's median over their frames is, for values (S, N, M); bool (S,)."""
+    """Say which sessions are in range: every measure's median over their frames is, for values (S, N, M); bool (S,)."""
     return fits(values.nanmedian(dim=1).values, limits).all(dim=-1)

@@ -25,12 +25,12 @@ SWITCHED = 8  # frames after which a change of the prompt must have changed the 
 
 
 def has_palettes(episodes: Sequence[Episode]) -> bool:
-    """Whether the prompts of a recording are labelled with a road and a ground."""
+    """Say whether the prompts of a recording are labelled with a road and a ground."""
     return all({"road", "ground"} <= set(prompt) for episode in episodes for prompt in episode.prompts)
 
 
 def palettes_at(episode: Episode, frames: slice) -> list[Palette]:
-    """The labelled palette at each of some frames."""
+    """Get the labelled palette at each of some frames."""
     return [Palette(label["road"], label["ground"]) for label in labels_at(episode, frames)]
 
 
@@ -44,7 +44,7 @@ class Starts:
 
 
 def fresh_starts(runner: Runner, count: int, unseen: bool, rng: np.random.Generator) -> Starts:
-    """`count` fresh starts over the palettes of training, or over those held out of it.
+    """Draw `count` fresh starts over the palettes of training, or over those held out of it.
 
     Raises:
         MissingDependency: a prompt is new to the world and the text encoder's package is not installed.
@@ -58,7 +58,7 @@ def fresh_starts(runner: Runner, count: int, unseen: bool, rng: np.random.Genera
 
 
 def shares(starts: Starts) -> dict[str, float]:
-    """Shares of the fresh starts.
+    """Measure shares of the fresh starts.
 
     Returns:
         palette: road and ground are both nearest to the named colours (no road in the picture counts as wrong).
@@ -80,7 +80,7 @@ def shares(starts: Starts) -> dict[str, float]:
 
 
 def real_prompt_adherence(episodes: Sequence[Episode]) -> float:
-    """`palette` of `shares`, for recorded frames: what the measurement itself can reach."""
+    """Measure `palette` of `shares` for recorded frames: what the measurement itself can reach."""
     step = 25
     frames = torch.from_numpy(np.concatenate([episode.frames[::step] for episode in episodes]))
     palettes = [palette for episode in episodes for palette in palettes_at(episode, slice(None, None, step))]
@@ -89,7 +89,7 @@ def real_prompt_adherence(episodes: Sequence[Episode]) -> float:
 
 
 def switch(runner: Runner, segments: Segments, rng: np.random.Generator) -> float:
-    """Share of segments that show a palette SWITCHED frames after the prompt first named it."""
+    """Measure the share of segments that show a palette SWITCHED frames after the prompt first named it."""
     wanted = [PAIRS[i] for i in rng.integers(len(PAIRS), size=len(segments))]
     prompts = [plain_prompt(palette) for palette in wanted]
 

@@ -69,7 +69,7 @@ class CarRacingGame(game.CarRacing):
         self._grass = _grass_squares()
 
     def get_keys_to_action(self) -> dict[str, np.ndarray]:
-        """The action for each combination of keys, such as "left+up"; "" is no key."""
+        """Get the action for each combination of keys, such as "left+up"; "" is no key."""
         return {key: np.asarray(action, np.float32) for key, action in KEYS.items()}
 
     def set_palette(self, palette: str | Palette, prompt: str | None = None) -> None:
@@ -147,7 +147,7 @@ class CarRacingGame(game.CarRacing):
         return self.state.copy()
 
     def render(self) -> np.ndarray | None:
-        """The game's own 600x400 picture ("rgb_array") or the frame again ("state_pixels")."""
+        """Get the game's own 600x400 picture ("rgb_array") or the frame again ("state_pixels")."""
         if self.car is None or self.render_mode is None:
             return cast(None, super().render())  # warns
         self._drawing = True

@@ -83,21 +83,21 @@ MIN_CONTRAST = 90.0  # Euclidean RGB distance below which a road is lost in its 
 
 
 def road_rgb(road: str) -> Rgb:
-    """The colour of a road by name, 0..255. Raises InputError for an unknown one."""
+    """Get the colour of a road by name, 0..255. Raises InputError for an unknown one."""
     if road not in ROADS:
         raise InputError(f"No road is called {road!r}.{did_you_mean(road, ROADS)}")
     return ROADS[road]
 
 
 def ground_rgb(ground: str) -> Rgb:
-    """The main colour of a ground by name, 0..255. Raises InputError for an unknown one."""
+    """Get the main colour of a ground by name, 0..255. Raises InputError for an unknown one."""
     if ground not in GROUNDS:
         raise InputError(f"No ground is called {ground!r}.{did_you_mean(ground, GROUNDS)}")
     return GROUNDS[ground][0]
 
 
 def parse_palette(name: str) -> Palette:
-    """The palette called `name`: a theme or "road/ground". Raises InputError for an unknown one."""
+    """Get the palette called `name`: a theme or "road/ground". Raises InputError for an unknown one."""
     if name in THEMES:
         return THEMES[name]
     road, slash, ground = name.partition("/")
@@ -109,7 +109,7 @@ def parse_palette(name: str) -> Palette:
 
 
 def contrasts(palette: Palette) -> bool:
-    """Whether the road stands out from both colours of the ground."""
+    """Say whether the road stands out from both colours of the ground."""
     road = np.array(ROADS[palette.road])
     return all(np.linalg.norm(road - np.array(shade)) >= MIN_CONTRAST for shade in GROUNDS[palette.ground])
 
@@ -119,7 +119,7 @@ PAIRS = tuple(p for road in ROADS for ground in GROUNDS if contrasts(p := Palett
 
 
 def sample_palette(rng: np.random.Generator, split: str, other_than: Palette | None = None) -> Palette:
-    """A random palette of a split; "unseen" draws the held-out pairs, any other split the training pairs."""
+    """Draw a palette of a split; "unseen" draws the held-out pairs, any other split the training pairs."""
     while True:
         share = rng.random()
         if split == "unseen":

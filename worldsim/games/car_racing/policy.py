@@ -75,7 +75,7 @@ class CarRacingPolicy:
         return options
 
     def act(self, env: Any, observation: Any, info: dict[str, Any]) -> np.ndarray:
-        """The next action, from the true pose of the car."""
+        """Choose the next action from the true pose of the car."""
         self.left -= 1
         if self.left < 0:
             self._next_span()

@@ -45,7 +45,7 @@ class SparingCarRacing(CarRacingGame):
 
 
 def road_in_view(road: Tensor) -> Tensor:
-    """The road that is connected with the place in front of the car, bool like `road` (N, h, W)."""
+    """Get the road that is connected with the place in front of the car, bool like `road` (N, h, W)."""
     height, width = road.shape[1:]
     front = torch.zeros_like(road)
     panel = round(height / 0.875)
@@ -61,14 +61,14 @@ def road_in_view(road: Tensor) -> Tensor:
 
 
 def reaches_edge(seen: Tensor) -> Tensor:
-    """Whether connected road (N, h, W) leads to the picture's upper edge or, above the car, to its sides, bool (N,)."""
+    """Say whether connected road (N, h, W) leads to the upper edge or, above the car, to the sides, bool (N,)."""
     above = seen[:, : round(0.62 * seen.shape[1] / 0.875)]
     edges = [above[:, :2].any(dim=(1, 2)), above[:, :, :2].any(dim=(1, 2)), above[:, :, -2:].any(dim=(1, 2))]
     return torch.stack(edges).any(dim=0)
 
 
 def bend(seen: Tensor) -> Tensor:
-    """By how many radians connected road (N, h, W) turns between its near and its far half; nan where it is short."""
+    """Measure the radians that connected road (N, h, W) turns from its near to its far half; nan where short."""
     above = seen[:, : round(0.66 * seen.shape[1] / 0.875)].float()
     columns = (above @ torch.arange(above.shape[2]).float()) / above.sum(dim=2)  # (N, rows), nan without road
     angles = torch.full((len(seen),), math.nan)
@@ -103,7 +103,7 @@ class CarRacingProbe(Probe):
         return orbit()
 
     def open(self) -> gym.Env:
-        """The game, which can leave frames undrawn."""
+        """Make the game, which can leave frames undrawn."""
         return SparingCarRacing()
 
     def draw(self, env: gym.Env, wanted: bool) -> None:
@@ -112,7 +112,7 @@ class CarRacingProbe(Probe):
             env.wanted = wanted
 
     def prompts(self, known: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-        """A known prompt for each palette that they name, the first of each."""
+        """Choose a known prompt for each palette that they name, the first of each."""
         found: dict[Palette, str] = {}
         for text in known:
             if (palette := palette_of(text)) is not None:
@@ -120,11 +120,11 @@ class CarRacingProbe(Probe):
         return [(text, {"palette": str(palette), "prompt": text}) for palette, text in found.items()]
 
     def labels(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """The palette."""
+        """Get the palette."""
         return dict(info["labels"])
 
     def named(self, prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The palette."""
+        """Get the palette."""
         return dict(parse_palette(str(options["palette"]))._asdict())
 
     def policy(self, rng: np.random.Generator) -> tuple[Policy, dict[str, Any]]:
@@ -136,16 +136,16 @@ class CarRacingProbe(Probe):
         return policy, options
 
     def resting(self, env: gym.Env) -> bool:
-        """Whether the car stands."""
+        """Say whether the car stands."""
         car: Any = env.unwrapped
         return float(np.linalg.norm(car.car.hull.linearVelocity)) < 0.05
 
     def stop(self, env: gym.Env) -> Any:
-        """The brake."""
+        """Brake."""
         return np.array([0.0, 0.0, 0.8], np.float32)
 
     def fits(self, env: gym.Env, moving: bool) -> bool:
-        """Whether the car is on the road and looks along it, and no hairpin is near."""
+        """Say whether the car is on the road and looks along it, and no hairpin is near."""
         car: Any = env.unwrapped
         track, hull = np.array(car.track)[:, 1:], car.car.hull  # (tiles, 3): direction, x, y
         away = np.linalg.norm(track[:, 1:] - np.array(hull.position), axis=1)
@@ -167,7 +167,7 @@ class CarRacingProbe(Probe):
         return GAIN * float((columns.mean() + 0.5) / width * 2 - 1)
 
     def steered(self, target: float, step: int, space: gym.Space) -> Any:
-        """That steer, and a little gas on three steps of five."""
+        """Steer there, with a little gas on three steps of five."""
         return np.array([np.clip(target, -1, 1), GAS if step % 5 < 3 else 0.0, 0.0], np.float32)
 
     def layout(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
@@ -189,7 +189,7 @@ class CarRacingProbe(Probe):
         return values
 
     def palette_kept(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
-        """Whether no other palette explains a frame better, float (S, n)."""
+        """Say whether no other palette explains a frame better, float (S, n)."""
         found = best_palettes(frames.flatten(0, 1))
         named = [Palette(label["road"], label["ground"]) for label in labels for _ in range(frames.shape[1])]
         same = [a == b for a, b in zip(found, named, strict=True)]
@@ -204,7 +204,7 @@ class CarRacingProbe(Probe):
         return RoadPolicy(_palettes(labels), prompts)
 
     def scene(self, frames: Tensor, labels: Sequence[Labels]) -> dict[str, float]:
-        """Shares of frames that show road, ground, car, and the right palette."""
+        """Measure the shares of frames that show road, ground, car, and the right palette."""
         seen = look(frames, _palettes(labels))
         return {name: float(getattr(seen, name).float().mean()) for name in ("road", "ground", "car", "palette")}
 

@@ -59,12 +59,12 @@ _THEME_PROMPTS = 0.2  # of the prompts of a themed palette name the theme only
 
 
 def plain_prompt(palette: Palette) -> str:
-    """The plainest words for a palette, always the same."""
+    """Get the plainest words for a palette, always the same."""
     return f"a {_ROAD_WORDS[palette.road][0]} through {_GROUND_WORDS[palette.ground][0]}"
 
 
 def prompt_for(palette: Palette, rng: np.random.Generator) -> str:
-    """Random words for a palette: a template with synonyms or, sometimes, the name of its theme."""
+    """Draw words for a palette: a template with synonyms or, sometimes, the name of its theme."""
     theme = next((name for name, themed in THEMES.items() if themed == palette), None)
     if theme is not None and rng.random() < _THEME_PROMPTS:
         words = _THEME_WORDS[theme]
@@ -75,7 +75,7 @@ def prompt_for(palette: Palette, rng: np.random.Generator) -> str:
 
 
 def palette_of(prompt: str) -> Palette | None:
-    """The palette that a prompt names, by its theme or by a road and a ground; None where it names none."""
+    """Get the palette that a prompt names, by its theme or by a road and a ground; None where it names none."""
     text = prompt.lower()
     for name, words in _THEME_WORDS.items():
         if text in words:

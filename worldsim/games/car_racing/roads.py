@@ -22,12 +22,12 @@ PALETTES = (*PAIRS, *UNSEEN)
 
 
 def picture(frames: Tensor) -> Tensor:
-    """Frames (N, H, W, 3) without the instruments."""
+    """Cut the instruments off frames (N, H, W, 3)."""
     return frames[:, : int(frames.shape[1] * PANEL)]
 
 
 def distance_to(frames: Tensor, colours: list[tuple[int, int, int]]) -> Tensor:
-    """How far each pixel is from the nearest of some colours, at most FAR, (N, h, W)."""
+    """Say how far each pixel is from the nearest of some colours, at most FAR, (N, h, W)."""
     pixels = picture(frames).float()
     far = torch.full(pixels.shape[:-1], FAR)
     for colour in colours:
@@ -36,7 +36,7 @@ def distance_to(frames: Tensor, colours: list[tuple[int, int, int]]) -> Tensor:
 
 
 def best_palettes(frames: Tensor) -> list[Palette]:
-    """The palette that explains the pixels of each frame best, of all that the game can show."""
+    """Get the palette that explains the pixels of each frame best, of all that the game can show."""
     best: list[Palette] = []
     for part in frames.split(64):
         roads = {name: distance_to(part, [colour]) for name, colour in ROADS.items()}
@@ -47,7 +47,7 @@ def best_palettes(frames: Tensor) -> list[Palette]:
 
 
 def road_of(frames: Tensor, palette: Palette) -> Tensor:
-    """Which pixels are road under a palette, bool (N, h, W)."""
+    """Say which pixels are road under a palette, bool (N, h, W)."""
     road, ground = distance_to(frames, [ROADS[palette.road]]), distance_to(frames, list(GROUNDS[palette.ground]))
     return (road < ground) & (road < FAR)
 

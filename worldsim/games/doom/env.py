@@ -185,7 +185,7 @@ class DoomGame(gym.Env):
         return None
 
     def render(self) -> np.ndarray | None:
-        """The current frame at the game's own resolution, (120, 160, 3) uint8 or more."""
+        """Get the current frame at the game's own resolution, (120, 160, 3) uint8 or more."""
         return self.view.screen.copy() if self.render_mode == "rgb_array" else None
 
     def get_keys_to_action(self) -> dict[str, int]:

@@ -84,7 +84,7 @@ class DoomPolicy:
         return {"scenario": scenario, "events": plan_events(scenario, split, EPISODE_STEPS, rng) if eventful else []}
 
     def act(self, env: Any, observation: Any, info: dict[str, Any]) -> int:
-        """The next action of the current stretch, or of a new one when that is over."""
+        """Choose the next action of the current span, or of a new one when that is over."""
         game: Any = env.unwrapped  # a DoomGame
         view, controls, style = game.view, game.controls, SCENARIOS[game.scenario].style
         if self.script:

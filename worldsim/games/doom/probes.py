@@ -65,12 +65,12 @@ class AcidMazeProbe(DoomProbe):
         return [(text, {}) for text in known if "," not in text and "night" not in text] or super().prompts(known)
 
     def resting(self, env: gym.Env) -> bool:
-        """Whether the player stands."""
+        """Say whether the player stands."""
         view: Any = env.unwrapped
         return float(np.hypot(*view.view.motion)) < 0.01
 
     def fits(self, env: gym.Env, moving: bool) -> bool:
-        """Whether there is a view: no wall that fills most of the picture."""
+        """Say whether there is a view: no wall that fills most of the picture."""
         game: Any = env.unwrapped
         found = classes(torch.from_numpy(game.view.screen).unsqueeze(0))
         return float((found == 1).float().mean()) < VIEW

@@ -35,7 +35,7 @@ class Narrator:
         self.prompt = ""
 
     def tell(self, view: View, event: tuple[str, ...] = (), states: tuple[tuple[str, ...], ...] = ()) -> str:
-        """The prompt in force for this view.
+        """Give the prompt in force for this view.
 
         Args:
             view: what is seen.

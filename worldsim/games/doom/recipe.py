@@ -18,12 +18,12 @@ def check_installed() -> None:
 
 
 def make_env() -> gym.Env:
-    """The game as it is recorded: all scenarios, the policy draws one."""
+    """Make the game as it is recorded: all scenarios, the policy draws one."""
     return DoomGame()
 
 
 def make_small_env(scenario: str) -> gym.Env:
-    """One scenario with its own controls, at 64x64; where pain costs reward it can be seen."""
+    """Make one scenario with its own controls, at 64x64; where pain costs reward it can be seen."""
     about = SCENARIOS[scenario]
     return DoomGame(scenario, size=64, controls=about.controls, hurt=about.hurt, flashes=about.hurt > 0)
 

@@ -141,7 +141,7 @@ NOUNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # kind -> word
 
 
 def check_scenario(name: str) -> str:
-    """A scenario's name. Raises ConfigError for one that there is not."""
+    """Check a scenario's name. Raises ConfigError for one that there is not."""
     if name not in SCENARIOS:
         raise ConfigError(f"Doom has no scenario {name!r} here.{did_you_mean(name, SCENARIOS)}")
     return name

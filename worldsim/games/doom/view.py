@@ -48,7 +48,7 @@ class View:
         return bool(self.depth[64:96].min() > 15)
 
     def summary(self) -> tuple[tuple[str, str, bool], ...]:
-        """What a prompt tells: (kind, side, several) of each kind in view, the nearest kind first."""
+        """Say what a prompt tells: (kind, side, several) of each kind in view, the nearest kind first."""
         kinds = dict.fromkeys(thing.kind for thing in self.things)
         groups = [[thing for thing in self.things if thing.kind == kind] for kind in kinds]
         # several only if they are on one side, as the prompt names one side for all
