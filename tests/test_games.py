@@ -130,6 +130,15 @@ def test_a_package_that_cannot_be_imported_hides_itself_alone(packaged, capsys):
         recipe_for(RecordConfig(game="catch"))
     assert cli.main(["record", "--list"]) == 0
     assert "cannot be played: No module named 'no_such_thing'" in capsys.readouterr().out
+    with pytest.raises(MissingDependency, match="'catch:catch' needs the package 'no_such_thing'"):
+        recipe_for(RecordConfig(game="catch:catch"))
+    assert registry.recipe_recorded("catch:catch") is None
+    (packaged / "catch" / "recipe.py").write_text("raise RuntimeError('the wheel came off')\n")
+    forget("catch")
+    assert {"car-racing", "doom"} & set(registry.recipes()) and set(registry.hidden()) >= {"catch"}
+    for name in ("catch", "catch:catch"):
+        with pytest.raises(DataError, match="cannot be loaded: RuntimeError in the folder of 'catch': the wheel came"):
+            recipe_for(RecordConfig(game=name))
 
 
 def test_a_folder_without_recipes_says_what_it_lacks(catch):
@@ -150,7 +159,9 @@ def test_unknown_names(catch):
 def test_a_package_that_is_no_game_is_not_imported(catch, monkeypatch):
     (catch / "rude").mkdir()
     (catch / "rude" / "__init__.py").write_text("raise SystemExit('imported')\n")
-    assert registry.folder_game("rude") is None and registry.recipe_recorded("rude:x") is None
+    (catch / "rude" / "inner").mkdir()
+    for name in ("rude", "rude.inner"):
+        assert registry.folder_game(name) is None and registry.recipe_recorded(f"{name}:x") is None
     assert registry.folder_game("") is None and registry.folder_game("a..b") is None
 
 

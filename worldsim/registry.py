@@ -21,7 +21,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,22 +112,23 @@ def games() -> list[Game]:
 
 def folder_game(package: str) -> Game | None:
     """Find the game whose folder can be imported as `package`; None for any other package, which is not imported."""
+    top, *inner = package.split(".")
     try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # no parent package; or a name that is none
+        spec = importlib.util.find_spec(top)  # of an inner package it would import the outer ones
+    except (ImportError, ValueError):  # a name that is none; a module that no file has
         return None
     places = spec.submodule_search_locations if spec is not None else None
-    return Game(package) if any((Path(place) / "recipe.py").is_file() for place in places or ()) else None
+    return Game(package) if any(Path(place, *inner, "recipe.py").is_file() for place in places or ()) else None
 
 
 def recipes() -> dict[str, Recipe]:
     """Load every recipe by name; games whose packages are not installed are left out."""
-    return _load()[0]
+    return _load(games())[0]
 
 
-def hidden() -> dict[str, ImportError]:
-    """List games that cannot be imported, by name, and why: mostly a package that is not installed."""
-    return {game.name: error for game, error in _load()[1].items()}
+def hidden() -> dict[str, Exception]:
+    """List games that cannot be loaded, by name, and why: mostly a package that is not installed."""
+    return {game.name: error for game, error in _load(games())[1].items()}
 
 
 def find_recipe(name: str) -> Recipe | None:
@@ -135,22 +136,23 @@ def find_recipe(name: str) -> Recipe | None:
 
     Raises:
         MissingDependency: the game is known, but a package that it needs is not installed.
+        DataError: the game is known, but its folder is broken.
     """
     package, colon, inner = name.partition(":")
     if colon:
         game = folder_game(package)
-        for recipe in {} if game is None else game.recipes().values():
-            if inner in (recipe.name, recipe.env_id):
-                return dataclasses.replace(recipe, env_id=name)  # so that a recording leads back to the folder
-        return None
-    known, missing = _load()
+        known, missing = _load([] if game is None else [game])
+        recipe = next((recipe for recipe in known.values() if inner in (recipe.name, recipe.env_id)), None)
+        if recipe is not None:
+            return dataclasses.replace(recipe, env_id=name)  # so that a recording leads back to the folder
+    else:
+        known, missing = _load(games())
+        if name in known:
+            return known[name]
     for game, error in missing.items():
-        if name not in known and game.owns(name):
-            if isinstance(error, MissingDependency):
-                raise error
-            package = error.name or game.package
-            raise MissingDependency(package, f"the game {name!r}", f"pip install {package}") from error
-    return known.get(name)
+        if colon or game.owns(name):
+            raise _explained(name, game, error) from error
+    return None
 
 
 def recipe_recorded(env_id: str) -> Recipe | None:
@@ -158,7 +160,7 @@ def recipe_recorded(env_id: str) -> Recipe | None:
     try:
         if ":" in env_id:
             return find_recipe(env_id)
-    except MissingDependency:
+    except (MissingDependency, DataError):
         return None
     return next((recipe for recipe in recipes().values() if recipe.env_id == env_id), None)
 
@@ -168,14 +170,27 @@ def game_envs() -> list[GameEnv]:
     return [env for game in built_in() for env in game.envs()]
 
 
-def _load() -> tuple[dict[str, Recipe], dict[Game, ImportError]]:
-    """The recipes of all games by name, the first of a name wins; and why games could not be imported."""
+def _load(found: Iterable[Game]) -> tuple[dict[str, Recipe], dict[Game, Exception]]:
+    """The recipes of games by name, the first of a name wins; and why games cannot be loaded: it hides only them."""
     known: dict[str, Recipe] = {}
-    missing: dict[Game, ImportError] = {}
-    for game in games():
+    missing: dict[Game, Exception] = {}
+    for game in found:
         try:
             for recipe in game.recipes().values():
                 known.setdefault(recipe.name, recipe)
-        except ImportError as error:
+        except Exception as error:  # whatever somebody's folder does when it is imported
             missing[game] = error
     return known, missing
+
+
+def _explained(name: str, game: Game, error: Exception) -> MissingDependency | DataError:
+    """The error of somebody who asks for a game that cannot be loaded."""
+    if isinstance(error, MissingDependency | DataError):
+        return error
+    if isinstance(error, ImportError):
+        package = error.name or game.package
+        return MissingDependency(package, f"the game {name!r}", f"pip install {package}")
+    return DataError(
+        f"the game {name!r} cannot be loaded: {type(error).__name__} in the folder of {game.package!r}: {error}. "
+        "Mend the folder."
+    )
