@@ -100,7 +100,7 @@ def test_evaluation_and_agents_find_the_folder_from_what_was_recorded(catch, tmp
                         [1], (32, 32))
         for name in ("steer", "hold")
     }  # fmt: skip
-    assert played["steer"].ends[0] == 101 > played["hold"].ends[0]  # it catches, by the sight of its probe
+    assert played["steer"].ends[0] > 2 * played["hold"].ends[0]  # it catches, by the sight of its probe
     layout = probe.layout(torch.from_numpy(starts[0].frames), [{}] * len(starts[0].frames))
     assert layout.shape[1] == 2 and not layout.isnan().any()
     pytest.importorskip("stable_baselines3")
