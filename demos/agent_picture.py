@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from worldsim.agents.agent import Agent
+from worldsim.agents.envs import find_game, real_games
 from worldsim.agents.evaluation import play_steps
-from worldsim.agents.games import find_game, real_games
 from worldsim.demos.pictures import save_gif
 from worldsim.errors import ConfigError
 

@@ -118,7 +118,7 @@ def read_script(script: str, keymap: KeyMap) -> list[Turn]:
     return turns
 
 
-def drive(keymap: KeyMap, rng: np.random.Generator) -> Iterator[Turn]:
+def random_turns(keymap: KeyMap, rng: np.random.Generator) -> Iterator[Turn]:
     """Sample the keys of a driver that mostly goes ahead and taps left and right in turns."""
     combos = [tuple(sorted(combo)) for combo in keymap.entries]
     likes = np.array([3.0 if "up" in combo else 0.4 if "down" in combo or not combo else 1.0 for combo in combos])

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, write_episode
+from worldsim.data.card import FILE, DatasetCard
+from worldsim.data.episodes import Dataset, Episode, write_episode
 from worldsim.data.frames import resize_frame
 from worldsim.envs.keymap import KeyMap
 from worldsim.errors import DataError, SessionError
@@ -86,10 +87,8 @@ class History:
             ConfigError: the action space cannot be written.
         """
         episode = self.episode({**meta, "split": "train"})
-        if not (folder / "dataset.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            card = self._card(name, env_id, fps, keymap)
-            (folder / "dataset.json").write_text(json.dumps(card, indent=2) + "\n")
+        if not (folder / FILE).exists():
+            self._card(name, env_id, fps, keymap).write(folder)
         dataset = Dataset(folder)
         if dataset.frame_size != self.frame_size or dataset.action_space != self.space:
             raise DataError(
@@ -101,16 +100,13 @@ class History:
         write_episode(path, episode)
         return path
 
-    def _card(self, name: str, env_id: str, fps: float, keymap: KeyMap) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "name": name,
-            "frame_size": list(self.frame_size),
-            "fps": fps,
-            "action_space": space_to_json(self.space),
-            "keys": keymap.named(),
-            "notices": [],
-            "recipe": env_id,
-            "provenance": {"env_id": env_id, "policy": "player"},
-        }
+    def _card(self, name: str, env_id: str, fps: float, keymap: KeyMap) -> DatasetCard:
+        return DatasetCard(
+            name=name,
+            frame_size=self.frame_size,
+            fps=fps,
+            action_space=space_to_json(self.space),
+            keys=keymap.named(),
+            recipe=env_id,
+            provenance={"env_id": env_id, "policy": "player"},
+        )

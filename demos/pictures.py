@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from worldsim.data.episodes import Dataset, count_steps, read_episode
-from worldsim.envs.world_env import world_path
+from worldsim.envs.shipped import world_path
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation.first_minute import policies, real_game
 from worldsim.evaluation.played import play_world, segments_of

@@ -31,7 +31,7 @@ class PlayConfig:
     """What to play, and how."""
 
     world: Annotated[str, Positional, arg(metavar="WORLD")] = "car-racing"
-    """A shipped world (car-racing, car-racing-wild, doom), a game it was recorded from (real-car-racing, real-doom), a
+    """A shipped world (car-racing, doom and so on), a game it was recorded from (real-car-racing, real-doom), a
     world folder, a hub id, or any Gymnasium id."""
     beside: str | None = None
     """Another one, shown beside it and stepped with the same keys, such as real-car-racing."""
@@ -165,7 +165,7 @@ def _play_in_window(config: PlayConfig, began: float) -> None:
 
 
 def _write_clip(config: PlayConfig) -> Path:
-    from worldsim.demos.clip import drive, read_script, write_clip
+    from worldsim.demos.clip import random_turns, read_script, write_clip
 
     session = make_session(config)
     try:
@@ -178,7 +178,7 @@ def _write_clip(config: PlayConfig) -> Path:
             config.clip,
             fps=config.fps or session.fps,
             steps=config.steps or (len(script) if script else CLIP_STEPS),
-            turns=itertools.cycle(script) if script else drive(keymap, rng),
+            turns=itertools.cycle(script) if script else random_turns(keymap, rng),
             title=f"worldsim play {config.world}" + (f" --beside {config.beside}" if config.beside else ""),
         )
     finally:

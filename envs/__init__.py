@@ -7,33 +7,21 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-from worldsim.envs.world_env import SHIPPED, WorldEnv
+from worldsim.envs.shipped import SHIPPED, env_id
+from worldsim.envs.world_env import WorldEnv
+from worldsim.registry import game_envs
 
 __all__ = ["SHIPPED", "WorldEnv"]
 
-WORLDS = {"World": None, **{name.title().replace("-", ""): name for name in SHIPPED}}  # "CarRacing": "car-racing"
-for name, world in WORLDS.items():
+for name in (None, *SHIPPED):
     gym.register(
-        f"worldsim/{name}-v0",
+        "worldsim/World-v0" if name is None else env_id(name),
         entry_point="worldsim.envs.world_env:WorldEnv",
         vector_entry_point="worldsim.envs.vector_env:WorldVectorEnv",
-        kwargs={} if world is None else {"world": world},
+        kwargs={} if name is None else {"world": name},
     )
-gym.register(
-    "worldsim/RealCarRacing-v0",
-    entry_point="worldsim.data.games.car_racing:CarRacingGame",
-    kwargs={"max_steps": 250},
-)
-gym.register(
-    "worldsim/RealDoom-v0",  # the game of the shipped world; other arguments give the other scenarios
-    entry_point="worldsim.data.games.doom:DoomGame",
-    kwargs={"scenario": "health_gathering_supreme", "size": 64, "controls": "walk"},
-)
-gym.register(
-    "worldsim/RealDoomTakeCover-v0",
-    entry_point="worldsim.data.games.doom:DoomGame",
-    kwargs={"scenario": "take_cover", "size": 64, "controls": "strafe", "hurt": 1.0, "flashes": True},
-)
+for env in game_envs():
+    gym.register(f"worldsim/{env.name}-v0", entry_point=env.entry_point, kwargs=dict(env.kwargs))
 gym.register(
     "worldsim/Remote-v0",
     entry_point="worldsim.bridges.client:RemoteEnv",

@@ -30,7 +30,7 @@ class WorldVectorEnv(VectorEnv):
 
     Args:
         num_envs: how many.
-        world: a shipped world ("car-racing", "car-racing-wild", "doom"), a world folder, or a hub id.
+        world: a shipped world (see `worldsim.envs.SHIPPED`), a world folder, or a hub id.
         render_mode: None or "rgb_array".
         autoreset_mode: when an episode that is over begins anew: at the next step (Gymnasium's default), in the same
             step, or never (then `reset(options={"reset_mask": mask})` does it).

@@ -11,20 +11,14 @@ from gymnasium import spaces
 
 from worldsim.engine.records import EngineLike
 from worldsim.envs.episodes import check_options, sample_spec
+from worldsim.envs.shipped import world_path
 from worldsim.errors import ConfigError, SessionError
 
 if TYPE_CHECKING:  # an environment of a remote engine needs none of these, and no torch
     from worldsim.engine.engine import Engine
     from worldsim.world import World
 
-WORLDS = Path(__file__).resolve().parent / "worlds"
-SHIPPED = ("car-racing", "car-racing-wild", "doom")
 MEMORY_MB = 256  # of one environment's engine: its forks and snapshots
-
-
-def world_path(name: str | Path) -> str | Path:
-    """Get the folder of a shipped world; any other name stays as it is."""
-    return WORLDS / name if name in SHIPPED else name
 
 
 def make_engine(
@@ -80,7 +74,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
     Terminates when the learned probability passes 0.5; truncates after `max_episode_steps` of the card.
 
     ## Arguments
-    - `world`: a shipped world ("car-racing", "car-racing-wild", "doom"), a world folder, or a hub id.
+    - `world`: a shipped world (see `worldsim.envs.SHIPPED`), a world folder, or a hub id.
     - `prompt`: what `reset` uses when its options say nothing.
     - `num_denoising_steps`, `history_sigma`, `guidance`, `noise_scale`: of the sampler; None keeps the card's.
     - `runtime`: what computes, see `worldsim.engine.engine.Engine`.

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ from worldsim.data.record import RecordConfig, record
 from worldsim.training.autoencoder import train_autoencoder
 from worldsim.training.run import train_dynamics
 from worldsim.world import World
+
+if TYPE_CHECKING:
+    from worldsim.agents.training import AgentConfig
 
 SEED = 7
 
@@ -97,3 +101,28 @@ def host(world_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A running host of the tiny world, for all tests that leave it as it is."""
     with hosting([world_path], tmp_path_factory.mktemp("host")) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def dreamer(world_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AgentConfig:
+    """An agent that has learned a little in the tiny world, and its config."""
+    pytest.importorskip("stable_baselines3")
+    from small_agents import small
+
+    from worldsim.agents.training import train_agent
+
+    torch.set_num_threads(1)
+    config = small(world=str(world_path), out=tmp_path_factory.mktemp("agent"), steps=32)
+    train_agent(config)
+    return config
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that learn little, in no time, and a power that is tested elsewhere."""
+    from worldsim.evaluation import following, realism, recovery
+
+    monkeypatch.setattr(realism, "STEPS", 25)
+    monkeypatch.setattr(following, "STEPS", 20)
+    monkeypatch.setattr(recovery, "AFTER", (1, 4))
+    monkeypatch.setattr(realism, "power", lambda: 0.97)

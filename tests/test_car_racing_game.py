@@ -15,16 +15,18 @@ pytest.importorskip("pygame")
 from gymnasium.envs.box2d.car_racing import CarRacing  # noqa: E402  -- after the skips
 from gymnasium.utils.env_checker import check_env  # noqa: E402  -- after the skips
 
-from worldsim.data.games import palettes  # noqa: E402  -- after the skips
-from worldsim.data.games.car_racing import EPISODE_STEPS, RECIPE, CarRacingGame, Driver  # noqa: E402  -- after the skips
 from worldsim.errors import ActionError, ConfigError, InputError, SessionError  # noqa: E402  -- after the skips
+from worldsim.games.car_racing import palettes, prompts  # noqa: E402  -- after the skips
+from worldsim.games.car_racing.env import CarRacingGame  # noqa: E402  -- after the skips
+from worldsim.games.car_racing.policy import EPISODE_STEPS, CarRacingPolicy  # noqa: E402  -- after the skips
+from worldsim.games.car_racing.recipe import RECIPE  # noqa: E402  -- after the skips
 
 IDLE = np.zeros(3, np.float32)
 
 
 def play(env: CarRacingGame, seed: int, steps: int, options: dict | None = None) -> list:
     """Frames, rewards and infos of a driven episode."""
-    driver = Driver()
+    driver = CarRacingPolicy()
     chosen = driver.begin(np.random.default_rng(seed), "train")
     observation, info = env.reset(seed=seed, options=chosen if options is None else options)
     record = [(observation, 0.0, info)]
@@ -117,7 +119,7 @@ def test_starts_anywhere_on_the_lap():
 def test_driver_draws_palettes_of_its_split(split: str):
     changed = 0
     for seed in range(150):
-        options = Driver().begin(np.random.default_rng(seed), split)
+        options = CarRacingPolicy().begin(np.random.default_rng(seed), split)
         names = [options["palette"], *(name for _, name, _ in options["changes"])]
         for name in names:
             assert (palettes.parse_palette(name) in palettes.UNSEEN) == (split == "unseen")
@@ -132,7 +134,7 @@ def test_driver_stays_mostly_on_the_road():
     env._frame = lambda: np.zeros((64, 64, 3), np.uint8)  # type: ignore[method-assign]  -- drawing is slow
     on_road = []
     for seed in range(6):
-        driver = Driver()
+        driver = CarRacingPolicy()
         observation, info = env.reset(seed=seed, options=driver.begin(np.random.default_rng(seed), "train"))
         for _ in range(100):
             action = driver.act(env, observation, info)
@@ -147,9 +149,9 @@ def test_driver_stays_mostly_on_the_road():
 def test_words_are_short_varied_and_known():
     rng = np.random.default_rng(0)
     for palette in (*palettes.PAIRS, *palettes.UNSEEN):
-        prompts = {palettes.prompt_for(palette, rng) for _ in range(60)}
-        assert len(prompts) > 25
-        assert max(len(prompt.split()) for prompt in prompts) <= 12
+        texts = {prompts.prompt_for(palette, rng) for _ in range(60)}
+        assert len(texts) > 25
+        assert max(len(text.split()) for text in texts) <= 12
     for palette in palettes.UNSEEN:  # each word is known from other pairs, each road can be seen
         assert palettes.contrasts(palette)
         assert any(p.road == palette.road for p in palettes.PAIRS)

@@ -16,7 +16,7 @@ imageio = pytest.importorskip("imageio.v3")
 from toy import KEYS, Endless, Toy, World, read_video  # noqa: E402
 
 from worldsim import cli  # noqa: E402 -- after the packages that may be missing
-from worldsim.demos.clip import drive, read_script, write_clip  # noqa: E402
+from worldsim.demos.clip import random_turns, read_script, write_clip  # noqa: E402
 from worldsim.demos.player import PlayConfig, play  # noqa: E402
 from worldsim.demos.screen import Screen  # noqa: E402
 from worldsim.demos.session import Session, Side  # noqa: E402
@@ -50,7 +50,7 @@ def test_the_driver_is_repeatable():
     episodes = []
     for seed in (1, 1, 2):
         session = Session([Side(Endless(), "toy")], seed=seed)
-        turns = drive(session.first.keymap, np.random.default_rng(seed))
+        turns = random_turns(session.first.keymap, np.random.default_rng(seed))
         for _ in range(60):
             session.step(next(turns)[0])
         episodes.append(session.history.episode({}))
@@ -91,7 +91,7 @@ def test_the_command_opens_a_window(tmp_path, monkeypatch, capsys):
 
 def test_a_real_game(tmp_path):
     pytest.importorskip("Box2D")
-    from worldsim.data.games.car_racing import CarRacingGame
+    from worldsim.games.car_racing.env import CarRacingGame
 
     session = Session([Side(CarRacingGame(), "real"), Side(gym.make("CarRacing-v3", render_mode="rgb_array"), "v3")])
     session.step(["up"])

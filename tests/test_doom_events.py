@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from worldsim.data.games.doom import DoomGame
-from worldsim.data.games.doom_events import ENDS, EVENTS, HELD_OUT_PAIRS, TELL, plan_events
-from worldsim.data.games.doom_scenarios import KINDS, SCENARIOS
-from worldsim.data.games.doom_view import MAX_WORDS
+from worldsim.games.doom.env import DoomGame
+from worldsim.games.doom.events import ENDS, EVENTS, HELD_OUT_PAIRS, TELL, plan_events
+from worldsim.games.doom.prompts import MAX_WORDS
+from worldsim.games.doom.scenarios import KINDS, SCENARIOS
 
 
 @pytest.fixture(scope="module")

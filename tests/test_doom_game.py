@@ -1,4 +1,4 @@
-"""The Doom recorder: the environment's contract, what the keys do, and what walker and prompts promise."""
+"""The Doom recorder: the environment's contract, what the keys do, and what policy and prompts promise."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from worldsim.data.games.doom import RECIPE, RECIPES, DoomGame
-from worldsim.data.games.doom_scenarios import CONTROLS, KINDS, NOUNS, SCENARIOS
-from worldsim.data.games.doom_view import HOLD, MAX_WORDS
-from worldsim.data.games.doom_walker import MOODS, STOP, Walker
 from worldsim.errors import ActionError, ConfigError, MissingDependency, SessionError
+from worldsim.games.doom.env import DoomGame
+from worldsim.games.doom.policy import MOODS, STOP, DoomPolicy
+from worldsim.games.doom.prompts import HOLD, MAX_WORDS
+from worldsim.games.doom.recipe import RECIPE, RECIPES
+from worldsim.games.doom.scenarios import CONTROLS, KINDS, NOUNS, SCENARIOS
 
 BY_RECIPE = [pytest.param(recipe, id=recipe.name) for recipe in RECIPES]
 
@@ -28,13 +29,13 @@ def game():
     env.close()
 
 
-def play(env, seed, steps, walker=None, split="train"):
-    """Frames, infos, actions and views of an episode of the walker."""
-    walker = walker or Walker(env.unwrapped.scenario)
-    observation, info = env.reset(seed=seed, options=walker.begin(np.random.default_rng(seed), split))
+def play(env, seed, steps, policy=None, split="train"):
+    """Frames, infos, actions and views of an episode of the policy."""
+    policy = policy or DoomPolicy(env.unwrapped.scenario)
+    observation, info = env.reset(seed=seed, options=policy.begin(np.random.default_rng(seed), split))
     frames, infos, actions, walls = [observation], [info], [], [env.unwrapped.view.wall]
     for _ in range(steps):
-        actions.append(walker.act(env, observation, info))
+        actions.append(policy.act(env, observation, info))
         observation, _, terminated, truncated, info = env.step(actions[-1])
         frames.append(observation)
         infos.append(info)
@@ -54,15 +55,15 @@ def test_passes_the_gymnasium_checker(game):
 
 
 def test_same_seed_and_actions_give_the_same_episode_in_a_game_that_has_played_before(game):
-    first = play(game, 3, 40, Walker())
-    play(game, 4, 20, Walker())
+    first = play(game, 3, 40, DoomPolicy())
+    play(game, 4, 20, DoomPolicy())
     game.trigger("grey fog")
     game.step(0)
-    again = play(game, 3, 40, Walker())
+    again = play(game, 3, 40, DoomPolicy())
     assert first[2] == again[2]
     assert [info["prompt"] for info in first[1]] == [info["prompt"] for info in again[1]]
     np.testing.assert_array_equal(first[0], again[0])
-    other = play(game, 4, 40, Walker())
+    other = play(game, 4, 40, DoomPolicy())
     assert any((a != b).any() for a, b in zip(first[0], other[0], strict=False))
 
 
@@ -106,7 +107,7 @@ def test_one_looks_away_and_back_and_sees_the_same_place(game):
     assert np.abs(after - before).mean() < 3
 
 
-def test_the_walker_rarely_stares_at_walls_and_uses_every_action(game):
+def test_the_policy_rarely_stares_at_walls_and_uses_every_action(game):
     walls, actions = [], []
     for seed in range(6):
         played = play(game, seed, steps=150)
@@ -142,7 +143,7 @@ def test_every_recipe_plays(recipe):
     pytest.importorskip("vizdoom", reason="needs vizdoom: pip install --no-deps vizdoom")
     env = pickle.loads(pickle.dumps(recipe.make_env))()  # workers get it that way
     try:
-        frames, infos, actions, _ = play(env, 0, 20, pickle.loads(pickle.dumps(recipe.make_explorer))())
+        frames, infos, actions, _ = play(env, 0, 20, pickle.loads(pickle.dumps(recipe.make_policy))())
         assert frames[-1].shape == (*recipe.frame_size, 3) and frames[-1].dtype == np.uint8
         assert set(actions) <= set(recipe.keys.values()) and "" in recipe.keys
         assert recipe.keys == env.get_keys_to_action()
@@ -176,14 +177,14 @@ def test_take_cover_is_for_agents():
         assert env.action_space == spaces.Discrete(3) and recipe.episode_steps == 700
         for seed in range(3):
             for dodger, lengths in lives.items():
-                walker = Walker()
+                policy = DoomPolicy()
                 rng = np.random.default_rng(seed)
-                walker.begin(rng, "train")
-                walker.dodger, walker.sight, walker.discipline, walker.noise = dodger, 150.0, 1.0, 0.0
+                policy.begin(rng, "train")
+                policy.dodger, policy.sight, policy.discipline, policy.noise = dodger, 150.0, 1.0, 0.0
                 observation, info = env.reset(seed=seed)
                 total, over = 0.0, False
                 while not over and total < 450:
-                    observation, reward, over, _, info = env.step(walker.act(env, observation, info))
+                    observation, reward, over, _, info = env.step(policy.act(env, observation, info))
                     assert not over or float(reward) <= 3
                     total += float(reward)
                 lengths.append(total)
@@ -197,7 +198,7 @@ def test_the_timeout_of_take_cover_truncates(monkeypatch):
     from dataclasses import replace
 
     short = {**SCENARIOS, "take_cover": replace(SCENARIOS["take_cover"], timeout=30)}
-    monkeypatch.setattr("worldsim.data.games.doom.SCENARIOS", short)
+    monkeypatch.setattr("worldsim.games.doom.env.SCENARIOS", short)
     env = DoomGame("take_cover", size=64, controls="strafe")
     try:
         env.reset(seed=0)

@@ -13,22 +13,18 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import worldsim.envs
-from worldsim.envs.world_env import WORLDS
+from worldsim.envs.shipped import SHIPPED, WORLDS, env_id
 from worldsim.errors import ActionError, ConfigError, FrameError, InputError, PromptError, SessionError, WorldNotFound
 from worldsim.world import World
 
-SHIPPED = {
-    "worldsim/CarRacing-v0": "car-racing",
-    "worldsim/CarRacingWild-v0": "car-racing-wild",
-    "worldsim/Doom-v0": "doom",
-}
-GENERATED = list(SHIPPED)
+IDS = {env_id(name): name for name in SHIPPED}
+GENERATED = list(IDS)
 
 
 def make(name: str, world_path: Path, **settings: Any) -> gym.Env:
-    if name in SHIPPED:
-        if not (WORLDS / SHIPPED[name] / "world.json").exists():
-            pytest.skip(f"{SHIPPED[name]} is not in this checkout")
+    if name in IDS:
+        if not (WORLDS / IDS[name] / "world.json").exists():
+            pytest.skip(f"{IDS[name]} is not in this checkout")
         return gym.make(name, **settings)
     return gym.make(name, world=str(world_path), **settings)
 
@@ -161,7 +157,7 @@ def test_human_mode_opens_and_closes(world_path: Path) -> None:
     env.close()
 
 
-@pytest.mark.parametrize("name", list(SHIPPED.values()))
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_worlds_need_no_text_encoder(name: str) -> None:
     """Whatever a plain reset can begin with, and every example prompt, is readable without the encoder's package."""
     world = World.from_pretrained(WORLDS / name)
@@ -170,11 +166,17 @@ def test_shipped_worlds_need_no_text_encoder(name: str) -> None:
         world.book.add(text)
 
 
-@pytest.mark.parametrize("name", list(SHIPPED.values()))
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_worlds_are_small_and_go_by_their_names(name: str) -> None:
     folder = WORLDS / name
     assert World.from_pretrained(folder).card.name == name  # a host serves worlds by it
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 25e6
+
+
+def test_the_list_of_shipped_worlds_is_that_of_their_folders() -> None:
+    assert sorted(SHIPPED) == sorted(file.parent.name for file in WORLDS.glob("*/world.json"))
+    assert set(IDS) == {"worldsim/CarRacing-v0", "worldsim/CarRacingWild-v0", "worldsim/Doom-v0"}  # ids do not change
+    assert {*IDS, "worldsim/World-v0", "worldsim/RealCarRacing-v0", "worldsim/RealDoom-v0"} <= set(gym.registry)
 
 
 def test_make_by_module_path() -> None:

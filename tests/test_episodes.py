@@ -8,9 +8,8 @@ import pytest
 from gymnasium import spaces
 from safetensors.numpy import save_file
 
+from worldsim.data.card import FORMAT, FORMAT_VERSION
 from worldsim.data.episodes import (
-    FORMAT,
-    FORMAT_VERSION,
     Dataset,
     Episode,
     FrameTable,
@@ -159,7 +158,9 @@ def make_dataset(path, **changes):
     card = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        "name": "tiny",
         "frame_size": [4, 5],
+        "fps": 12.5,
         "action_space": space_to_json(spaces.Discrete(4)),
     }
     path.mkdir(exist_ok=True)

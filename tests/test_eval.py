@@ -7,14 +7,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from worldsim import cli
-from worldsim.data.games.palettes import Palette, plain_prompt
+from worldsim.data.record import RecordConfig, recipe_for
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation import bench as bench_module
 from worldsim.evaluation.bench import BenchConfig, bench, gemm_peak
+from worldsim.evaluation.probe import Probe
 from worldsim.evaluation.report import EvalConfig, Evaluation, evaluate, table
-from worldsim.evaluation.rollout import Runner, chained, context_of, cut, longest, recorded
+from worldsim.evaluation.rollout import Runner, chained, context_of, cut, longest, recorded, scripted
+from worldsim.games.car_racing.adherence import has_palettes, prompt_adherence
+from worldsim.games.car_racing.palettes import Palette
+from worldsim.games.car_racing.prompts import plain_prompt
 from worldsim.models.action import flatten_actions
 from worldsim.world import read_card
 
@@ -159,12 +164,11 @@ def test_gemm_peak_is_plausible(monkeypatch):
     assert 0.5 < gemm_peak(torch.float32) < 1e5
 
 
-def test_palettes(world, episodes, dataset, tmp_path):
-    # The recording claims to show a road: the stages for palettes run, and a world that never saw one obeys none.
+def test_prompt_adherence_of_palettes(world, episodes, dataset):
+    # The recording claims to show a road: the measure for palettes runs, and a world that never saw one obeys none.
     palette = Palette("grey", "grass")
     label = {"text": plain_prompt(palette), "road": palette.road, "ground": palette.ground}
-    evaluation = Evaluation(EvalConfig(world=world.path, data=dataset.path, out=tmp_path, fresh=4, **SMALL), world)
-    evaluation.episodes = [dataclasses.replace(episode, prompts=[label]) for episode in episodes]
+    labelled = [dataclasses.replace(episode, prompts=[label]) for episode in episodes]
 
     class Encoder:
         width = world.book.width
@@ -173,7 +177,33 @@ def test_palettes(world, episodes, dataset, tmp_path):
             return torch.randn(3, self.width)
 
     world.book._encoder = Encoder()
-    report = evaluation.palette()
+    assert has_palettes(labelled) and not has_palettes(episodes)
+    cuts = segments_from(labelled, dataset, world, frames=9)
+    report, pictures = prompt_adherence(Runner(world, batch=2), labelled, cuts, 4, 0)
     assert report["known"]["starts"] == report["unseen"]["starts"] == 4
     assert report["known"]["palette"] == report["unseen"]["palette"] == report["switched"] == 0
-    assert (tmp_path / "fresh_known.png").is_file() and (tmp_path / "fresh_unseen.png").is_file()
+    assert set(pictures) == {"fresh_known", "fresh_unseen"}
+    assert all(picture.width > 8 * world.card.frame_size[1] for picture in pictures.values())
+
+
+class SeeingProbe(Probe):
+    """A probe that plays the free run itself, and measures prompts."""
+
+    def free_policy(self, labels, prompts):
+        return scripted(torch.ones(len(labels), 12, 2), [[prompt] * 12 for prompt in prompts])
+
+    def scene(self, frames, labels):
+        return {"seen": float(len(frames) == len(labels))}
+
+    def prompt_adherence(self, runner, episodes, segments, count, seed):
+        return {"count": count, "segments": len(segments)}, {"fresh": Image.new("RGB", (4, 4))}
+
+
+def test_a_probe_has_a_say_in_the_report(world, dataset, tmp_path):
+    evaluation = Evaluation(EvalConfig(world=world.path, data=dataset.path, out=tmp_path, fresh=4, **SMALL), world)
+    assert evaluation.probe is None and evaluation.prompt_adherence() is None
+    plain = evaluation.free_run()
+    evaluation.probe = SeeingProbe(recipe_for(RecordConfig(game="CartPole-v1")))
+    assert evaluation.prompt_adherence() == {"count": 4, "segments": 2} and (tmp_path / "fresh.png").is_file()
+    played = evaluation.free_run()
+    assert played["seen"] == 1 and "seen" not in plain and played["sharpness"] != plain["sharpness"]

@@ -143,7 +143,7 @@ def test_minari_of_others(tmp_path):
     )
     found = import_minari(MinariImport(source=str(tmp_path / "a"), out=tmp_path / "out", prompt="a maze", fps=10))
     assert (len(found.episodes("train")), len(found.episodes("heldout"))) == (10, 1)  # one in ten
-    assert found.card["name"] == "game-v1" and found.card["fps"] == 10 and found.frame_size == (40, 48)
+    assert found.card.name == "game-v1" and found.card.fps == 10 and found.frame_size == (40, 48)
     episode = found.read()[0]
     assert np.array_equal(episode.frames, np.stack([frames[0]] * 3, axis=-1))
     assert episode.actions.tolist() == [0, 1, 2, 3] and episode.texts() == ["a maze"] * 5
@@ -203,7 +203,7 @@ def test_an_mp4_with_keys_becomes_a_dataset(tmp_path, capsys):
     ]
     assert cli.main(words) == 0, capsys.readouterr().err
     dataset = Dataset(tmp_path / "out")
-    assert dataset.card["fps"] == 20 and dataset.frame_size == (24, 32) and dataset.card["name"] == "out"
+    assert dataset.card.fps == 20 and dataset.frame_size == (24, 32) and dataset.card.name == "out"
     assert dataset.action_space == spaces.MultiBinary(3)  # left, right, space
     first, second = dataset.read()
     assert shades(first).tolist() == list(range(9)) and shades(second).tolist() == list(
@@ -217,7 +217,7 @@ def test_an_mp4_with_keys_becomes_a_dataset(tmp_path, capsys):
     assert second.actions[0].tolist() == [1, 0, 0]  # of row 9: row 8's leads to another episode
     assert first.rewards.tolist() == [i / 2 for i in range(8)]
     assert first.texts() == ["day"] * 4 + ["night"] * 5
-    keymap = KeyMap(read_keys(dataset.card["keys"], dataset.action_space))
+    keymap = KeyMap(read_keys(dataset.card.keys, dataset.action_space))
     for keys in held:
         assert keymap.action(keys.split("+")).tolist() == [int(key in keys) for key in ("left", "right", "space")]
     assert cli.main(words) == 2 and "is there already" in capsys.readouterr().err
@@ -239,7 +239,7 @@ def test_other_videos_and_the_other_way_of_rows(tmp_path, suffix):
     (tmp_path / "run.jsonl").write_text("\n".join(map(json.dumps, lines)))
     config = VideoImport(videos=(video,), out=tmp_path / "out", align="from-last", episode_steps=3, fps=8)
     dataset = import_video(config)
-    assert dataset.card["fps"] == 8
+    assert dataset.card.fps == 8
     assert dataset.action_space == spaces.Box(-1, 1, (2,), np.float32)
     episodes = dataset.read()
     assert [shades(e).tolist() for e in episodes] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]

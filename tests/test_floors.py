@@ -27,6 +27,8 @@ FLOORS = {
     "worldsim.data": 4,
     "worldsim.training": 4,
     "worldsim.evaluation": 4,
+    "worldsim.registry": 4,
+    "worldsim.games": 5,
     "worldsim.envs": 5,
     "worldsim.agents": 6,
     "worldsim.bridges": 6,

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from worldsim.cli import main as worldsim
-from worldsim.errors import SessionError
+from worldsim.errors import ConfigError, SessionError
 from worldsim.world import World
 
 TOP = Path(__file__).resolve().parent.parent
@@ -186,6 +186,19 @@ def test_what_cannot_be_done_is_explained(lab: Lab, capsys: pytest.CaptureFixtur
         assert words in capsys.readouterr().err
     lab.inside.plan_path.write_text("[runs")
     assert lab("status") == 2 and "cannot read the plan" in capsys.readouterr().err
+
+
+def test_a_recording_of_before_an_option_was_renamed_is_left_alone(script: ModuleType, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[recordings.car]\nargs = ["car-racing", "--no-op-fraction", 0.06]\n')
+    lab = script.Lab(tmp_path / "lab", plan)
+    (lab.home / "data" / "car").mkdir()
+    done = lab.home / "data" / "car.done"
+    done.write_text(json.dumps(["car-racing", "--idle", "0.06"]))
+    lab.record("car")
+    done.write_text(json.dumps(["car-racing", "--idle", "0.1"]))
+    with pytest.raises(ConfigError, match="recorded with other words"):
+        lab.record("car")
 
 
 def test_the_plan_of_this_repository_can_be_read(script: ModuleType, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Long runs, intervals, bands, looking away, the classifier and events, on tiny worlds and frames made here."""
+"""Long rollouts, intervals, ranges, looking away, the classifier and events, on tiny worlds and frames made here."""
 
 import dataclasses
 from typing import Any
@@ -9,13 +9,14 @@ import torch
 from gymnasium import spaces
 
 from worldsim.data.episodes import Dataset, Episode, write_episode
-from worldsim.data.games.doom_events import EVENTS, HELD_OUT_PAIRS, TELL
 from worldsim.errors import DataError
-from worldsim.evaluation import classifier, events, horizon, intervals, memory, real
-from worldsim.evaluation.bands import MEASURES, Truth, cumulative, fits, session_fits
+from worldsim.evaluation import classifier, events, intervals, long_rollout, memory, real
 from worldsim.evaluation.ranges import Ranges
+from worldsim.evaluation.reference import MEASURES, ReferenceStats, cumulative, fits, session_fits
 from worldsim.evaluation.report import EvalConfig, evaluate, table
 from worldsim.evaluation.rollout import Runner, context_of, cut, recorded
+from worldsim.games.doom.events import EVENTS, HELD_OUT_PAIRS, TELL
+from worldsim.games.doom.probes import BOOK
 
 KEYS = {"": 0, "left": 0, "right": 1}
 ROOM = {"none": 0, "left": 1, "right": 2}
@@ -93,20 +94,20 @@ def test_wilson_of_nothing_and_words():
     assert intervals.shown(29.2, None) == "29.20" and intervals.shown(None, None) == "-"
 
 
-# Bands
+# Reference ranges
 
 
 def test_histogram_distance_is_in_grey_levels():
     dark, light = torch.full((3, 8, 8, 3), 40, dtype=torch.uint8), torch.full((3, 8, 8, 3), 120, dtype=torch.uint8)
-    truth = Truth.of(dark)
+    truth = ReferenceStats.of(dark)
     assert truth.measure(dark)[:, 2].tolist() == [0, 0, 0]
     assert truth.measure(light)[:, 2].tolist() == [80, 80, 80]
     assert torch.all(cumulative(noise(5))[:, :, -1] == 1)
 
 
-def test_true_frames_are_in_band_and_others_are_not():
+def test_real_frames_are_in_range_and_others_are_not():
     frames = noise(400, 4)
-    truth = Truth.of(frames)
+    truth = ReferenceStats.of(frames)
     good = fits(truth.measure(frames), truth.limits).float().mean(dim=0)
     assert good.tolist() == pytest.approx([0.98] * 3, abs=0.006)
     blurred = frames.float().mean(dim=(1, 2), keepdim=True).expand(frames.shape).byte()
@@ -123,16 +124,16 @@ def test_true_frames_are_in_band_and_others_are_not():
 
 def test_plans():
     rng, space = np.random.default_rng(0), spaces.Discrete(3)
-    none, held, quick = (horizon.plan(name, ROOM | {"": 0}, space, 650, rng) for name in horizon.PATTERNS[:3])
+    none, held, quick = (long_rollout.plan(name, ROOM | {"": 0}, space, 650, rng) for name in long_rollout.PATTERNS[:3])
     assert {int(a) for a in none} == {0} and len(none) == len(held) == len(quick) == 650
     changes = [t for t in range(1, 650) if held[t] != held[t - 1]]
-    assert all(t % horizon.HOLD == 0 for t in changes)
+    assert all(t % long_rollout.HOLD == 0 for t in changes)
     runs = np.diff([t for t in range(1, 650) if quick[t] != quick[t - 1]])
-    assert 1 < runs.mean() < 2 * horizon.LONGEST and {int(a) for a in quick} == {0, 1, 2}
-    assert horizon.plan("none", {}, space, 5, rng) == []
+    assert 1 < runs.mean() < 2 * long_rollout.LONGEST and {int(a) for a in quick} == {0, 1, 2}
+    assert long_rollout.plan("none", {}, space, 5, rng) == []
     wheel = spaces.Box(-1, 1, (2,), np.float32)
-    assert all(wheel.contains(action) for action in horizon.plan("random", {}, wheel, 20, rng))
-    assert horizon.checkpoints(300) == [16, 64, 256, 300] and horizon.checkpoints(16) == [16]
+    assert all(wheel.contains(action) for action in long_rollout.plan("random", {}, wheel, 20, rng))
+    assert long_rollout.checkpoints(300) == [16, 64, 256, 300] and long_rollout.checkpoints(16) == [16]
 
 
 def test_long_runs_are_judged_at_checkpoints(dataset, world):
@@ -140,9 +141,9 @@ def test_long_runs_are_judged_at_checkpoints(dataset, world):
     segments, episodes = segments_from(dataset, world, 2)
     runner = Runner(world, batch=8)
     frames = torch.cat([torch.from_numpy(episode.frames) for episode in episodes])
-    runs = horizon.Horizon(runner, segments, episodes, Ranges.of(frames, None, []), (0.0, 5.0), None, [{}, {}])
+    runs = long_rollout.LongRollout(runner, segments, episodes, Ranges.of(frames, None, []), (0.0, 5.0), None, [{}, {}])
     report, pictures, captions = runs.run(20)
-    assert list(report["patterns"]) == list(horizon.PATTERNS) and len(pictures) == 2 * len(captions) == 16
+    assert list(report["patterns"]) == list(long_rollout.PATTERNS) and len(pictures) == 2 * len(captions) == 16
     for pattern in report["patterns"].values():
         assert list(pattern["at"]) == ["16", "20"] and pattern["real"] is None
         assert all(0 <= pattern["at"]["20"][key] <= 1 for key in ("in_range", "sessions_in_range", "sessions_stayed"))
@@ -158,16 +159,16 @@ def test_a_run_of_true_frames_stays_and_one_that_fades_does_not(dataset, world):
     truth = Ranges.of(frames, None, [])
     values = truth.measure(frames[:300], []).expand(2, -1, -1).clone()
     values[1, 200:, 1] += 100  # brighter
-    track = horizon.Track(values, torch.ones(values.shape[:2]))
-    runs = horizon.Horizon(Runner(world), segments, episodes, truth, (0.0, 5.0), None, [{}, {}])
+    track = long_rollout.Track(values, torch.ones(values.shape[:2]))
+    runs = long_rollout.LongRollout(Runner(world), segments, episodes, truth, (0.0, 5.0), None, [{}, {}])
     report = runs.judge({"held": track}, 300)
     at = report["patterns"]["held"]["at"]
     assert [at[key]["sessions_stayed"] for key in ("64", "256", "300")] == [1.0, 0.5, 0.5]
     assert report["in_range"] == report["stayed"] == 0.5 and report["stayed_interval"][0] < 0.5
-    assert "sessions in all ranges at the end 0.50" in horizon.table(report)
+    assert "sessions in all ranges at the end 0.50" in long_rollout.table(report)
 
 
-def test_the_real_game_widens_the_bands(dataset, world):
+def test_the_real_game_widens_the_ranges(dataset, world):
     pytest.importorskip("Box2D")
     recipe = real.find_recipe("car-racing")
     env = real.open_game(recipe)
@@ -179,13 +180,13 @@ def test_the_real_game_widens_the_bands(dataset, world):
 
 def test_runtime_and_whole_report(world_path, dataset, tmp_path):
     config = EvalConfig(
-        world=world_path, data=dataset.path, out=tmp_path, split="train", basics=False, horizon=18, horizon_starts=1,
-        memory=True, events=True, batch=4,
+        world=world_path, data=dataset.path, out=tmp_path, split="train", basics=False, long_rollout=18,
+        long_rollout_starts=1, memory=True, events=True, batch=4,
     )  # fmt: skip
     report = evaluate(config)
-    assert "next_frame" not in report and report["horizon"]["frames"] == 18
+    assert "next_frame" not in report and report["long_rollout"]["frames"] == 18
     assert "skipped" in report["memory"] and "skipped" in report["events"]
-    assert (tmp_path / "horizon.png").is_file()
+    assert (tmp_path / "long_rollout.png").is_file()
     text = table(report)
     assert "long runs of 18 frames" in text and "look away and back: the real game" in text and "events: " in text
 
@@ -217,6 +218,7 @@ def test_an_emptied_world_has_only_its_last_frames(dataset, world):
     assert report["segments"] == 3 and len(pictures) == 15
     assert report["over_emptied"] == pytest.approx(report["psnr"] - report["emptied_psnr"])
     assert "memory gives" in memory.table({"8": report, "16": {"skipped": "none"}})
+    assert "another view -, " in memory.table({"8": {**report, "other_psnr": None}})  # of one segment there is none
 
 
 @pytest.mark.slow
@@ -311,7 +313,7 @@ def test_a_classifier_needs_labels(dataset):
 
 def test_places_for_events_and_held_out_pairs():
     episodes = [labelled(i, 1) for i in range(4)]
-    places = events.possible(episodes, 6)
+    places = events.possible(BOOK, episodes, 6)
     assert all(scenario in ("take_cover", "my_way_home") for scenario, _ in places)
     for (scenario, name), tries in places.items():
         label, value = events.target(EVENTS[name])
@@ -322,7 +324,7 @@ def test_places_for_events_and_held_out_pairs():
             assert one.scenario == scenario and one.at + TELL < len(episode.frames)
     assert ("take_cover", "lights on") in places and ("take_cover", "fog lifts") not in places
     rng = np.random.default_rng(0)
-    known, held = (events.choose(places, 5, flag, rng) for flag in (False, True))
+    known, held = (events.choose(BOOK, places, 5, flag, rng) for flag in (False, True))
     assert all(((one.scenario, one.event) in HELD_OUT_PAIRS) is False for one in known)
     assert held and all((one.scenario, one.event) in HELD_OUT_PAIRS for one in held)
     assert max(sum(one.event == name for one in known) for name in EVENTS) == 5
@@ -332,18 +334,18 @@ def test_words_name_place_event_and_what_lasts():
     rng = np.random.default_rng(1)
     label = {"scenario": "take_cover", "light": "dark", "fog": "none"}
     for _ in range(10):
-        parts = events.words(label, EVENTS["imp"], rng).split(", ")
+        parts = events.words(BOOK, label, EVENTS["imp"], rng).split(", ")
         assert parts[1] in EVENTS["imp"].words and parts[2] in EVENTS["lights out"].lasting and len(parts) == 3
-        assert len(events.words(label, EVENTS["lights on"], rng).split(", ")) == 2  # the dark does not last
-        assert len(events.words(label | {"light": "normal"}, None, rng).split(", ")) == 1
+        assert len(events.words(BOOK, label, EVENTS["lights on"], rng).split(", ")) == 2  # the dark does not last
+        assert len(events.words(BOOK, label | {"light": "normal"}, None, rng).split(", ")) == 1
 
 
 def test_the_judge_sees_real_events_and_no_others(judge):
     episode = labelled(1, 5)
     dark, light = (torch.from_numpy(episode.frames[t : t + TELL]) for t in (34, 2))
     both = torch.stack([dark, light])
-    assert events.happened(judge, both, ["lights out"] * 2).tolist() == [True, False]
-    assert events.happened(judge, both, ["lights on"] * 2).tolist() == [False, True]
+    assert events.happened(BOOK, judge, both, ["lights out"] * 2).tolist() == [True, False]
+    assert events.happened(BOOK, judge, both, ["lights on"] * 2).tolist() == [False, True]
 
 
 def test_events_in_a_world(world, recording, judge):
@@ -356,7 +358,7 @@ def test_events_in_a_world(world, recording, judge):
     world.book._encoder = Encoder()
     world.card = dataclasses.replace(world.card, keys=KEYS)
     episodes = [labelled(i, 2) for i in range(4)]
-    tries = events.Events(Runner(world, batch=8), recording, episodes, judge, context_of(world), 0)
+    tries = events.Events(BOOK, Runner(world, batch=8), recording, episodes, judge, context_of(world), 0)
     report, pictures, captions = tries.run(2)
     assert len(pictures) == TELL * len(captions)
     # Noise of a world that knows no words is what it is with and without them.

@@ -8,10 +8,10 @@ import torch
 from gymnasium import spaces
 from PIL import Image, ImageDraw
 
-from worldsim.data.games.palettes import GROUNDS, ROADS, Palette
 from worldsim.evaluation import metrics
-from worldsim.evaluation.racing import PALETTES, Driver, best_palettes, look
 from worldsim.evaluation.steering import direction, held, orbit, pan, steer_of, turns
+from worldsim.games.car_racing.palettes import GROUNDS, ROADS, Palette
+from worldsim.games.car_racing.roads import PALETTES, RoadPolicy, best_palettes, look
 from worldsim.models.action import flatten_actions
 
 
@@ -64,12 +64,12 @@ def test_sharpness_brightness_entropy():
     assert metrics.entropy(ramp).item() == pytest.approx(3, abs=0.01)
 
 
-def test_moving_and_band():
+def test_moving_and_reference_range():
     frames = noise(2)
     after = frames.clone()
     after[1] = 255 - after[1]
     assert metrics.moving(after, frames).tolist() == [False, True]
-    limits = metrics.band(torch.arange(101.0))
+    limits = metrics.reference_range(torch.arange(101.0))
     assert limits == pytest.approx((1, 99))
     assert metrics.inside(torch.tensor([0.0, 1.0, 50.0, 100.0]), limits).tolist() == [False, True, True, False]
 
@@ -154,8 +154,9 @@ def test_every_palette_is_told_apart():
     assert gone.ground.item() and not gone.road.item() and not gone.car.item()
 
 
-def test_driver_steers_to_the_road():
+def test_road_policy_steers_to_the_road():
     palette = Palette("grey", "grass")
     frames = torch.stack([scene(palette, lean) for lean in (-30, 0, 30)])
-    actions = Driver([palette] * 3)([0, 1, 2], frames)
+    actions, prompts = RoadPolicy([palette] * 3, ["a", "b", "c"])([0, 1, 2], 0, frames)
+    assert prompts == ["a", "b", "c"]
     assert actions.shape == (3, 3) and actions[0, 0] < -0.2 and actions[1, 0].abs() < 0.1 and actions[2, 0] > 0.2

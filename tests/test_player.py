@@ -15,7 +15,7 @@ from toy import KEYS, Endless, Toy, World, make_player, press, read_video, type_
 
 import worldsim.envs  # noqa: E402, F401 -- registers the ids
 from worldsim.data.episodes import Dataset, read_episode  # noqa: E402
-from worldsim.demos.clip import drive  # noqa: E402
+from worldsim.demos.clip import random_turns  # noqa: E402
 from worldsim.demos.controls import COMMANDS  # noqa: E402
 from worldsim.demos.rewind import MOST, SECONDS  # noqa: E402
 from worldsim.demos.screen import Screen  # noqa: E402
@@ -64,7 +64,7 @@ def test_saved_episode_reads_back(tmp_path):
     with pytest.raises(SessionError, match="nothing to save"):
         session.save(tmp_path / "set")
     frames, rng = [session.first.frame], np.random.default_rng(0)
-    turns = drive(session.first.keymap, rng)
+    turns = random_turns(session.first.keymap, rng)
     for i in range(12):
         if i == 5:
             session.set_prompt("snow")
@@ -80,7 +80,7 @@ def test_saved_episode_reads_back(tmp_path):
     assert session.save(tmp_path / "set").name == "000001.safetensors"
     dataset = Dataset(tmp_path / "set")
     assert len(dataset.read()) == 2 and dataset.action_space == Toy.action_space
-    assert dataset.card["keys"] == {"+".join(sorted(key.split("+"))): action for key, action in KEYS.items()}
+    assert dataset.card.keys == {"+".join(sorted(key.split("+"))): action for key, action in KEYS.items()}
     cart = Session([Side(make_env("CartPole-v1"), "cart")], seed=0)
     cart.step([])
     assert cart.history.episode({}).frames.shape == (2, 64, 64, 3)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from worldsim.data.contact_sheet import contact_sheet, dataset_contact_sheet
 from worldsim.data.episodes import Dataset, read_episode
 from worldsim.data.frames import resize_frame
-from worldsim.data.recipe import Pauses, Recipe
+from worldsim.data.policy import NoOpSpans
+from worldsim.data.recipe import Recipe
 from worldsim.data.record import RecordConfig, episode_path, recipe_for, record, record_episode, split_of
-from worldsim.data.sheet import contact_sheet, dataset_sheet
 from worldsim.errors import ConfigError, DataError, FrameError
 
 # A game in a module of its own, so that workers can import it. Trouble comes when a file of that name lies beside it.
@@ -120,8 +121,8 @@ def test_stopped_recording_equals_unbroken_one(tmp_path):
 
 def test_what_is_recorded_is_what_the_game_showed(tmp_path):
     dataset = record(config("CartPole-v1", tmp_path / "d", 60, max_episode_steps=12, prompt="a pole"))
-    assert dataset.frame_size == (64, 64) and dataset.card["fps"] == 50 and dataset.card["name"] == "CartPole-v1"
-    assert dataset.card["provenance"]["packages"]["gymnasium"] == gym.__version__
+    assert dataset.frame_size == (64, 64) and dataset.card.fps == 50 and dataset.card.name == "CartPole-v1"
+    assert dataset.card.provenance["packages"]["gymnasium"] == gym.__version__
     env = gym.make("CartPole-v1", render_mode="rgb_array")
     for episode in dataset.read():
         env.reset(seed=episode.meta["seed"])
@@ -138,7 +139,7 @@ def test_what_is_recorded_is_what_the_game_showed(tmp_path):
 
 def test_prompts_labels_and_dict_actions(game, tmp_path):
     dataset = record(config("tiny_game:Tiny-v0", tmp_path / "d", 30, workers=2, frame_size=(8, 8)))
-    assert dataset.card["name"] == "Tiny-v0" and dataset.card["fps"] == 7
+    assert dataset.card.name == "Tiny-v0" and dataset.card.fps == 7
     episodes = dataset.read()
     assert len(episodes) == 5  # of seven frames
     for episode in episodes:
@@ -153,7 +154,7 @@ def test_prompts_labels_and_dict_actions(game, tmp_path):
         assert (abs(episode.actions["aim.x"]) <= 1).all()  # although the game wrote into it
         assert episode.terminated.tolist() == [False] * 5 + [True] and not episode.truncated.any()
     random = record(config("tiny_game:Tiny-v0", tmp_path / "r", 7, policy="random")).read()[0]
-    assert (random.frames[0, 0, 0] == episodes[0].frames[0, 0, 0]).all()  # the same game, whoever plays
+    assert (random.frames[0, 0, 0] == episodes[0].frames[0, 0, 0]).all()  # the same game under any policy
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -205,7 +206,7 @@ def test_other_settings_are_refused(game, tmp_path):
     out = tmp_path / "d"
     record(config("tiny_game:Tiny-v0", out, 1, seed=5))
     before = files(out)
-    with pytest.raises(DataError, match='other settings: policy was "explorer", is "random"; seed was 5, is 6'):
+    with pytest.raises(DataError, match='other settings: policy was "recipe", is "random"; seed was 5, is 6'):
         record(config("tiny_game:Tiny-v0", out, 50, seed=6, policy="random"))
     card = json.loads((out / "dataset.json").read_text())
     card["provenance"]["packages"]["numpy"] = "1.0"
@@ -245,7 +246,7 @@ def test_games_that_cannot_be_recorded(game, tmp_path):
         {"frame_size": (0, 4)},
         {"max_episode_steps": 0},
         {"policy": "x"},
-        {"idle": 1.0},
+        {"no_op_fraction": 1.0},
     ],
 )
 def test_wrong_settings(wrong):
@@ -254,7 +255,7 @@ def test_wrong_settings(wrong):
 
 
 class Teller:
-    """An explorer that asks for a prompt by way of the reset options, and notes the split."""
+    """A policy that asks for a prompt by way of the reset options, and notes the split."""
 
     def begin(self, rng, split):
         return {"word": f"{split} {rng.integers(9)}"}
@@ -277,9 +278,9 @@ class Told(gym.Env):
 
 def test_recipe_with_unseen_prompts():
     recipe = Recipe(
-        name="told", summary="", env_id="Told", make_env=Told, make_explorer=Teller, fps=1, episode_steps=2, unseen=True
+        name="told", summary="", env_id="Told", make_env=Told, make_policy=Teller, fps=1, episode_steps=2, unseen=True
     )
-    for policy in ("explorer", "random"):
+    for policy in ("recipe", "random"):
         episode = record_episode(recipe, RecordConfig(game="told", policy=policy), 24)
         assert episode.texts()[0].startswith("unseen ") and episode.texts()[1:] == ["", ""]
         assert episode.frames.shape == (3, 64, 64, 3) and episode.truncated.tolist() == [False, True]
@@ -287,30 +288,30 @@ def test_recipe_with_unseen_prompts():
 
 
 def test_standing_still(tmp_path):
-    """Pauses are whole stretches, take their share, and change nothing of what is chosen otherwise."""
-    pauses = Pauses(0.3, np.random.default_rng(0))
-    still = np.array([pauses.step() for _ in range(20_000)])
+    """No-op spans are whole, take their fraction, and change nothing of what is chosen otherwise."""
+    spans = NoOpSpans(0.3, np.random.default_rng(0))
+    still = np.array([spans.step() for _ in range(20_000)])
     assert abs(still.mean() - 0.3) < 0.05
     edges = np.flatnonzero(np.diff(np.concatenate([[0], still.astype(int), [0]])))
     lengths = edges[1::2] - edges[::2]
-    assert lengths[:-1].min() >= Pauses.SHORTEST
+    assert lengths[:-1].min() >= NoOpSpans.SHORTEST
 
     recipe = Recipe(
         name="told",
         summary="",
         env_id="Told",
         make_env=Told,
-        make_explorer=Teller,
+        make_policy=Teller,
         fps=1,
         episode_steps=200,
         keys={"": 0},
     )
-    settings = [RecordConfig(game="told", policy="random", idle=idle) for idle in (0.0, 0.6)]
+    settings = [RecordConfig(game="told", policy="random", no_op_fraction=fraction) for fraction in (0.0, 0.6)]
     plain, paused = (record_episode(recipe, setting, 3).actions for setting in settings)
     changed = plain != paused
     assert changed.any() and (paused[changed] == 0).all() and not changed.all()
     with pytest.raises(ConfigError, match="no action for no key"):
-        record(config("CartPole-v1", tmp_path / "d", 10, idle=0.2))
+        record(config("CartPole-v1", tmp_path / "d", 10, no_op_fraction=0.2))
 
 
 def test_sheets(game, tmp_path):
@@ -330,7 +331,7 @@ def test_sheets(game, tmp_path):
 
     dataset = record(config("tiny_game:Tiny-v0", tmp_path / "d", 77, frame_size=(16, 16)))
     assert [len(dataset.episodes(split)) for split in ("train", "heldout")] == [10, 1]
-    path = dataset_sheet(dataset, tmp_path / "sheet.png", episodes=3, columns=4)
+    path = dataset_contact_sheet(dataset, tmp_path / "sheet.png", episodes=3, columns=4)
     with Image.open(path) as image:
         assert image.width == 4 * 18 + 2
     assert read_episode(dataset.episodes("heldout")[0]).meta["index"] == 9

@@ -11,7 +11,7 @@ import torch
 
 from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData, _still
-from worldsim.data.recipe import Beginner, Rest
+from worldsim.data.policy import BeginnerPolicy, Rest
 from worldsim.data.record import RecordConfig, recipe_for, record_episode
 from worldsim.engine.simulator import Simulator
 from worldsim.errors import ConfigError
@@ -22,7 +22,7 @@ KEYS = {"": 0, "up": 1, "left": 2}
 
 
 class Sentinel:
-    """An explorer whose action is itself, so that one sees who played."""
+    """A policy whose action is itself, so that one sees who played."""
 
     def begin(self, rng: np.random.Generator, split: str) -> dict:
         return {}
@@ -34,29 +34,29 @@ class Sentinel:
 def test_a_beginner_holds_or_taps() -> None:
     seen, before = {True: [], False: []}, []
     for seed in range(20):
-        explorer = Sentinel()
-        player = Beginner(KEYS, explorer)
+        skilled = Sentinel()
+        player = BeginnerPolicy(KEYS, skilled)
         player.begin(np.random.default_rng(seed), "train")
         before.append(player.before)
         for _ in range(player.before):
-            assert player.act(None, None, {}) is explorer  # type: ignore[arg-type]
-        actions = [player.act(None, None, {}) for _ in range(40)]  # type: ignore[arg-type]
+            assert player.act(None, None, {}) is skilled
+        actions = [player.act(None, None, {}) for _ in range(40)]
         changes = sum(a != b for a, b in zip(actions, actions[1:], strict=False))
         seen[player.holding].append((changes, actions.count(0)))
     assert seen[True] and seen[False]
     assert 5 < sum(steps == 0 for steps in before) < 15 and all(10 <= steps < 80 for steps in before if steps)
-    assert all(changes <= 1 and idle == 0 for changes, idle in seen[True])
-    assert all(changes >= 8 and idle > 5 for changes, idle in seen[False])
+    assert all(changes <= 1 and none == 0 for changes, none in seen[True])
+    assert all(changes >= 8 and none > 5 for changes, none in seen[False])
 
 
 def test_what_a_beginner_holds_leads_on_more_often_than_not() -> None:
     keys = {"": 0, "left": 1, "right": 2, "up": 3, "left+up": 4}
     held = []
     for seed in range(200):
-        player = Beginner(keys, Sentinel())
+        player = BeginnerPolicy(keys, Sentinel())
         player.begin(np.random.default_rng(seed), "train")
         player.before = 0
-        action = player.act(None, None, {})  # type: ignore[arg-type]
+        action = player.act(None, None, {})
         held += [action] if player.holding else []
     assert set(held) == {1, 2, 3, 4}
     assert 0.5 < held.count(3) / len(held) < 0.75  # half of them, and a share of the others
@@ -77,7 +77,7 @@ def test_rests_last_as_long_as_they_should(protect: dict) -> None:
     assert not any(rest.resting(step) for rest in rests if rest.begins is None for step in range(1000))
 
 
-@pytest.mark.parametrize("name", ["idle", "beginners", "rests"])
+@pytest.mark.parametrize("name", ["no_op_fraction", "beginners", "rests"])
 def test_a_game_without_keys_has_none_of_it(name: str, tmp_path: Path) -> None:
     from worldsim.data.record import record
 

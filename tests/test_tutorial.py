@@ -1,5 +1,6 @@
 """docs/your-own-game.md is run as it is written, in an empty folder."""
 
+import json
 import os
 import re
 import subprocess
@@ -36,11 +37,15 @@ def test_the_page_runs_as_written(tmp_path):
     for package in ("minari", "stable_baselines3"):
         pytest.importorskip(package)
     script = ["set -e"]
-    for block in blocks():
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    for number, block in enumerate(blocks()):
         if block["file"]:
-            (tmp_path / block["file"]).write_text(block["text"])
+            (staged / str(number)).write_text(block["text"])
+            script.append(f"cp {staged / str(number)} {block['file']}")
         elif "pip install" not in block["text"]:
-            script.append(block["text"])
+            # This checkout, also where another one is installed.
+            script.append(block["text"].replace("PYTHONPATH=.", f"PYTHONPATH=.:{PAGE.parent.parent}"))
     # The commands of this Python first, one thread: others share the machine.
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": places, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
@@ -55,9 +60,14 @@ def test_the_page_runs_as_written(tmp_path):
         "runs/catch/world/world.json",
         "runs/eval/report.json",
         "runs/agent/eval-real.json",
+        "runs/minute/minute_steer_starts.png",
+        "runs/catcher-agent/agent.json",
     ]
     for name in (*files, "data/screen/dataset.json", "data/catch-again/dataset.json"):
         assert (tmp_path / name).stat().st_size > 0, name
+    assert json.loads((tmp_path / "runs/agent/agent.json").read_text())["game"] == "catch:Catch-v0"
+    minute = json.loads((tmp_path / "runs/minute/report.json").read_text())
+    assert minute["game"] == "catch" and set(minute["beginners"]["steer"]["starts"]["layout"]) == {"paddle", "falling"}
     splits = "[ht][er]*"  # heldout and train, not the latents that training keeps
     both = [sorted((tmp_path / "data" / name).glob(f"{splits}/*.safetensors")) for name in ("catch", "catch-again")]
     assert both[0]

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from worldsim.engine.runtimes import build
 from worldsim.engine.stages import example
-from worldsim.envs.world_env import world_path
+from worldsim.envs.shipped import world_path
 from worldsim.evaluation.bench import gemm_peak
 from worldsim.world import World
 

@@ -27,7 +27,8 @@ from text_prompts import SETS, Phrase
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldsim.data.games.palettes import GROUNDS, ROADS, prompt_for, sample_palette
+from worldsim.games.car_racing.palettes import GROUNDS, ROADS, sample_palette
+from worldsim.games.car_racing.prompts import prompt_for
 from worldsim.models.attention import CrossAttention
 from worldsim.models.text import TOKENS, TransformersEncoder
 

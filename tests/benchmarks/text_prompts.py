@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from worldsim.data.games.palettes import GROUNDS, ROADS
+from worldsim.games.car_racing.palettes import GROUNDS, ROADS
 
 
 class Phrase(NamedTuple):

@@ -14,7 +14,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from worldsim.agents.choices import Choices
-from worldsim.agents.games import to_grayscale
+from worldsim.agents.discrete import DiscreteActions
+from worldsim.agents.envs import to_grayscale
 from worldsim.errors import ConfigError, DataError, FrameError
 from worldsim.models.action import space_from_json, space_to_json
+from worldsim.renamed import AGENT, AGENT_TRAINING, with_new_names
 
 FORMAT, FORMAT_VERSION = "worldsim-agent", 1
 SMALLEST = 20  # pixels of a frame's side that the network can see
@@ -63,35 +64,18 @@ class AgentCard:
     game: str  # what it plays: a recipe or a Gymnasium id
     frame_size: tuple[int, int]  # (height, width)
     action_space: dict[str, Any]  # of the game, see models.action
-    choices: dict[str, Any] | None  # names of keys -> actions, or None where it gives the numbers itself
+    actions: dict[str, Any] | None  # names of keys -> actions, or None where it gives the numbers itself
     stack: int = 3
-    grey: bool = False
-    hold: int = 1  # steps that each choice lasts
+    grayscale: bool = False
+    action_repeat: int = 1  # steps that each action lasts
     training: dict[str, Any] = field(default_factory=dict)  # the config it learned with
     progress: dict[str, Any] = field(default_factory=dict)  # steps, seconds, scale of rewards
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
 
-class Actor(Protocol):
-    """Plays N games at once."""
-
-    def begin(self, count: int, seed: int) -> None:
-        """Get ready for `count` games."""
-        ...
-
-    def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """An action for each game.
-
-        Args:
-            frames: uint8 (N, H, W, 3).
-            begun: bool (N,), which games have just begun.
-        """
-        ...
-
-
 class Agent:
-    """Plays by a policy. It keeps the last frames of each game itself.
+    """Plays by a network, as a `VectorPolicy`. It keeps the last frames of each game itself.
 
     Args:
         card: what it says of itself.
@@ -99,18 +83,20 @@ class Agent:
         greedy: take the likeliest action; False draws one.
 
     Attributes:
-        choices: what it chooses among.
+        actions: what it chooses among, or None.
     """
 
     def __init__(self, card: AgentCard, policy: ActorCriticCnnPolicy | None = None, greedy: bool = True) -> None:
         """Put the parts together."""
         self.card, self.greedy = card, greedy
         self.space: spaces.Space = space_from_json(card.action_space)
-        self.choices = None
-        if card.choices is not None:
+        self.actions = None
+        if card.actions is not None:
             dtype = self.space.dtype
-            self.choices = Choices(tuple(card.choices), np.stack([np.asarray(a, dtype) for a in card.choices.values()]))
-        self.policy = policy or make_policy(card)
+            self.actions = DiscreteActions(
+                tuple(card.actions), np.stack([np.asarray(a, dtype) for a in card.actions.values()])
+            )
+        self.policy = policy or make_network(card)
         self.policy.set_training_mode(False)
         self.begin(1)
 
@@ -118,7 +104,7 @@ class Agent:
         """Get ready for `count` games."""
         self._seen = np.zeros((count, *self.card.frame_size, _channels(self.card)), np.uint8)
         self._noise = torch.Generator().manual_seed(seed)
-        self._left = np.zeros(count, np.int64)  # steps that the last choices still last
+        self._left = np.zeros(count, np.int64)  # steps that the last actions are still repeated for
         self._held: np.ndarray | None = None
 
     def look(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
@@ -127,46 +113,46 @@ class Agent:
             raise FrameError(f"frames have shape {frames.shape}; this agent sees frames of {self.card.frame_size}.")
         if len(frames) != len(self._seen):
             raise FrameError(f"there are {len(frames)} frames for {len(self._seen)} games; call begin({len(frames)}).")
-        new = to_grayscale(frames) if self.card.grey else frames
+        new = to_grayscale(frames) if self.card.grayscale else frames
         self._seen[begun] = 0  # as VecFrameStack has it
         self._seen = np.concatenate([self._seen[..., new.shape[-1] :], new], axis=-1)
         return self._seen.transpose(0, 3, 1, 2)
 
     @torch.no_grad()
     def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """An action for each game; see `Actor.act`."""
+        """Choose an action for each game; see `VectorPolicy.act`."""
         self._left[begun] = 0
         kept, before = self._left > 0, self._seen
         fresh = self._decide(self.look(frames, begun))
         if kept.any() and self._held is not None:
-            self._seen[kept] = before[kept]  # between choices it does not look
+            self._seen[kept] = before[kept]  # while an action is repeated it does not look
             fresh[kept] = self._held[kept]
-        self._left = np.where(kept, self._left, self.card.hold) - 1
+        self._left = np.where(kept, self._left, self.card.action_repeat) - 1
         self._held = fresh
         return fresh.copy()
 
     def _decide(self, seen: np.ndarray) -> np.ndarray:
         """An action for each game, from what `look` gave."""
-        if self.choices is not None:
-            return self.choices.values[self.choose(seen)]
+        if self.actions is not None:
+            return self.actions.values[self.choose(seen)]
         distribution = self.policy.get_distribution(_tensor(seen)).distribution
         mean: Tensor = distribution.mean  # type: ignore[union-attr]
         if not self.greedy:
             mean = mean + torch.randn(mean.shape, generator=self._noise) * distribution.stddev  # type: ignore[union-attr]
         space = self.space
-        assert isinstance(space, spaces.Box)  # as `find_choices` leaves it
+        assert isinstance(space, spaces.Box)  # as `find_actions` leaves it
         return np.clip(mean.numpy(), space.low, space.high).astype(space.dtype)
 
     @torch.no_grad()
     def choose(self, seen: np.ndarray) -> np.ndarray:
-        """The numbers (N,) of the choices for what `look` gave."""
+        """Get the numbers (N,) of the actions for what `look` gave."""
         likely: Tensor = self.policy.get_distribution(_tensor(seen)).distribution.probs  # type: ignore[union-attr]
         picked = likely.argmax(1) if self.greedy else torch.multinomial(likely, 1, generator=self._noise)[:, 0]
         return picked.numpy()
 
     @torch.no_grad()
     def value(self, seen: np.ndarray) -> np.ndarray:
-        """What the critic expects to earn from here on, (N,), in the game's own rewards."""
+        """Say what the critic expects to earn from here on, (N,), in the game's own rewards."""
         scale = float(self.card.progress.get("reward_scale", 1.0))  # it learned with rewards divided by this
         return self.policy.predict_values(_tensor(seen))[:, 0].numpy() * scale
 
@@ -203,18 +189,18 @@ class Agent:
         return agent
 
 
-class RandomActor:
-    """Draws among the same actions, each step anew or held for some steps.
+class RandomVectorPolicy:
+    """Draws among the same actions, each step anew or repeated for some steps.
 
     Args:
         space: the game's action space.
-        choices: what to choose among; None samples the space.
-        hold: keep an action for 1 to `hold` steps.
+        actions: what to choose among; None samples the space.
+        action_repeat: repeat an action for 1 to so many steps.
     """
 
-    def __init__(self, space: spaces.Space, choices: Choices | None, hold: int = 1) -> None:
+    def __init__(self, space: spaces.Space, actions: DiscreteActions | None, action_repeat: int = 1) -> None:
         """Get ready for one game."""
-        self.space, self.choices, self.hold = space, choices, hold
+        self.space, self.actions, self.action_repeat = space, actions, action_repeat
         self.begin(1)
 
     def begin(self, count: int, seed: int = 0) -> None:
@@ -224,37 +210,37 @@ class RandomActor:
         self._held: list[Any] = [None] * count
 
     def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """An action for each game; see `Actor.act`."""
+        """Choose an action for each game; see `VectorPolicy.act`."""
         self._left[begun] = 0
         for i in np.flatnonzero(self._left == 0):
-            self._left[i] = self._rng.integers(1, self.hold + 1)
-            if self.choices is None:
+            self._left[i] = self._rng.integers(1, self.action_repeat + 1)
+            if self.actions is None:
                 self._held[i] = self.space.sample()
             else:
-                self._held[i] = self.choices.values[self._rng.integers(len(self.choices))]
+                self._held[i] = self.actions.values[self._rng.integers(len(self.actions))]
         self._left -= 1
         return np.stack(self._held)
 
 
 def make_card(
-    game: str, frame_size: tuple[int, int], space: spaces.Space, choices: Choices | None, **more: Any
+    game: str, frame_size: tuple[int, int], space: spaces.Space, actions: DiscreteActions | None, **more: Any
 ) -> AgentCard:
-    """The card of a new agent.
+    """Make the card of a new agent.
 
     Raises:
         ConfigError: the frames are too small for its network.
     """
     if min(frame_size) < SMALLEST:
         raise ConfigError(f"frames are {frame_size}; an agent sees frames of at least {SMALLEST} x {SMALLEST}.")
-    table = None if choices is None else dict(zip(choices.names, choices.values.tolist(), strict=True))
-    return AgentCard(game=game, frame_size=frame_size, action_space=space_to_json(space), choices=table, **more)
+    table = None if actions is None else dict(zip(actions.names, actions.values.tolist(), strict=True))
+    return AgentCard(game=game, frame_size=frame_size, action_space=space_to_json(space), actions=table, **more)
 
 
-def make_policy(card: AgentCard) -> ActorCriticCnnPolicy:
-    """A new network for the frames and actions of `card`, just as PPO makes it."""
+def make_network(card: AgentCard) -> ActorCriticCnnPolicy:
+    """Make a network for the frames and actions of `card`, just as PPO makes it."""
     height, width = card.frame_size
     seen = spaces.Box(0, 255, (_channels(card), height, width), np.uint8)
-    space = space_from_json(card.action_space) if card.choices is None else spaces.Discrete(len(card.choices))
+    space = space_from_json(card.action_space) if card.actions is None else spaces.Discrete(len(card.actions))
     return ActorCriticCnnPolicy(seen, space, lambda _: 0.0, **POLICY_SETTINGS)
 
 
@@ -271,6 +257,8 @@ def read_agent_card(path: Path) -> AgentCard:
         found = data.get("format"), data.get("format_version")
         if found != (FORMAT, FORMAT_VERSION):
             raise DataError(f"the agent {path} has format and version {found}; this worldsim reads {FORMAT_VERSION}.")
+        data = with_new_names(data, AGENT)
+        data["training"] = with_new_names(data.get("training", {}), AGENT_TRAINING)
         return AgentCard(**{**data, "frame_size": tuple(data["frame_size"])})
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path / 'agent.json'} is damaged ({error}); train the agent again.") from error
@@ -307,4 +295,4 @@ def _tensor(seen: np.ndarray) -> Tensor:
 
 
 def _channels(card: AgentCard) -> int:
-    return card.stack * (1 if card.grey else 3)
+    return card.stack * (1 if card.grayscale else 3)

@@ -14,16 +14,17 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from worldsim.agents.agent import Actor, Agent, RandomActor
-from worldsim.agents.games import find_game, imagined_envs, real_games, sample_starts
-from worldsim.agents.training import world_reach
+from worldsim.agents.agent import Agent, RandomVectorPolicy
+from worldsim.agents.envs import find_game, imagined_envs, real_games, sample_starts
+from worldsim.agents.training import world_context
+from worldsim.data.policy import VectorPolicy
 from worldsim.errors import ConfigError
 from worldsim.evaluation.intervals import bootstrap, ratio
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentEvalConfig:
-    """Who plays, where, and how often."""
+    """What plays, where, and how often."""
 
     agent: Path
     """The folder of an agent."""
@@ -104,17 +105,17 @@ def _interval(values: Sequence[float]) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, title: str = "playing") -> Played:
-    """Let `actor` play whole episodes.
+def play_episodes(policy: VectorPolicy, games: VecEnv, episodes: int, seed: int = 0, title: str = "playing") -> Played:
+    """Let a policy play whole episodes.
 
     Every game has a fixed number of them: to take those that end first would favour short ones. Ctrl-C ends it early,
     with the episodes that are over.
 
     Args:
-        actor: who plays.
+        policy: plays.
         games: that show frames, uint8 (N, H, W, 3), without any wrapper of a learner.
         episodes: how many.
-        seed: of the games and of the actor.
+        seed: of the games and of the policy.
         title: of the progress bar.
     """
     count, begin = games.num_envs, time.perf_counter()
@@ -122,7 +123,7 @@ def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, tit
     rows: list[list[tuple[float, int, bool]]] = [[] for _ in range(count)]
     with tqdm(total=episodes, unit="episode", desc=title, mininterval=2) as bar:
         try:
-            for i, played in _endless(actor, games, seed):
+            for i, played in _endless(policy, games, seed):
                 if len(rows[i]) == quota[i]:
                     continue
                 rows[i].append(played)
@@ -140,23 +141,23 @@ def play_episodes(actor: Actor, games: VecEnv, episodes: int, seed: int = 0, tit
 
 
 def play_steps(
-    actor: Actor, games: VecEnv, seed: int
+    policy: VectorPolicy, games: VecEnv, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]]:
-    """Let `actor` play on and on: the frames (N, H, W, 3) it saw; the rewards, ends and infos of what it did then."""
+    """Let a policy play on and on: the frames (N, H, W, 3) it saw; the rewards, ends and infos of what it did then."""
     games.seed(seed)
     frames, over = np.asarray(games.reset()), np.ones(games.num_envs, bool)
-    actor.begin(games.num_envs, seed)
+    policy.begin(games.num_envs, seed)
     while True:
         seen = frames
-        after, rewards, over, infos = games.step(actor.act(seen, over))
+        after, rewards, over, infos = games.step(policy.act(seen, over))
         frames = np.asarray(after)
         yield seen, rewards, over, infos
 
 
-def _endless(actor: Actor, games: VecEnv, seed: int) -> Iterator[tuple[int, tuple[float, int, bool]]]:
+def _endless(policy: VectorPolicy, games: VecEnv, seed: int) -> Iterator[tuple[int, tuple[float, int, bool]]]:
     """The number of a game, and the return, the length and whether it was cut, of each episode that ends."""
     sums, lengths = np.zeros(games.num_envs), np.zeros(games.num_envs, np.int64)
-    for _, rewards, over, infos in play_steps(actor, games, seed):
+    for _, rewards, over, infos in play_steps(policy, games, seed):
         sums, lengths = sums + rewards, lengths + 1
         for i in np.flatnonzero(over):
             yield int(i), (float(sums[i]), int(lengths[i]), bool(infos[i].get("TimeLimit.truncated")))
@@ -171,7 +172,7 @@ def evaluate_agent(config: AgentEvalConfig) -> dict[str, Any]:
     """
     torch.set_num_threads(config.threads)
     agent = Agent.load(config.agent, greedy=config.greedy)
-    actor: Actor = agent if config.policy == "agent" else RandomActor(agent.space, agent.choices)
+    policy: VectorPolicy = agent if config.policy == "agent" else RandomVectorPolicy(agent.space, agent.actions)
     name = config.game or agent.card.game
     games = _games(config, name, agent.card.frame_size)
     try:
@@ -179,7 +180,8 @@ def evaluate_agent(config: AgentEvalConfig) -> dict[str, Any]:
             raise ConfigError(
                 f"{config.world or name} has the action space {games.action_space}; the agent learned in {agent.space}."
             )
-        played = play_episodes(actor, games, config.episodes, config.seed, f"{config.policy} in {config.world or name}")
+        title = f"{config.policy} in {config.world or name}"
+        played = play_episodes(policy, games, config.episodes, config.seed, title)
     finally:
         games.close()
     place = "dream" if config.world else "real"
@@ -218,7 +220,7 @@ def _games(config: AgentEvalConfig, name: str, frame_size: tuple[int, int]) -> V
     settings |= {"noise_scale": config.noise_scale, "threads": config.threads, "end_above": None}
     if config.starts_from is not None:
         settings["starts"] = sample_starts(
-            config.starts_from, config.episodes, world_reach(config.world), config.where, config.seed,
+            config.starts_from, config.episodes, world_context(config.world), config.where, config.seed,
             config.starts_anywhere, "heldout",
         )  # fmt: skip
     return imagined_envs(config.world, min(config.num_envs, config.episodes), **settings)

@@ -16,12 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from worldsim.agents.agent import Actor, Agent
-from worldsim.agents.choices import Choices, find_choices
+from worldsim.agents.agent import Agent
+from worldsim.agents.discrete import DiscreteActions, find_actions
+from worldsim.agents.envs import find_game, imagined_envs, real_games
 from worldsim.agents.evaluation import play_episodes
-from worldsim.agents.games import find_game, imagined_envs, real_games
+from worldsim.data.policy import VectorPolicy
 from worldsim.engine.engine import Engine
-from worldsim.envs.world_env import make_engine, world_path
+from worldsim.envs.shipped import world_path
+from worldsim.envs.world_env import make_engine
 from worldsim.errors import ConfigError
 from worldsim.world import World
 
@@ -34,8 +36,8 @@ class PlannerConfig:
     """Futures of each first action."""
     horizon: int = 16
     """Steps that each looks ahead."""
-    hold: int = 6
-    """Without an agent: actions are held for 1 to so many steps, the first one too."""
+    action_repeat: int = 6
+    """Without an agent: actions are repeated for 1 to so many steps, the first one too."""
     every: int = 1
     """Plan at each so-manieth step, and keep to the plan between."""
     gamma: float = 0.99
@@ -47,7 +49,7 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("futures", "horizon", "hold", "every"):
+        for name in ("futures", "horizon", "action_repeat", "every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.every > self.horizon:
@@ -55,11 +57,11 @@ class PlannerConfig:
 
 
 class Planner:
-    """Plays games by looking ahead in a world; an `Actor`.
+    """Plays games by looking ahead in a world; a `VectorPolicy`.
 
     Args:
         engine: of the world. `planning_engine` makes one with room for all futures.
-        choices: the actions to choose among.
+        actions: to choose among.
         config: how far and how wide to look.
         agent: who acts after the first step of a future; without one, random actions.
         prompt: of the world (default: its first).
@@ -68,13 +70,13 @@ class Planner:
     def __init__(
         self,
         engine: Engine,
-        choices: Choices,
+        actions: DiscreteActions,
         config: PlannerConfig | None = None,
         agent: Agent | None = None,
         prompt: str | None = None,
     ) -> None:
         """Get ready for one game."""
-        self.engine, self.choices, self.config = engine, choices, config or PlannerConfig()
+        self.engine, self.actions, self.config = engine, actions, config or PlannerConfig()
         self.agent, self.prompt = agent, prompt
         self._sessions: list[int | None] = []
         self.begin(1)
@@ -97,7 +99,7 @@ class Planner:
         self._sessions = []
 
     def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """An action for each game; see `Actor.act`."""
+        """An action for each game; see `VectorPolicy.act`."""
         seen = None if self.agent is None else self.agent.look(frames, begun)
         for i, frame in enumerate(frames):
             session = self._sessions[i]
@@ -112,42 +114,42 @@ class Planner:
                 self.engine.observe(session, self._last[i], frame)
             if not self._plans[i]:
                 self._plans[i] = self.plan(session, None if seen is None else seen[i])[: self.config.every]
-            self._last[i] = self.choices.values[self._plans[i].pop(0)]
+            self._last[i] = self.actions.values[self._plans[i].pop(0)]
         return np.stack(self._last)
 
     def plan(self, session: int, seen: np.ndarray | None = None) -> list[int]:
-        """The choices of the best future, from its first step on; the session is left as it is.
+        """The numbers of the actions of the best future, from its first step on; the session is left as it is.
 
         Args:
             session: where to look ahead from.
             seen: what the agent sees now, (C * S, H, W).
         """
-        actions, futures = len(self.choices), self.config.futures
+        count, futures = len(self.actions), self.config.futures
         seeds = [int(seed) for seed in self._rng.integers(2**62, size=futures)]
         twins: list[int] = []
         try:
-            for _ in range(actions):  # twin a * S + s has the noise s
+            for _ in range(count):  # twin a * S + s has the noise s
                 for seed in seeds:
                     twins.append(self.engine.fork(session, seed))
             earned, done = self._imagine(twins) if self.agent is None else self._follow(twins, seen)
         finally:
             for twin in twins:
                 self.engine.close(twin)
-        earned = earned.reshape(actions, futures)
+        earned = earned.reshape(count, futures)
         scores = earned.mean(1) if self.config.pick == "mean" else earned.max(1)
         best = int(scores.argmax())  # of equals the first
         return done[best * futures + int(earned[best].argmax())].tolist()
 
     def _imagine(self, twins: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Futures under random actions, each held for a while: what they earn (A * S,) and what was done (A * S, H)."""
-        done = np.empty((len(self.choices), self.config.futures, self.config.horizon), np.int64)
+        """Futures under random actions, each repeated: what they earn (A * S,) and what was done (A * S, H)."""
+        done = np.empty((len(self.actions), self.config.futures, self.config.horizon), np.int64)
         for s in range(self.config.futures):
             row = np.repeat(*self._segments())[: self.config.horizon]
-            first = int(self._rng.integers(1, self.config.hold + 1))
+            first = int(self._rng.integers(1, self.config.action_repeat + 1))
             done[:, s] = row
-            done[:, s, :first] = np.arange(len(self.choices))[:, None]
+            done[:, s, :first] = np.arange(len(self.actions))[:, None]
         flat = done.reshape(len(twins), -1)
-        chunks = {twin: list(self.choices.values[row]) for twin, row in zip(twins, flat, strict=True)}
+        chunks = {twin: list(self.actions.values[row]) for twin, row in zip(twins, flat, strict=True)}
         steps = self.engine.play(chunks, frames="last")
         earned, alive = np.zeros(len(twins)), np.ones(len(twins))
         for h in range(self.config.horizon):
@@ -157,8 +159,8 @@ class Planner:
         return earned, flat
 
     def _segments(self) -> tuple[np.ndarray, np.ndarray]:
-        size = self.config.horizon
-        return self._rng.integers(len(self.choices), size=size), self._rng.integers(1, self.config.hold + 1, size=size)
+        size, most = self.config.horizon, self.config.action_repeat
+        return self._rng.integers(len(self.actions), size=size), self._rng.integers(1, most + 1, size=size)
 
     def _follow(self, twins: list[int], seen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """The same with an agent that acts after the first step."""
@@ -171,10 +173,10 @@ class Planner:
         earned, alive = np.zeros(len(twins)), np.ones(len(twins))
         done = np.empty((len(twins), self.config.horizon), np.int64)
         none = np.zeros(len(twins), bool)
-        numbers, seen_now = np.repeat(np.arange(len(self.choices)), self.config.futures), seen
+        numbers, seen_now = np.repeat(np.arange(len(self.actions)), self.config.futures), seen
         for h in range(self.config.horizon):
             done[:, h] = numbers
-            steps = self.engine.step(dict(zip(twins, self.choices.values[numbers], strict=True)))
+            steps = self.engine.step(dict(zip(twins, self.actions.values[numbers], strict=True)))
             now = [steps[twin] for twin in twins]
             earned += self.config.gamma**h * alive * [step.reward for step in now]
             alive *= 1 - np.array([step.ended for step in now])
@@ -233,16 +235,16 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     agent = None if config.agent is None else Agent.load(config.agent)
     world = World.from_pretrained(world_path(config.world))
-    choices = find_choices(world.action_space, world.card.keys, config.actions)
+    actions = find_actions(world.action_space, world.card.keys, config.actions)
     if agent is not None:
-        choices = agent.choices
-        if agent.card.hold > 1:
-            raise ConfigError(f"the agent holds choices for {agent.card.hold} steps; a planner chooses at each one.")
-    if choices is None:
+        actions = agent.actions
+        if (repeat := agent.card.action_repeat) > 1:
+            raise ConfigError(f"the agent repeats actions for {repeat} steps; a planner chooses at each one.")
+    if actions is None:
         raise ConfigError("a planner chooses among a few actions; the agent gives numbers. Train one that chooses.")
-    room = len(choices) * config.planner.futures + 4
+    room = len(actions) * config.planner.futures + 4
     engine = planning_engine(world, room, threads=config.threads, noise_scale=config.noise_scale)
-    planner: Actor = Planner(engine, choices, config.planner, agent, config.prompt)
+    planner: VectorPolicy = Planner(engine, actions, config.planner, agent, config.prompt)
     if config.game is None:
         games = imagined_envs(
             config.world, 1, engine=engine, max_episode_steps=config.max_episode_steps, end_above=None

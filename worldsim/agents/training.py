@@ -30,9 +30,9 @@ from worldsim.agents.agent import (
     read_agent_card,
     write_tensors,
 )
-from worldsim.agents.choices import Choices, find_choices
-from worldsim.agents.games import (
-    as_agents_see,
+from worldsim.agents.discrete import DiscreteActions, find_actions
+from worldsim.agents.envs import (
+    agent_observation,
     find_game,
     frame_size,
     game_keys,
@@ -46,7 +46,8 @@ from worldsim.models.action import space_from_json
 from worldsim.training.trainer import stop_on_terminate
 
 SAVE_SECONDS = 60.0
-SAME = ("game", "world", "actions", "discrete_actions", "stack", "grey", "hold")  # what a run that goes on agrees in
+# What a run that goes on agrees in:
+SAME = ("game", "world", "actions", "discrete_actions", "stack", "grayscale", "action_repeat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +55,12 @@ class AgentConfig:
     """What an agent learns, where, and how."""
 
     game: str
-    """A built-in recipe (worldsim record --list) or the id of any Gymnasium environment."""
+    """A recipe (worldsim record --list), PACKAGE:RECIPE of a folder, or the id of any Gymnasium environment."""
     world: str | None = None
     """Learn in this world: a shipped one or a folder. Without one: in the real game."""
     out: Path | None = None
     """The folder of the agent (default: runs/agent-GAME-dream or -real). One that is there goes on learning."""
-    start: Path | None = None
+    init_from: Path | None = None
     """Begin from this agent's network."""
     steps: int = 1_000_000
     """Steps of all environments together."""
@@ -87,14 +88,14 @@ class AgentConfig:
     """Frames that the agent sees at once."""
     frame_size: tuple[int, int] | None = None
     """Height and width of the real game's frames (default: what the recipe says); a world has its own."""
-    grey: bool = False
+    grayscale: bool = False
     """See frames without colour."""
     discrete_actions: bool = True
     """Choose among the game's keys; without, give the numbers of a Box (a clipped Gaussian)."""
     actions: tuple[str, ...] = ()
     """Choose among these keys only, such as left right left+up."""
-    hold: int = 1
-    """Steps that each choice lasts; `steps` and `n_steps` then count choices."""
+    action_repeat: int = 1
+    """Steps that each action is repeated for; `steps` and `n_steps` then count actions."""
     noise_scale: float | None = None
     """Scale of the noise that the world's frames are drawn from (default: the world's)."""
     num_denoising_steps: int | None = None
@@ -120,7 +121,7 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("steps", "num_envs", "epochs", "stack", "hold", "starts", "threads"):
+        for name in ("steps", "num_envs", "epochs", "stack", "action_repeat", "starts", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.n_steps * self.num_envs < 2 or self.batch_size < 2:
@@ -152,18 +153,19 @@ def train_agent(config: AgentConfig) -> Agent:
     """
     torch.set_num_threads(config.threads)
     folder = config.folder()
-    raw, choices = make_envs(config)
+    raw, actions = make_envs(config)
     try:
-        card = new_card(config, raw, choices)
+        card = new_card(config, raw, actions)
         before = read_agent_card(folder) if (folder / "agent.json").is_file() else None
         if before is not None:
             _check_same(before, card, folder)
             card = dataclasses.replace(card, progress=before.progress)
-        seen = as_agents_see(raw, choices, config.stack, config.grey, config.hold)
+        seen = agent_observation(raw, actions, config.stack, config.grayscale, config.action_repeat)
         scaled = VecNormalize(seen, norm_obs=False, gamma=config.gamma)
         model = make_ppo(config, scaled)
-        if before is not None or config.start is not None:
-            _go_on(model, scaled, card, folder if before is not None else Path(str(config.start)), before is not None)
+        if before is not None or config.init_from is not None:
+            source = folder if before is not None else Path(str(config.init_from))
+            _go_on(model, scaled, card, source, before is not None)
         left = config.steps - model.num_timesteps
         learning = Learning(config, card, folder, model, scaled)
         if left > 0 and not learning.late():
@@ -186,13 +188,13 @@ def _learn(model: PPO, steps: int, learning: Learning) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def make_envs(config: AgentConfig) -> tuple[VecEnv, Choices | None]:
-    """The environments that `config` asks for, and what to choose among in them."""
+def make_envs(config: AgentConfig) -> tuple[VecEnv, DiscreteActions | None]:
+    """The environments that `config` asks for, and the actions to choose among in them."""
     if config.world is None:
         recipe = find_game(config.game, config.frame_size)
         space, keys = game_keys(recipe)
         envs = real_games(recipe, config.num_envs, config.max_episode_steps)
-        return envs, find_choices(space, keys, config.actions, config.discrete_actions)
+        return envs, find_actions(space, keys, config.actions, config.discrete_actions)
     settings: dict[str, Any] = {
         "noise_scale": config.noise_scale,
         "num_denoising_steps": config.num_denoising_steps,
@@ -202,30 +204,30 @@ def make_envs(config: AgentConfig) -> tuple[VecEnv, Choices | None]:
         "end_above": None if config.sample_end else 0.5,
     }
     if config.starts_from is not None:
-        reach = world_reach(config.world)
+        frames = world_context(config.world)
         settings["starts"] = sample_starts(
-            config.starts_from, config.starts, reach, config.where, config.seed, config.starts_anywhere
+            config.starts_from, config.starts, frames, config.where, config.seed, config.starts_anywhere
         )
     envs = imagined_envs(config.world, config.num_envs, **settings)
     world = world_of(envs).world
-    return envs, find_choices(world.action_space, world.card.keys, config.actions, config.discrete_actions)
+    return envs, find_actions(world.action_space, world.card.keys, config.actions, config.discrete_actions)
 
 
-def world_reach(world: str) -> int:
+def world_context(world: str) -> int:
     """How many frames of a clip a world looks at."""
-    from worldsim.envs.world_env import world_path
+    from worldsim.envs.shipped import world_path
     from worldsim.world import find_world
 
     dynamics = json.loads((find_world(world_path(world)) / "dynamics" / "config.json").read_text())
     return int(dynamics["context"]) + int(dynamics["history"])
 
 
-def new_card(config: AgentConfig, envs: VecEnv, choices: Choices | None) -> AgentCard:
+def new_card(config: AgentConfig, envs: VecEnv, actions: DiscreteActions | None) -> AgentCard:
     """The card of an agent that learns in `envs`, before any wrapper."""
     training = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     size = frame_size(envs)
-    about = {"stack": config.stack, "grey": config.grey, "hold": config.hold, "training": training}
-    return make_card(config.game, size, envs.action_space, choices, **about)
+    about = {"stack": config.stack, "grayscale": config.grayscale, "action_repeat": config.action_repeat}
+    return make_card(config.game, size, envs.action_space, actions, **about, training=training)
 
 
 def make_ppo(config: AgentConfig, envs: VecEnv) -> PPO:
@@ -337,7 +339,7 @@ def _go_on(model: PPO, scaled: VecNormalize, card: AgentCard, folder: Path, all_
 
 def _check_same(before: AgentCard, card: AgentCard, folder: Path) -> None:
     changed = [name for name in SAME if before.training.get(name) != card.training.get(name)]
-    if changed or before.choices != card.choices or space_from_json(before.action_space) != _space(card):
+    if changed or before.actions != card.actions or space_from_json(before.action_space) != _space(card):
         was = {name: before.training.get(name) for name in changed} or "its actions"
         raise ConfigError(f"the agent in {folder} learns with other settings: {was}. Choose another folder with out.")
 

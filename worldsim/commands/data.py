@@ -12,27 +12,30 @@ if TYPE_CHECKING:
 
 
 def record(args: Sequence[str]) -> None:
-    """Record a game into a dataset (--list names the built-in games).
+    """Record a game into a dataset (--list names the games).
 
     Example: worldsim record car-racing --frames 20000 --out data/car-racing
     A recording that was stopped goes on when the same command is run again.
     """
     if "--list" in args:
-        from worldsim.data.games import recipes
+        from worldsim.registry import hidden, recipes
 
         for recipe in recipes().values():
             print(f"{recipe.name:24} {recipe.summary}")
+        for name, error in hidden().items():
+            print(f"{name:24} cannot be played: {error}")
+        print(f"{'PACKAGE:RECIPE':24} a game of yours: a folder with a recipe.py, see docs/your-own-game.md")
         print(f"{'any Gymnasium id':24} such as CartPole-v1, or package:Name-v0 for one that a package registers")
         return
     from worldsim.data.record import RecordConfig
     from worldsim.data.record import record as run
 
-    config, explorer = parse(RecordConfig, "record", args, record.__doc__), None
+    config, policy = parse(RecordConfig, "record", args, record.__doc__), None
     if config.by_agent:
-        from worldsim.agents.explorer import explorer_for
+        from worldsim.agents.recording import policy_for
 
-        explorer = explorer_for(config)
-    dataset = run(config, explorer)
+        policy = policy_for(config)
+    dataset = run(config, policy)
     print(_counts(dataset))
 
 
@@ -41,10 +44,10 @@ def data_sheet(args: Sequence[str]) -> None:
 
     Example: worldsim data sheet data/car-racing --out sheet.png
     """
-    from worldsim.data.sheet import SheetConfig, dataset_sheet
+    from worldsim.data.contact_sheet import ContactSheet, dataset_contact_sheet
 
-    config = parse(SheetConfig, "data sheet", args, data_sheet.__doc__)
-    print(dataset_sheet(config.dataset, config.out, config.episodes, config.columns, config.scale))
+    config = parse(ContactSheet, "data sheet", args, data_sheet.__doc__)
+    print(dataset_contact_sheet(config.dataset, config.out, config.episodes, config.columns, config.scale))
 
 
 def data_export_minari(args: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ def info(args: Sequence[str]) -> None:
     """
     import json
 
-    from worldsim.envs.world_env import world_path
+    from worldsim.envs.shipped import world_path
     from worldsim.world import find_world, read_card
 
     def about(world: str, json: bool = False) -> tuple[str, bool]:
@@ -62,7 +62,7 @@ def evaluate(args: Sequence[str]) -> None:
     import json
     from pathlib import Path
 
-    from worldsim.envs.world_env import world_path
+    from worldsim.envs.shipped import world_path
     from worldsim.evaluation.report import EvalConfig, table
     from worldsim.evaluation.report import evaluate as run
 
@@ -80,7 +80,7 @@ def bench(args: Sequence[str]) -> None:
     import json
     from pathlib import Path
 
-    from worldsim.envs.world_env import world_path
+    from worldsim.envs.shipped import world_path
     from worldsim.evaluation.bench import BenchConfig, table
     from worldsim.evaluation.bench import bench as run
 
@@ -98,7 +98,7 @@ def bench_engine(args: Sequence[str]) -> None:
     import json
     from pathlib import Path
 
-    from worldsim.envs.world_env import world_path
+    from worldsim.envs.shipped import world_path
     from worldsim.evaluation.bench_engine import EngineBenchConfig, table
     from worldsim.evaluation.bench_engine import bench_engine as run
 
@@ -129,7 +129,7 @@ def tune(args: Sequence[str]) -> None:
     """
     from worldsim.engine.tuning import TuneConfig
     from worldsim.engine.tuning import tune as run
-    from worldsim.envs.world_env import world_path
+    from worldsim.envs.shipped import world_path
     from worldsim.world import World
 
     config = parse(TuneConfig, "tune", args, tune.__doc__)

@@ -23,12 +23,9 @@ from gymnasium import spaces
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from worldsim.data.card import DatasetCard
 from worldsim.data.recipe import SPLITS
-from worldsim.errors import ConfigError, DataError
-from worldsim.models.action import space_from_json
-
-FORMAT = "worldsim-episodes"
-FORMAT_VERSION = 1
+from worldsim.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +188,7 @@ class Dataset:
     """A folder of episodes.
 
     Attributes:
-        card: the content of `dataset.json`.
+        card: what it says of itself, `dataset.json`.
         action_space: the recorded Gymnasium action space.
         frame_size: (height, width) of every frame.
     """
@@ -203,26 +200,9 @@ class Dataset:
             DataError: no dataset there, not one of ours, or of another format version.
         """
         self.path = Path(path)
-        card_path = self.path / "dataset.json"
-        if not card_path.is_file():
-            raise DataError(f"no dataset at {self.path}: dataset.json is missing. Make one with: worldsim record")
-        try:
-            self.card = json.loads(card_path.read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(f"{card_path} is not JSON ({error}); restore it or record again.") from error
-        if not isinstance(self.card, dict) or self.card.get("format") != FORMAT:
-            raise DataError(f"{card_path} does not describe a worldsim dataset (no format: {FORMAT!r}).")
-        if self.card.get("format_version") != FORMAT_VERSION:
-            raise DataError(
-                f"dataset {self.path} has format_version {self.card.get('format_version')!r}; this worldsim reads "
-                f"{FORMAT_VERSION}. Record it again, or use the worldsim version that wrote it."
-            )
-        try:
-            self.action_space: spaces.Space = space_from_json(self.card["action_space"])
-            height, width = self.card["frame_size"]
-        except (ConfigError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{card_path} is damaged: {error}") from error
-        self.frame_size = (int(height), int(width))
+        self.card = DatasetCard.read(self.path)
+        self.action_space: spaces.Space = self.card.space()
+        self.frame_size = self.card.frame_size
 
     def episodes(self, split: str = "train") -> list[Path]:
         """The episode files of a split, in the order of their numbers."""

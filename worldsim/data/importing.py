@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Episode, write_episode
+from worldsim.data.card import DatasetCard
+from worldsim.data.episodes import Episode, write_episode
 from worldsim.data.recipe import SPLITS
 from worldsim.data.record import split_of
 from worldsim.errors import DataError
@@ -29,24 +29,21 @@ def make_card(
     space: spaces.Space,
     keys: Mapping[str, Any],
     provenance: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The content of dataset.json for an imported dataset.
+) -> DatasetCard:
+    """Make the card of an imported dataset.
 
     Raises:
         ConfigError: `space` is of a kind that no dataset can have.
     """
     version = importlib.metadata.version("worldsim-engine")
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "frame_size": list(frame_size),
-        "fps": fps,
-        "action_space": space_to_json(space),
-        "keys": dict(keys),
-        "notices": [],
-        "provenance": {**provenance, "packages": {"worldsim-engine": version}},
-    }
+    return DatasetCard(
+        name=name,
+        frame_size=frame_size,
+        fps=fps,
+        action_space=space_to_json(space),
+        keys=dict(keys),
+        provenance={**provenance, "packages": {"worldsim-engine": version}},
+    )
 
 
 class Importer:
@@ -79,7 +76,7 @@ class Importer:
 
 
 @contextmanager
-def importing(out: Path, card: Mapping[str, Any]) -> Iterator[Importer]:
+def importing(out: Path, card: DatasetCard) -> Iterator[Importer]:
     """Make the dataset `out` of the episodes that are added within; after an error there is none.
 
     Raises:
@@ -94,7 +91,7 @@ def importing(out: Path, card: Mapping[str, Any]) -> Iterator[Importer]:
         yield importer
         if not sum(importer.counts.values()):
             raise DataError(f"there is no episode to import into {out}; an episode needs at least two frames.")
-        (partial / "dataset.json").write_text(json.dumps(card, indent=2) + "\n")
+        card.write(partial)
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -111,6 +108,6 @@ def check_free(out: Path) -> None:
 
 
 def ended(steps: int, terminated: bool) -> dict[str, np.ndarray]:
-    """`terminated` and `truncated` of an episode of so many steps that ends at its last one in one way or the other."""
+    """Make `terminated` and `truncated` of an episode that ends at the last of so many steps, one way or the other."""
     last = np.arange(steps) == steps - 1
     return {"terminated": last & terminated, "truncated": last & (not terminated)}

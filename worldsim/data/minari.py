@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from worldsim.data.card import DatasetCard
 from worldsim.data.episodes import Dataset, Episode, read_episode
 from worldsim.data.frames import resize_frame
 from worldsim.data.importing import check_free, ended, importing, make_card
 from worldsim.data.recipe import SPLITS
 from worldsim.data.record import FRAMES_PER_SECOND
 from worldsim.errors import ConfigError, DataError, MissingDependency, did_you_mean
-from worldsim.models.action import space_from_json
 
 CARD, EPISODE = "worldsim", "worldsim"  # our entries in the metadata of a dataset and of an episode
 
@@ -49,9 +49,7 @@ class MinariExport:
 
     def name(self) -> str:
         """Minari's name for the dataset."""
-        return (
-            self.id or f"worldsim/{''.join(c if c.isalnum() else '-' for c in Dataset(self.dataset).card['name'])}-v0"
-        )
+        return self.id or f"worldsim/{''.join(c if c.isalnum() else '-' for c in Dataset(self.dataset).card.name)}-v0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +116,8 @@ def export_minari(config: MinariExport) -> Path:
             data_format="arrow",
             jpeg_encoding=False,
         )
-        about = {"dataset_id": name, "minari_version": minari.__version__, CARD: json.dumps(dataset.card)}
-        about |= {"description": f"{dataset.card['name']}, recorded with worldsim: frames, actions and prompts."}
+        about = {"dataset_id": name, "minari_version": minari.__version__, CARD: json.dumps(dataset.card.to_json())}
+        about |= {"description": f"{dataset.card.name}, recorded with worldsim: frames, actions and prompts."}
         about |= {"author": {config.author}} if config.author else {}
         about |= {"author_email": {config.email}} if config.email else {}
         storage.update_metadata(about)
@@ -170,11 +168,11 @@ def import_minari(config: MinariImport) -> Dataset:
     check_free(out)
     if CARD in about:
         try:
-            card = {**json.loads(about[CARD]), "frame_size": list(size)}
-            space = space_from_json(card["action_space"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"the card of the worldsim dataset in {path} is damaged: {error}") from error
-        card |= {} if config.fps is None else {"fps": config.fps}
+            written = json.loads(about[CARD])
+        except (ValueError, TypeError) as error:
+            raise DataError(f"the card of the worldsim dataset in {path} is not JSON ({error}).") from error
+        card = DatasetCard.of(written, f"the card of the worldsim dataset in {path}")
+        card, space = replace(card, frame_size=size, fps=config.fps or card.fps), card.space()
     else:
         space = source.action_space
         fps = config.fps or FRAMES_PER_SECOND

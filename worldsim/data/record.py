@@ -22,16 +22,20 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from worldsim.data.episodes import FORMAT, FORMAT_VERSION, Dataset, Episode, count_steps, write_episode
+from worldsim.data.card import FILE, DatasetCard
+from worldsim.data.episodes import Dataset, Episode, count_steps, write_episode
 from worldsim.data.frames import see_frame
-from worldsim.data.games import recipes
-from worldsim.data.recipe import Beginner, Explorer, Pauses, RandomExplorer, Recipe, Rest
+from worldsim.data.policy import BeginnerPolicy, NoOpSpans, Policy, RandomPolicy, Rest
+from worldsim.data.recipe import Recipe
 from worldsim.data.worker_pool import Alone, WorkerPool
 from worldsim.errors import ConfigError, DataError, did_you_mean
 from worldsim.models.action import space_to_json, stack_actions
+from worldsim.registry import find_recipe, folder_game, hidden, recipes
+from worldsim.renamed import renamed_value
 
 EPISODE_STEPS = 1000  # for an environment without a limit of its own
 FRAMES_PER_SECOND = 30.0  # for an environment that does not say
+MIXED_IN = ("no_op_fraction", "beginners", "rests")  # settings that need a recipe with an action of no key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class RecordConfig:
     """What to record, how much of it, and where to."""
 
     game: str
-    """A built-in recipe (see --list) or the id of any Gymnasium environment."""
+    """A recipe (see --list), PACKAGE:RECIPE of a folder of yours, or the id of any Gymnasium environment."""
     out: Path | None = None
     """The folder of the dataset (default: data/GAME). A recording that is there already is continued."""
     frames: int = 20_000
@@ -48,13 +52,13 @@ class RecordConfig:
     """Processes that play at the same time; 1 plays in this process."""
     seed: int = 0
     """Another seed gives other episodes."""
-    policy: str = "explorer"
-    """Who plays: the recipe's "explorer", "random" actions held for a few steps, or the folder of an agent."""
+    policy: str = "recipe"
+    """What plays: the policy of the "recipe", "random" actions repeated for a few steps, or the folder of an agent."""
     random: float = 0.1
-    """With an agent: the share of steps that random actions take, held for a few steps."""
-    idle: float = 0.0
-    """Share of the steps in which whoever plays holds no key, 8 to 64 steps each time (recipes only): explorers hardly
-    ever stand still, and a world trained on them alone cannot."""
+    """With an agent: the share of steps that random actions take, repeated for a few steps."""
+    no_op_fraction: float = 0.0
+    """Fraction of the steps in which no key is held, 8 to 64 steps each time (recipes only): a policy that explores
+    hardly ever stands still, and a world trained on it alone cannot."""
     beginners: float = 0.0
     """Share of the episodes that a beginner plays, who holds one key or taps any (recipes only)."""
     rests: float = 0.0
@@ -75,13 +79,14 @@ class RecordConfig:
                 raise ConfigError(f"{name} is {value}; it must be at least {low}.")
         if self.frame_size is not None and (len(self.frame_size) != 2 or min(self.frame_size) < 1):
             raise ConfigError(f"frame_size is {self.frame_size}; it must be a height and a width of at least 1.")
-        if not self.by_agent and self.policy not in ("explorer", "random"):
-            raise ConfigError(f"policy is {self.policy!r}; allowed: 'explorer', 'random', the folder of an agent.")
+        if not self.by_agent and self.policy not in ("recipe", "random"):
+            hint = renamed_value("policy", self.policy)
+            raise ConfigError(f"policy is {self.policy!r}; allowed: 'recipe', 'random', the folder of an agent.{hint}")
         for name in ("random", "beginners", "rests"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1.")
-        if not 0 <= self.idle < 1:
-            raise ConfigError(f"idle is {self.idle}; allowed: 0 <= idle < 1.")
+        if not 0 <= self.no_op_fraction < 1:
+            raise ConfigError(f"no_op_fraction is {self.no_op_fraction}; allowed: 0 <= no_op_fraction < 1.")
 
     @property
     def by_agent(self) -> bool:
@@ -89,23 +94,24 @@ class RecordConfig:
         return (Path(self.policy) / "agent.json").is_file()
 
 
-def record(config: RecordConfig, explorer: Callable[[], Explorer] | None = None) -> Dataset:
+def record(config: RecordConfig, make_policy: Callable[[], Policy] | None = None) -> Dataset:
     """Record until the dataset has `config.frames` frames; continue a recording that was stopped.
 
     Args:
         config: what, how much, and where to.
-        explorer: makes who plays, in place of the recipe's: a top-level function or a partial of one, which workers
-            import by name. Where the policy is an agent: `worldsim.agents.explorer.explorer_for(config)`.
+        make_policy: makes the policy, in place of the recipe's: a top-level function or a partial of one, which workers
+            import by name. Where the policy is an agent: `worldsim.agents.recording.policy_for(config)`.
 
     Raises:
-        ConfigError: the action space is of a kind that cannot be recorded, or an agent is to play without `explorer`.
+        ConfigError: the action space is of a kind that cannot be recorded, or an agent is to play without
+            `make_policy`.
         DataError: an unknown game, a folder with something else in it, or a game that crashed. Finished episodes stay.
     """
-    if config.by_agent and explorer is None:
-        raise ConfigError("the policy is an agent; pass explorer=worldsim.agents.explorer.explorer_for(config).")
+    if config.by_agent and make_policy is None:
+        raise ConfigError("the policy is an agent; pass make_policy=worldsim.agents.recording.policy_for(config).")
     recipe = recipe_for(config)
-    recipe = dataclasses.replace(recipe, make_explorer=explorer or recipe.make_explorer)
-    for name in ("idle", "beginners", "rests"):
+    recipe = dataclasses.replace(recipe, make_policy=make_policy or recipe.make_policy)
+    for name in MIXED_IN:
         if getattr(config, name) and "" not in recipe.keys:
             raise ConfigError(
                 f"{name} is {getattr(config, name)}, but {recipe.name} has no action for no key (recipes have one); "
@@ -139,19 +145,20 @@ def record(config: RecordConfig, explorer: Callable[[], Explorer] | None = None)
 
 
 def recipe_for(config: RecordConfig) -> Recipe:
-    """The built-in recipe that `config` asks for, or one made for the Gymnasium id.
+    """Find the recipe that `config` asks for, or make one for the Gymnasium id.
 
     Raises:
         DataError: neither a recipe nor an environment that can be made.
+        MissingDependency: the game is known, but a package that it needs is not installed.
     """
     # Ids first: the games behind the recipes need packages that another environment does not.
-    if ":" in config.game or config.game in gym.registry:
+    recipe = None if config.game in gym.registry else find_recipe(config.game)
+    if recipe is None and (":" in config.game or config.game in gym.registry):
         recipe = _foreign(config.game, config.max_episode_steps)
-    elif config.game in (known := recipes()):
-        recipe = known[config.game]
-    else:
+    elif recipe is None:
         ids = difflib.get_close_matches(config.game, gym.registry)
-        hint = did_you_mean(config.game, known) + (f" Gymnasium ids like it: {', '.join(ids)}." if ids else "")
+        hint = did_you_mean(config.game, {*recipes(), *hidden()})
+        hint += f" Gymnasium ids like it: {', '.join(ids)}." if ids else ""
         raise DataError(f"{config.game!r} is neither a recipe nor the id of a Gymnasium environment.{hint}")
     return dataclasses.replace(
         recipe,
@@ -166,7 +173,9 @@ def _foreign(env_id: str, max_episode_steps: int | None) -> Recipe:
     try:
         env = make_env()
     except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        raise DataError(f"cannot make the environment {env_id!r}: {error}") from error
+        game = folder_game(env_id.partition(":")[0])
+        hint = "" if game is None else did_you_mean(env_id.partition(":")[2], game.recipes())
+        raise DataError(f"cannot make the environment {env_id!r}: {error}.{hint}") from error
     steps = env.spec.max_episode_steps if env.spec else None
     fps = float(env.metadata.get("render_fps") or FRAMES_PER_SECOND)
     env.close()
@@ -175,7 +184,7 @@ def _foreign(env_id: str, max_episode_steps: int | None) -> Recipe:
         summary=f"the Gymnasium environment {env_id}",
         env_id=env_id,
         make_env=make_env,
-        make_explorer=RandomExplorer,
+        make_policy=RandomPolicy,
         fps=fps,
         episode_steps=steps or EPISODE_STEPS,
         packages=("gymnasium", "numpy"),
@@ -183,14 +192,14 @@ def _foreign(env_id: str, max_episode_steps: int | None) -> Recipe:
 
 
 def split_of(index: int, unseen: bool) -> str:
-    """The split of episode `index`: one in ten is held out; with `unseen`, one in 25 shows prompts of its own."""
+    """Get the split of episode `index`: one in ten is held out; with `unseen`, one in 25 shows prompts of its own."""
     if unseen and index % 25 == 24:
         return "unseen"
     return "heldout" if index % 10 == 9 else "train"
 
 
 def episode_path(out: Path, index: int, unseen: bool) -> Path:
-    """Where episode `index` of a dataset lies."""
+    """Say where episode `index` of a dataset lies."""
     return out / split_of(index, unseen) / f"{index:06d}.safetensors"
 
 
@@ -202,15 +211,15 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
     split = split_of(index, recipe.unseen)
     seed = int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0])
     rng = np.random.default_rng([config.seed, index])  # not `seed`: that would be the environment's own stream
-    explorer = recipe.make_explorer()
-    options = explorer.begin(rng, split)
+    policy = recipe.make_policy()
+    options = policy.begin(rng, split)
     if config.policy == "random":
-        explorer = RandomExplorer()
-        explorer.begin(rng, split)
+        policy = RandomPolicy()
+        policy.begin(rng, split)
     elif np.random.default_rng([config.seed, index, 2]).random() < config.beginners:
-        explorer = Beginner(recipe.keys, explorer)
-        options = explorer.begin(rng, split)
-    pauses = Pauses(config.idle, np.random.default_rng([config.seed, index, 1]))
+        policy = BeginnerPolicy(recipe.keys, policy)
+        options = policy.begin(rng, split)
+    no_ops = NoOpSpans(config.no_op_fraction, np.random.default_rng([config.seed, index, 1]))
     rest = Rest(config.rests, recipe.protect, np.random.default_rng([config.seed, index, 3]))
     options |= rest.options
     limit = recipe.episode_steps if rest.begins is None else rest.begins + Rest.STEPS[1]
@@ -220,10 +229,10 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
         frames, prompts = [see_frame(env, observation, recipe.frame_size)], [_prompt(info, config)]
         actions, rewards, terminations, truncations = [], [], [], []
         while len(actions) < limit and not rest.over(len(actions)):
-            action = explorer.act(env, observation, info)
-            if pauses.step() or rest.resting(len(actions)):
+            action = policy.act(env, observation, info)
+            if no_ops.step() or rest.resting(len(actions)):
                 action = recipe.keys[""]
-            actions.append(copy.deepcopy(action))  # games and explorers may change what they gave or were given
+            actions.append(copy.deepcopy(action))  # games and policies may change what they gave or were given
             observation, reward, terminated, truncated, info = env.step(copy.deepcopy(action))
             frames.append(see_frame(env, observation, recipe.frame_size))
             prompts.append(_prompt(info, config))
@@ -267,33 +276,31 @@ def _prompt(info: dict[str, Any], config: RecordConfig) -> dict[str, Any]:
     return {**info.get("labels", {}), "text": info.get("prompt", config.prompt)}
 
 
-def _card(recipe: Recipe, config: RecordConfig) -> dict[str, Any]:
+def _card(recipe: Recipe, config: RecordConfig) -> DatasetCard:
     env = recipe.make_env()
     try:
         space = space_to_json(env.action_space)
     finally:
         env.close()
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "name": recipe.name,
-        "frame_size": list(recipe.frame_size),
-        "fps": recipe.fps,
-        "action_space": space,
-        "keys": {key: _plain(action) for key, action in recipe.keys.items()},
-        "notices": list(recipe.notices),
-        "recipe": config.game,
-        "provenance": {
+    return DatasetCard(
+        name=recipe.name,
+        frame_size=recipe.frame_size,
+        fps=recipe.fps,
+        action_space=space,
+        keys={key: _plain(action) for key, action in recipe.keys.items()},
+        notices=recipe.notices,
+        recipe=config.game,
+        provenance={
             "env_id": recipe.env_id,
             "policy": config.policy,
             **({"random": config.random} if config.by_agent else {}),
-            **{name: getattr(config, name) for name in ("idle", "beginners", "rests") if getattr(config, name)},
+            **{name: getattr(config, name) for name in MIXED_IN if getattr(config, name)},
             "seed": config.seed,
             "prompt": config.prompt,
             "episode_steps": recipe.episode_steps,
             "packages": {name: _version(name) for name in ("worldsim-engine", *recipe.packages)},
         },
-    }
+    )
 
 
 def _plain(action: Any) -> Any:
@@ -309,10 +316,9 @@ def _version(package: str) -> str:
         return "unknown"  # the same import may come from another distribution
 
 
-def _open(out: Path, card: dict[str, Any]) -> None:
+def _open(out: Path, card: DatasetCard) -> None:
     """Begin a dataset at `out`, or make sure that the one there was recorded with the same settings."""
-    path = out / "dataset.json"
-    if path.exists():
+    if (out / FILE).exists():
         before, now = _settings(Dataset(out).card), _settings(card)
         names = sorted(name for name in before | now if before.get(name) != now.get(name))
         if names and any(out.glob("*/*.safetensors")):
@@ -323,15 +329,11 @@ def _open(out: Path, card: dict[str, Any]) -> None:
         if not names:
             return
     elif out.exists() and (not out.is_dir() or any(file.suffix != ".partial" for file in out.iterdir())):
-        raise DataError(f"{out} is there already and is no dataset (it has no dataset.json). Choose another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(card, indent=2) + "\n")
-    unfinished.replace(path)
+        raise DataError(f"{out} is there already and is no dataset (it has no {FILE}). Choose another folder.")
+    card.write(out)
 
 
-def _settings(card: dict[str, Any]) -> dict[str, str]:
-    provenance = card.get("provenance", {})
-    packages = {f"version of {name}": version for name, version in provenance.get("packages", {}).items()}
-    settings = {**card, **provenance, **packages}
+def _settings(card: DatasetCard) -> dict[str, str]:
+    packages = {f"version of {name}": version for name, version in card.provenance.get("packages", {}).items()}
+    settings = {**card.to_json(), **card.provenance, **packages}
     return {k: json.dumps(v, sort_keys=True) for k, v in settings.items() if k not in ("provenance", "packages")}

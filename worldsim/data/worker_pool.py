@@ -107,8 +107,8 @@ class WorkerPool:
 
     def begin(self, task: int) -> None:
         """Give `task` to a free worker."""
-        idle = [connection for connection in self.processes if connection not in self.tasks]
-        connection = idle[0] if idle else self._start()
+        waiting = [connection for connection in self.processes if connection not in self.tasks]
+        connection = waiting[0] if waiting else self._start()
         self.tasks[connection] = task
         connection.send(task)
 

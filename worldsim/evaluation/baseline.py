@@ -18,7 +18,7 @@ from worldsim.diffusion.noise import SAMPLE, keys_of, normal
 from worldsim.engine.simulator import State
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation.report import EvalConfig, Evaluation
-from worldsim.evaluation.rollout import Act, Runner, Segments, context_of, recorded
+from worldsim.evaluation.rollout import RolloutPolicy, Runner, Segments, context_of, recorded
 from worldsim.models.action import flat_size
 from worldsim.models.unet import UNetDynamics, to_pixels
 from worldsim.training.baseline import load_baseline, prompt_means
@@ -84,7 +84,7 @@ class UNetRunner(Runner):
     def stream(
         self,
         segments: Segments,
-        act: Act,
+        act: RolloutPolicy,
         frames: int,
         title: str = "free running",
         before: Callable[[State], None] | None = None,

@@ -32,9 +32,9 @@ class EvalConfig:
     free: int = 1000
     """Frames of the long free run (0: none)."""
     free_starts: int = 8
-    horizon: int = 0
-    """Frames of long free runs under no input, held, random and recorded input (0: none)."""
-    horizon_starts: int = 4
+    long_rollout: int = 0
+    """Frames of long-horizon rollouts under no input, held, random and recorded input (0: none)."""
+    long_rollout_starts: int = 4
     """Sessions under each of these."""
     memory: bool = False
     """Look away and back in the real game and in the world, for the games that have keys to turn with."""
@@ -58,11 +58,11 @@ class EvalConfig:
     probes: bool = True
     """Whether the first minute also measures how the world follows its actions and heals a patch of noise."""
     events: bool = False
-    """Type events while playing, for Doom; trains a judge first, in a minute or two."""
+    """Type events while playing, for games that have them; trains a judge first, in a minute or two."""
     event_starts: int = 16
     """Tries of each event in known places, and as many in places it was held out of."""
     fresh: int = 64
-    """Fresh starts from prompts of training, and as many from unseen ones, where the world has palettes (0: none)."""
+    """Fresh starts from prompts of training, and as many from unseen ones, where a game measures that (0: none)."""
     features: bool = False
     """Also judge clips of 64 frames by a network's features and VMAF (needs the extra `judge`)."""
     num_denoising_steps: int | None = None
@@ -90,7 +90,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         least = {"episodes": 1, "free": 0, "free_starts": 1, "fresh": 0, "batch": 1}
-        least |= {"horizon": 0, "horizon_starts": 1, "memory_starts": 1, "event_starts": 1}
+        least |= {"long_rollout": 0, "long_rollout_starts": 1, "memory_starts": 1, "event_starts": 1}
         least |= {} if self.starts is None else {"starts": 1}
         for name, low in least.items():
             if getattr(self, name) < low:

@@ -1,13 +1,14 @@
-"""Does what is typed happen? For Doom's events: things that appear, lights, fog; and the scenarios themselves.
+"""Does what is typed happen? For games with events that prompts bring about: things that appear, lights, fog, places.
 
 The judge is a classifier trained on real frames with the game's own labels (`classifier`). An event has happened if at
-least STEADY of the TELL frames after its words were typed, about a second, show it. The same starts without the words
-say how often it would have seemed to happen anyway, and the recording's own events how often the judge sees a real one.
+least STEADY of the frames after its words were typed, about a second of them, show it. The same starts without the
+words say how often it would have seemed to happen anyway, and the recording's own events how often the judge sees a
+real one. Which events there are is in the game's `EventBook`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +17,14 @@ import torch
 from torch import Tensor
 
 from worldsim.data.episodes import Dataset, Episode, read_episode
-from worldsim.data.games.doom_events import EVENTS, HELD_OUT_PAIRS, TELL, Event
-from worldsim.data.games.doom_scenarios import SCENARIOS
 from worldsim.evaluation.classifier import Classifier, accuracy, examples
-from worldsim.evaluation.horizon import plan
+from worldsim.evaluation.event_book import Event, EventBook
 from worldsim.evaluation.intervals import shown, wilson
+from worldsim.evaluation.long_rollout import plan
 from worldsim.evaluation.rollout import Runner, Segments, scripted
 from worldsim.models.action import flatten_actions, stack_actions
 
-STEADY = 3  # frames of TELL that must show it
+STEADY = 3  # frames of those after its words that must show it
 LATER = 12  # frames after which a fresh start is looked at again
 STRIDE = 4  # frames between the places that a start may be at
 
@@ -40,66 +40,72 @@ class Try:
 
 
 def target(event: Event) -> tuple[str, Any]:
-    """The label that an event changes, and the value it changes to."""
+    """Get the label that an event changes, and the value it changes to."""
     return (event.slot, event.value) if event.slot else (event.thing, True)
 
 
-def possible(episodes: list[Episode], context: int) -> dict[tuple[str, str], list[Try]]:
-    """All places for each scenario and event.
+def possible(book: EventBook, episodes: list[Episode], context: int) -> dict[tuple[str, str], list[Try]]:
+    """Find all places for each scenario and event.
 
     There nothing else is being told, no frame of the context shows what the event brings, and a thing has room ahead.
     """
     found: dict[tuple[str, str], list[Try]] = {}
     for i, episode in enumerate(episodes):
-        for at in range(context - 1, len(episode) + 1 - TELL, STRIDE):
+        for at in range(context - 1, len(episode) + 1 - book.frames, STRIDE):
             seen = [episode.prompts[k] for k in set(episode.prompt_index[at + 1 - context : at + 1].tolist())]
             last = episode.prompts[episode.prompt_index[at]]
             if last["event"]:
                 continue
-            for name, event in EVENTS.items():
+            for name, event in book.events.items():
                 label, value = target(event)
-                if any(prompt[label] == value for prompt in seen) or (event.thing and last["wall"]):
+                if any(prompt[label] == value for prompt in seen) or (event.thing and last[book.blocked]):
                     continue
                 found.setdefault((last["scenario"], name), []).append(Try(i, at, last["scenario"], name))
     return found
 
 
-def choose(places: dict[tuple[str, str], list[Try]], count: int, held_out: bool, rng: np.random.Generator) -> list[Try]:
-    """Up to `count` tries for each event over the scenarios it was trained in, or over those it was held out of."""
+def choose(
+    book: EventBook,
+    places: dict[tuple[str, str], list[Try]],
+    count: int,
+    held_out: bool,
+    rng: np.random.Generator,
+) -> list[Try]:
+    """Choose up to `count` tries for each event over the scenarios it was trained in, or over those held out of it."""
     tries: list[Try] = []
-    for name in EVENTS:
+    for name in book.events:
         pools = [
             [found[k] for k in rng.permutation(len(found))]
             for (scenario, event), found in places.items()
-            if event == name and ((scenario, event) in HELD_OUT_PAIRS) == held_out
+            if event == name and ((scenario, event) in book.held_out) == held_out
         ]
         turns = [pool[k] for k in range(max(map(len, pools), default=0)) for pool in pools if k < len(pool)]
         tries += turns[:count]
     return tries
 
 
-def words(label: dict[str, Any], event: Event | None, rng: np.random.Generator) -> str:
-    """A prompt: the place, the event's words if any, and what lasts, as a recording words it."""
+def words(book: EventBook, label: dict[str, Any], event: Event | None, rng: np.random.Generator) -> str:
+    """Write a prompt: the place, the event's words if any, and what lasts, as a recording words it."""
 
-    def pick(wordings: tuple[str, ...]) -> str:
-        return wordings[rng.integers(len(wordings))]
+    def pick(wordings: Sequence[str]) -> str:
+        return wordings[int(rng.integers(len(wordings)))]
 
-    parts = [pick(SCENARIOS[label["scenario"]].places)]
+    parts = [pick(book.places[label["scenario"]])]
     if event is not None:
         parts.append(pick(event.words))
-    for state in EVENTS.values():
+    for state in book.events.values():
         lasts = state.slot and label[state.slot] == state.value and state.lasting
         if lasts and (event is None or state.slot != event.slot):
             parts.append(pick(state.lasting))
     return ", ".join(parts)
 
 
-def happened(classifier: Classifier, frames: Tensor, events: list[str]) -> Tensor:
-    """Whether each of some clips (N, TELL, H, W, 3) shows its event, bool (N,)."""
+def happened(book: EventBook, classifier: Classifier, frames: Tensor, events: list[str]) -> Tensor:
+    """Say whether each of some clips (N, book.frames, H, W, 3) shows its event, bool (N,)."""
     hits = torch.zeros(len(frames), dtype=torch.bool)
     for name in set(events):
         rows = [i for i, event in enumerate(events) if event == name]
-        shows = classifier.shows(frames[rows].flatten(0, 1), *target(EVENTS[name])).unflatten(0, (len(rows), -1))
+        shows = classifier.shows(frames[rows].flatten(0, 1), *target(book.events[name])).unflatten(0, (len(rows), -1))
         hits[rows] = shows.sum(dim=1) >= STEADY
     return hits
 
@@ -108,6 +114,7 @@ class Events:
     """Tries events in a world.
 
     Args:
+        book: the game's events.
         runner: draws.
         dataset: of the game.
         episodes: that the world was not trained on.
@@ -117,31 +124,39 @@ class Events:
     """
 
     def __init__(
-        self, runner: Runner, dataset: Dataset, episodes: list[Episode], classifier: Classifier, context: int, seed: int
+        self,
+        book: EventBook,
+        runner: Runner,
+        dataset: Dataset,
+        episodes: list[Episode],
+        classifier: Classifier,
+        context: int,
+        seed: int,
     ) -> None:
         """Find the places."""
+        self.book = book
         self.runner, self.dataset, self.episodes, self.classifier = runner, dataset, episodes, classifier
         self.context, self.seed = context, seed
-        found = possible(episodes, context)
+        found = possible(book, episodes, context)
         self.places = {pair: tries for pair, tries in found.items() if self._judged(pair[1])}
 
     def run(self, count: int) -> tuple[dict[str, Any], list[np.ndarray], list[str]]:
         """Try each event `count` times in known pairs with scenarios and `count` times in those held out.
 
         Returns:
-            The report; pictures, a row of TELL frames for each of some tries; and the rows' captions.
+            The report; pictures, a row of `book.frames` for each of some tries; and the rows' captions.
         """
-        report: dict[str, Any] = {"frames": TELL, "steady": STEADY, "judge": self.judge()}
+        report: dict[str, Any] = {"frames": self.book.frames, "steady": STEADY, "judge": self.judge()}
         pictures: list[np.ndarray] = []
         captions: list[str] = []
         for group, held_out in (("known", False), ("held_out", True)):
             rng = np.random.default_rng([self.seed, 40, held_out])
-            tries = choose(self.places, count, held_out, rng)
+            tries = choose(self.book, self.places, count, held_out, rng)
             if not tries:
                 continue
             drawn, control, prompts = self.draw(tries, rng)
             names = [one.event for one in tries]
-            hits, false = happened(self.classifier, drawn, names), happened(self.classifier, control, names)
+            hits, false = (happened(self.book, self.classifier, clips, names) for clips in (drawn, control))
             report[group] = _summary(tries, hits, false)
             for name in dict.fromkeys(names):
                 row = names.index(name)
@@ -151,7 +166,7 @@ class Events:
         return report, pictures, captions
 
     def judge(self) -> dict[str, Any]:
-        """How far the classifier can be trusted: on real frames, the same through the autoencoder, and real events."""
+        """Say how far to trust the classifier: on real frames, the same through the autoencoder, and real events."""
         encode, decode = self.runner.world.autoencoder.encode, self.runner.world.autoencoder.decode
         parts = [examples(episode, self.classifier.labels, every=8) for episode in self.episodes]
         frames, numbers = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -175,26 +190,28 @@ class Events:
         return report
 
     def _seen(self, clips: list[tuple[str, Tensor]]) -> Tensor:
-        return happened(self.classifier, torch.stack([clip for _, clip in clips]), [name for name, _ in clips])
+        names, frames = [name for name, _ in clips], torch.stack([clip for _, clip in clips])
+        return happened(self.book, self.classifier, frames, names)
 
     def draw(self, tries: list[Try], rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
-        """Clips under the events' words and under prompts without them, uint8 (N, TELL, H, W, 3) each; the prompts.
+        """Draw clips under the events' words and without them, uint8 (N, n, H, W, 3) each; and the prompts.
 
-        Every second session is idle, the others press random keys.
+        Every second session holds no key, the others press random ones.
         """
         space, keys, context = self.runner.world.action_space, self.runner.world.card.keys, self.context
+        length = self.book.frames
         frames, actions, before, taken, told, plain = [], [], [], [], [], []
         flat = {one.episode: flatten_actions(space, self.episodes[one.episode].actions) for one in tries}
         for i, one in enumerate(tries):
             episode, begin = self.episodes[one.episode], one.at + 1 - context
-            frames.append(episode.frames[begin : one.at + 1 + TELL])
-            actions.append(flat[one.episode][begin : one.at + TELL])
-            before.append(episode.texts()[begin : one.at + 1 + TELL])
+            frames.append(episode.frames[begin : one.at + 1 + length])
+            actions.append(flat[one.episode][begin : one.at + length])
+            before.append(episode.texts()[begin : one.at + 1 + length])
             pattern = "none" if i % 2 and "" in keys else "random"
-            taken.append(flatten_actions(space, stack_actions(space, plan(pattern, keys, space, TELL, rng))))
+            taken.append(flatten_actions(space, stack_actions(space, plan(pattern, keys, space, length, rng))))
             label = episode.prompts[episode.prompt_index[one.at]]
-            told.append(words(label, EVENTS[one.event], rng))
-            plain.append(words(label, None, rng))
+            told.append(words(self.book, label, self.book.events[one.event], rng))
+            plain.append(words(self.book, label, None, rng))
         segments = Segments(
             frames=torch.from_numpy(np.stack(frames)),
             actions=torch.from_numpy(np.stack(actions)),
@@ -204,17 +221,17 @@ class Events:
         )
         moves = torch.from_numpy(np.stack(taken))
         drawn, control = (
-            self.runner.free(segments, scripted(moves, [[text] * TELL for text in texts]), TELL, title)
+            self.runner.free(segments, scripted(moves, [[text] * length for text in texts]), length, title)
             for texts, title in ((told, "events"), (plain, "without events"))
         )
         return drawn, control, told
 
     def scenarios(self, count: int) -> dict[str, Any] | None:
-        """Shares of fresh starts from a place's words that show it, at once and LATER frames on, if it can be told."""
-        known = [name for name in SCENARIOS if name in self.classifier.labels.get("scenario", ())]
+        """Measure the share of starts from a place's words that show it, at once and LATER frames on."""
+        known = [name for name in self.book.places if name in self.classifier.labels.get("scenario", ())]
         if not known:  # of a recording of one scenario
             return None
-        prompts = [(name, place) for name in known for place in SCENARIOS[name].places]
+        prompts = [(name, place) for name in known for place in self.book.places[name]]
         prompts = (prompts * (-(-count // len(prompts)) or 1))[: max(count, len(prompts))]
         drawn = self.runner.fresh([place for _, place in prompts], LATER + 1)
         report: dict[str, Any] = {"starts": len(prompts)}
@@ -228,16 +245,16 @@ class Events:
 
     def _judged(self, name: str) -> bool:
         """Whether the classifier has learned what an event changes: in a small recording it may not be there."""
-        label, value = target(EVENTS[name])
+        label, value = target(self.book.events[name])
         return value in self.classifier.labels.get(label, ())
 
     def _recorded(self, episode: Episode) -> Iterator[tuple[str, Tensor]]:
-        """Real events by name, and the TELL frames from each on."""
+        """Real events by name, and the frames from each on."""
         names = [episode.prompts[k]["event"] for k in episode.prompt_index]
-        for at in range(1, len(names) + 1 - TELL):
+        for at in range(1, len(names) + 1 - self.book.frames):
             name = names[at]
-            if name in EVENTS and self._judged(name) and names[at - 1] != name:
-                yield name, torch.from_numpy(episode.frames[at : at + TELL])
+            if name in self.book.events and self._judged(name) and names[at - 1] != name:
+                yield name, torch.from_numpy(episode.frames[at : at + self.book.frames])
 
 
 def _summary(tries: list[Try], hits: Tensor, false: Tensor) -> dict[str, Any]:
@@ -260,13 +277,13 @@ def _summary(tries: list[Try], hits: Tensor, false: Tensor) -> dict[str, Any]:
     return report
 
 
-def has_events(episodes: list[Episode]) -> bool:
-    """Whether the prompts of a recording are labelled with Doom's scenarios and events."""
-    return all({"scenario", "event", "light", "fog", "wall"} <= set(prompt) for e in episodes for prompt in e.prompts)
+def has_events(book: EventBook, episodes: list[Episode]) -> bool:
+    """Say whether the prompts of a recording are labelled with the scenarios and events of a game."""
+    return all(book.labels() <= set(prompt) for episode in episodes for prompt in episode.prompts)
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Write the report for people."""
     if "skipped" in report:
         return f"events: {report['skipped']}"
     judge, scenarios = report["judge"], report["scenarios"]

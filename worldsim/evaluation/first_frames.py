@@ -28,8 +28,8 @@ def first_frames(
 
     Returns:
         sharpness: theirs over the recorded ones'; sharpness_decoded: over those encoded and decoded, as a session
-        from a clip shows them; for games with roads road_in_view, the share in which a road leads from the car to the
-        edge of the picture; with intervals. Then the frames, and their prompts.
+        from a clip shows them; where the game has a key layout, the share that shows it, under its name; with
+        intervals. Then the frames, and their prompts.
     """
     known = probe.prompts(runner.world.card.prompts)
     chosen = [known[i % len(known)] for i in range(count)]
@@ -38,10 +38,9 @@ def first_frames(
     shown = sharpness(frames, decoded(runner.world.autoencoder, starts))
     report |= {name.replace("sharpness", "sharpness_decoded"): value for name, value in shown.items()}
     labels = [probe.named(text, options) for text, options in chosen]
-    if "road_in_view" in probe.layout_names:
-        hits = probe.layout(frames, labels)[:, probe.layout_names.index("road_in_view")]
-        report["road_in_view"] = float(hits.mean())
-        report["road_in_view_interval"] = wilson(int(hits.sum()), count)
+    if name := probe.key_layout:
+        hits = probe.layout(frames, labels)[:, probe.layout_names.index(name)]
+        report |= {"key_layout": name, name: float(hits.mean()), f"{name}_interval": wilson(int(hits.sum()), count)}
     if (kept := probe.palette_kept(frames.unsqueeze(1), labels)) is not None:
         report["palette"] = float(kept.mean())
         report["palette_interval"] = wilson(int(kept.sum()), count)
@@ -59,5 +58,5 @@ def sharpness(frames: Tensor, starts: Tensor) -> dict[str, Any]:
 
 
 def captions(prompts: Sequence[str], columns: int) -> list[str]:
-    """A caption for each row of a sheet."""
+    """A caption for each row of a contact sheet."""
     return ["; ".join(prompts[i : i + columns]) for i in range(0, len(prompts), columns)]

@@ -16,18 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldsim.data.sheet import contact_sheet
+from worldsim.data.contact_sheet import contact_sheet
+from worldsim.data.policy import Policy
 from worldsim.errors import ConfigError
 from worldsim.evaluation import following, realism, recovery, stillness
 from worldsim.evaluation import minute_measures as measures
-from worldsim.evaluation.beginners import BEGINNERS, Policy, Script, beginner
+from worldsim.evaluation.beginners import BEGINNERS, ScriptPolicy, beginner
 from worldsim.evaluation.first_frames import captions, first_frames
 from worldsim.evaluation.played import Played, Start, find_starts, play_real, play_world, segments_of
 from worldsim.evaluation.probe import Probe, probe_of
 from worldsim.evaluation.rollout import Runner, context_of
 from worldsim.world import World
 
-WORST, COLUMNS = 4, 12  # sessions of each beginner on its sheet, and frames of each
+WORST, COLUMNS = 4, 12  # sessions of each beginner on its contact sheet, and frames of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class FirstMinute:
     rest_ages: tuple[int, ...] = stillness.AGES
     """Ages at which stillness is measured; the resting sessions last until the last of them."""
     beginners: tuple[str, ...] = BEGINNERS
-    """Who plays: hold, tap, steer, rest."""
+    """Which of hold, tap, steer, rest play."""
     first_frames: int = 60
     """First frames that are drawn from prompts (0: none)."""
     probes: bool = True
@@ -57,7 +58,7 @@ class FirstMinute:
     seed: int = 0
     """Of starts, noise and beginners."""
     out: Path | None = None
-    """Folder for the sheets and first_minute.json (none: nothing is written)."""
+    """Folder for the contact sheets and first_minute.json (none: nothing is written)."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -102,7 +103,7 @@ class RealGame:
         if (name,) not in self.played:
             ages = range(settled, len(script) + 1)
             self.played[(name,)] = play_real(
-                self.probe, self.starts, lambda row: Script(script), len(script), ages, self.size
+                self.probe, self.starts, lambda row: ScriptPolicy(script), len(script), ages, self.size
             )
         return self.played[(name,)]
 
@@ -256,7 +257,7 @@ class Minute:
         return report
 
     def first_frames(self) -> dict[str, Any]:
-        """First frames from words, and a sheet of them."""
+        """First frames from words, and a contact sheet of them."""
         last = torch.from_numpy(np.stack([start.frames[-1] for start in self.game.starts]))
         report, frames, prompts = first_frames(self.runner, self.probe, last, self.config.first_frames)
         if self.config.out is not None:
@@ -266,7 +267,7 @@ class Minute:
         return report
 
     def compare(self, name: str, origin: str, world: Played, real: Played) -> dict[str, Any]:
-        """The report of some sessions; their worst are put on a sheet."""
+        """The report of some sessions; their worst are put on a contact sheet."""
         probe, refused = self.probe, self.power < realism.POWER
         report: dict[str, Any] = {"steps": world.steps, "at": {}}
         pooled: list[list[Tensor]] = []
@@ -285,16 +286,16 @@ class Minute:
             worst += found.drawn.nan_to_num()
         if pooled and not refused and origin == "starts":
             report["baselines"] = self.baselines(real, pooled)
-        drive = [age for age in measures.pair_ages(real.steps) if age <= min(measures.DRIVE, world.steps)]
-        drive = drive or world.ages[1:]
-        report["layout"] = measures.layout(world, real, probe, drive)
+        ages = [age for age in measures.pair_ages(real.steps) if age <= min(measures.LAYOUT_STEPS, world.steps)]
+        ages = ages or world.ages[1:]
+        report["layout"] = measures.layout(world, real, probe, ages)
         report |= measures.moving(world, probe) | {f"real_{k}": v for k, v in measures.moving(real, probe).items()}
         truth = real if not probe.recipe.protect else self.game.play(name, real.steps, (), self.config.seed, False)
         report |= measures.outcome(world) | {f"real_{k}": v for k, v in measures.outcome(truth).items()}
-        if (kept := probe.palette_kept(world.at(drive)[0], world.labels)) is not None:
+        if (kept := probe.palette_kept(world.at(ages)[0], world.labels)) is not None:
             report["palette"] = measures.mean_interval(kept)["mean"]
             report["palette_interval"] = measures.mean_interval(kept)["interval"]
-        self.sheet(name, origin, world, real, self.badness(name, world, worst, drive))
+        self.save_worst(name, origin, world, real, self.badness(name, world, worst, ages))
         return report
 
     def baselines(self, real: Played, pooled: list[list[Tensor]]) -> dict[str, Any]:
@@ -311,19 +312,19 @@ class Minute:
             "itself_interval": itself.interval,
         }
 
-    def badness(self, name: str, world: Played, told: Tensor, drive: list[int]) -> Tensor:
-        """How bad each session looks: by its drift at rest, by the road it lost, or by how it is told from real."""
+    def badness(self, name: str, world: Played, told: Tensor, ages: list[int]) -> Tensor:
+        """How bad each session looks: by its drift at rest, by its key layout, or by how it is told from real."""
         if name == "rest" and stillness.SETTLED in world.ages and world.steps > stillness.SETTLED:
             frames, _ = world.at([stillness.SETTLED, world.ages[-1]])
             return stillness.distance(frames[:, -1], frames[:, 0])
-        if "road_in_view" in self.probe.layout_names:
-            frames, _ = world.at(drive)
-            labels = [label for label in world.labels for _ in drive]
+        if self.probe.key_layout:
+            frames, _ = world.at(ages)
+            labels = [label for label in world.labels for _ in ages]
             found = self.probe.layout(frames.flatten(0, 1), labels).unflatten(0, frames.shape[:2])
-            return -found[:, :, self.probe.layout_names.index("road_in_view")].nanmean(dim=1)
+            return -found[:, :, self.probe.layout_names.index(self.probe.key_layout)].nanmean(dim=1)
         return told
 
-    def sheet(self, name: str, origin: str, world: Played, real: Played, bad: Tensor) -> None:
+    def save_worst(self, name: str, origin: str, world: Played, real: Played, bad: Tensor) -> None:
         """A picture of the worst sessions, each below the real one from the same start."""
         if self.config.out is None:
             return

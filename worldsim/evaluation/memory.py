@@ -51,13 +51,13 @@ def look_aways(
         Segments of `away` frames after their context, the last of which shows what the last of the context showed;
         None where the game gave none.
     """
-    keys, explorer = dict(recipe.keys), recipe.make_explorer()
+    keys, policy = dict(recipe.keys), recipe.make_policy()
     ways = script({name: np.asarray(action, env.action_space.dtype) for name, action in keys.items()}, away)
     found: list[real.Run] = []
     for i in range(TRIES * count if ways else 0):
-        run = real.begin(env, explorer, rng, context + int(rng.integers(10, 60)), size)
-        idle = np.asarray(keys[""], env.action_space.dtype)
-        if run is None or not run.play(env, [idle] * STILL + ways[i % 2]):
+        run = real.begin(recipe, env, policy, rng, context + int(rng.integers(10, 60)), size)
+        no_op = np.asarray(keys[""], env.action_space.dtype)
+        if run is None or not run.play(env, [no_op] * STILL + ways[i % 2]):
             continue
         home, middle, back = (torch.from_numpy(run.frames[k][None]) for k in (-1 - away, -1 - away // 2, -1))
         if metrics.psnr(home, back) >= SAME and metrics.psnr(home, middle) < OTHER:
@@ -169,12 +169,13 @@ def table(report: dict[str, Any]) -> str:
             lines.append(f"{steps:>6} steps: {line['skipped']}")
             continue
         gain = shown(line["over_emptied"], line["over_emptied_interval"])
+        emptied, other, copy = (shown(line[f"{name}_psnr"], None) for name in ("emptied", "other", "copy"))
         eyes = ""
         if "perceptual" in line:
             eyes = f"; perceptual {line['perceptual']:.3f}, without memory {line['emptied_perceptual']:.3f}"
         lines.append(
             f"{steps:>6} steps: {shown(line['psnr'], line['psnr_interval'])}, without memory "
-            f"{line['emptied_psnr']:.2f} (memory gives {gain}), another view {line['other_psnr']:.2f}, "
-            f"before turning {line['copy_psnr']:.2f}, {line['segments']} segments{eyes}"
+            f"{emptied} (memory gives {gain}), another view {other}, before turning {copy}, "
+            f"{line['segments']} segments{eyes}"
         )
     return "\n".join(lines)

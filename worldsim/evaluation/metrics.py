@@ -18,7 +18,7 @@ ENTROPY_BINS = 8  # so few that a decoder's faint noise does not count as variet
 MOVING = 2.0  # mean absolute difference in grey levels of 255; less is hard to see
 
 
-def grey(frames: Tensor) -> Tensor:
+def grayscale(frames: Tensor) -> Tensor:
     """Luminance 0..255 of frames (..., H, W, 3), float32 (..., H, W)."""
     return frames.float() @ torch.tensor(LUMA)
 
@@ -46,7 +46,7 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     scores = []
     for a, b in _parts(frames, truth):
-        x, y = grey(a).unsqueeze(1), grey(b).unsqueeze(1)  # (n, 1, H, W)
+        x, y = grayscale(a).unsqueeze(1), grayscale(b).unsqueeze(1)  # (n, 1, H, W)
         mx, my = blur(x), blur(y)
         vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
         score = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
@@ -56,19 +56,19 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
 
 def sharpness(frames: Tensor) -> Tensor:
     """Mean absolute luminance step between neighbouring pixels, in grey levels, (N,)."""
-    parts = [grey(part) for part in frames.split(256)]
+    parts = [grayscale(part) for part in frames.split(256)]
     steps = [(p.diff(dim=1).abs().mean(dim=(1, 2)) + p.diff(dim=2).abs().mean(dim=(1, 2))) / 2 for p in parts]
     return torch.cat(steps)
 
 
 def brightness(frames: Tensor) -> Tensor:
     """Mean luminance, 0..255, (N,)."""
-    return torch.cat([grey(part).mean(dim=(1, 2)) for part in frames.split(256)])
+    return torch.cat([grayscale(part).mean(dim=(1, 2)) for part in frames.split(256)])
 
 
 def entropy(frames: Tensor) -> Tensor:
     """Entropy in bits of the luminances' histogram, (N,): 0 for one colour, at most 3."""
-    bins = torch.cat([grey(part).mul(ENTROPY_BINS / 256).long().flatten(1) for part in frames.split(256)])
+    bins = torch.cat([grayscale(part).mul(ENTROPY_BINS / 256).long().flatten(1) for part in frames.split(256)])
     counts = torch.zeros(len(frames), ENTROPY_BINS).scatter_add_(1, bins, torch.ones(bins.shape))
     shares = counts / counts.sum(dim=1, keepdim=True)
     return -torch.xlogy(shares, shares).sum(dim=1) / math.log(2)
@@ -85,7 +85,7 @@ def moving(frames: Tensor, before: Tensor) -> Tensor:
     return motion(frames, before) > MOVING
 
 
-def band(values: Tensor, share: float = 0.98) -> tuple[float, float]:
+def reference_range(values: Tensor, share: float = 0.98) -> tuple[float, float]:
     """The range in which the middle `share` of `values` lies."""
     low, high = torch.quantile(values.double(), torch.tensor([(1 - share) / 2, (1 + share) / 2]).double()).tolist()
     return low, high

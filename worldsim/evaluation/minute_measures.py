@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldsim.errors import DataError
 from worldsim.evaluation import metrics, realism, stillness
 from worldsim.evaluation.intervals import bootstrap, ratio, wilson
 from worldsim.evaluation.played import Played
@@ -26,7 +27,7 @@ from worldsim.models.autoencoder import FrameAutoencoder
 WINDOW = range(-8, 8, 2)  # frames around an age that it is measured by
 TURNING = 4  # every so-many-th of these pairs tells of turning, which costs more
 STRIDE = 12  # steps between pairs of frames by which motion, turning and layout are measured
-DRIVE = 250  # steps over which the layout of a drive is measured
+LAYOUT_STEPS = 250  # steps over which the layout is measured
 
 
 def window(age: int, steps: int) -> list[int]:
@@ -90,7 +91,7 @@ def layout(world: Played, real: Played, probe: Probe, ages: list[int]) -> dict[s
             **mean_interval(mine),
             "real": mean_interval(theirs)["mean"],
             "distance": distance(mine.flatten(), theirs.flatten()),
-            "real_range": metrics.band(known) if len(known) else None,
+            "real_range": metrics.reference_range(known) if len(known) else None,
         }
     return report
 
@@ -190,13 +191,22 @@ class Reference:
 
     @staticmethod
     def of(played: Sequence[Played], probe: Probe, autoencoder: FrameAutoencoder) -> Reference:
-        """Of some sessions of the real game, those at one place from the same start."""
+        """Of some sessions of the real game, those at one place from the same start.
+
+        Raises:
+            DataError: the game ended too soon in all of them.
+        """
         frames, starts, labels = [], [], []
         for one in played:
             for i, some in enumerate(sessions(one, pair_ages(one.steps)[::TURNING])):
                 frames.append(some)
                 starts += [i] * len(some)
                 labels += [one.labels[i]] * len(some)
+        if not starts:
+            raise DataError(
+                f"the real game of {probe.recipe.name} ended within {STRIDE} steps under every beginner, which leaves "
+                "nothing to hold a world against; let its recipe protect the player, or its probe steer better."
+            )
         return Reference(realism.decoded(autoencoder, torch.cat(frames)), starts, labels, probe)
 
     @functools.cached_property

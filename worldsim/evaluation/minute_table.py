@@ -30,7 +30,8 @@ def table(report: dict[str, Any]) -> str:
             cells = [f"{k} {shown(line[k], line[f'{k}_interval'], 1)}" for k in ("pasted", "unpasted", "difference")]
             lines.append(f"  {point:>4} frames on: {', '.join(cells)}")
     if first := report.get("first_frames"):
-        names = [name for name in ("road_in_view", "palette", "sharpness", "sharpness_decoded") if name in first]
+        wanted = (first.get("key_layout"), "palette", "sharpness", "sharpness_decoded")
+        names = [name for name in wanted if name in first]
         cells = [f"{name.replace('_', ' ')} {shown(first[name], first[f'{name}_interval'])}" for name in names]
         lines += ["", f"{first['frames']} first frames from prompts: {', '.join(cells)}"]
     return "\n".join(lines)

@@ -20,15 +20,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldsim.data.frames import resize_frame
+from worldsim.data.policy import Policy
 from worldsim.diffusion import noise
 from worldsim.engine.simulator import State
 from worldsim.errors import DataError
-from worldsim.evaluation.beginners import Policy
 from worldsim.evaluation.probe import Probe
 from worldsim.evaluation.rollout import Runner, Segments
 from worldsim.models.action import flatten_actions, stack_actions
 
-BEFORE = (33, 90)  # steps of an explorer before a start; the first is also the most context there can be
+BEFORE = (33, 90)  # steps of the recipe's policy before a start; the first is also the most context there can be
 STOPPING = 80  # steps after which a player has stopped
 TRIES = 40  # episodes tried for one start
 
@@ -118,23 +118,24 @@ def _start(
 ) -> Start:
     for attempt in range(TRIES):
         rng = np.random.default_rng([*key, attempt])
-        explorer, options = probe.explorer(rng)
+        policy, options = probe.policy(rng)
         options, seed = {**options, **more}, int(rng.integers(2**31))
         probe.draw(env, False)
         observation, info = env.reset(seed=seed, options=options)
         actions: list[Any] = []
         over, first = False, int(rng.integers(*BEFORE))
         while len(actions) < first and not over:
-            actions.append(explorer.act(env, observation, info))
+            actions.append(policy.act(env, observation, info))
             observation, _, terminated, truncated, info = env.step(actions[-1])
             over = terminated or truncated
         calm = 0
         while not moving and not over and calm < probe.settle and len(actions) < BEFORE[1] + STOPPING:
-            calm = calm + 1 if probe.resting(env) else 0
+            calm = 0 if probe.resting(env) is False else calm + 1
             actions.append(probe.recipe.keys[""] if calm else probe.stop(env))
             _, _, terminated, truncated, info = env.step(actions[-1])
             over = terminated or truncated
-        if over or len(actions) < BEFORE[0] or probe.resting(env) == moving or not probe.fits(env, moving):
+        rest = probe.resting(env)
+        if over or len(actions) < BEFORE[0] or (rest is not None and rest == moving) or not probe.fits(env, moving):
             continue
         frames = _again(probe, env, size, seed, options, actions, len(actions) - BEFORE[0] + 1)
         return Start(seed, options, actions, np.stack(frames), prompt, probe.labels(info), moving)
@@ -208,19 +209,21 @@ def play_real(
     try:
         for i, start in enumerate(tqdm(starts, desc="the real game", unit="session", leave=False, disable=None)):
             player, actions = policy(i), []
+            looks = getattr(player, "needs_frames", True)
             options = {**start.options, **(probe.recipe.protect if protect else {})}
             seen = _again(probe, env, size, start.seed, options, start.actions)[-1]
+            info: dict[str, Any] = {}
             for step in range(1, steps + 1):
-                actions.append(player.act(seen))
+                actions.append(player.act(env, seen, info))
                 wanted = step in kept
-                probe.draw(env, wanted or player.looks)
-                observation, reward, terminated, truncated, _ = env.step(actions[-1])
+                probe.draw(env, wanted or looks)
+                observation, reward, terminated, truncated, info = env.step(actions[-1])
                 rewards[i, step - 1] = float(reward)
                 if terminated:
                     ends[i] = step
                 if terminated or truncated:
                     break
-                if wanted or player.looks:
+                if wanted or looks:
                     seen = resize_frame(observation, size)
                 if wanted:
                     frames[i, kept.index(step)], present[i, kept.index(step)] = torch.from_numpy(seen), True
@@ -269,7 +272,7 @@ def play_world(
             players = [policy(row) for row in rows]
             for step in range(steps + 1):
                 if step:
-                    moves = [player.act(image) for player, image in zip(players, last.numpy(), strict=True)]
+                    moves = [player.act(None, image, {}) for player, image in zip(players, last.numpy(), strict=True)]
                     taken[rows, step - 1] = torch.from_numpy(flatten_actions(space, stack_actions(space, moves)))
                     outcome = runner.simulator.step(state, taken[rows, step - 1])
                     last = runner.decode(outcome.latents).cpu()

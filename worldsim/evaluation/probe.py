@@ -1,7 +1,7 @@
 """What the measures need to know of one game: where to begin, how to steer by sight, and how a picture is laid out.
 
-A `Probe` is the part that differs between games; the base class knows nothing of any game and measures no layout.
-Probes of single games are in `probe_doom` and `probe_car_racing`.
+A `Probe` is the part that differs between games; the base class knows nothing of any game and measures no layout. The
+probe of a game is in the game's folder, where `worldsim.registry` finds it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
+from worldsim.data.episodes import Episode
+from worldsim.data.policy import Policy
 from worldsim.data.recipe import Recipe
 from worldsim.errors import MissingDependency
 from worldsim.evaluation import real
+from worldsim.evaluation.event_book import EventBook
+from worldsim.evaluation.rollout import RolloutPolicy, Runner, Segments
 from worldsim.evaluation.steering import Camera, pan
+from worldsim.registry import Game, find_recipe, recipe_recorded
 from worldsim.world import World
 
 Labels = Mapping[str, Any]
@@ -34,6 +40,9 @@ class Probe:
         right: the sign of a turn's amount (see `steering.turns`) when the player turns right.
         colored: whether prompts name colors that can be seen, and first frames are drawn from words.
         delay: steps after which the steering beginner acts on what it saw, about 300 ms.
+        settle: steps without a key after which a player that walked stands still.
+        key_layout: the layout measure, of those that are yes or no, that tells a bad session; "" for none.
+        events: what can be typed while playing, or None.
     """
 
     layout_names: tuple[str, ...] = ()
@@ -41,7 +50,9 @@ class Probe:
     right = -1.0
     delay = 4
     colored = False
-    settle = 16  # steps without a key after which a player that walked stands still
+    settle = 16
+    key_layout = ""
+    events: EventBook | None = None
 
     def __init__(self, recipe: Recipe) -> None:
         """Measure the game of a recipe."""
@@ -60,62 +71,91 @@ class Probe:
         """Tell the game whether the next frames are wanted: some games are slow to draw."""
 
     def prompts(self, known: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-        """The prompts that sessions are played under, of those a world knows, with the options of a reset to match."""
+        """Choose prompts to play under, of those a world knows, with the options of a reset to match."""
         plain = sorted(known, key=lambda text: (len(text.split(",")), len(text)))
         return [(text, {}) for text in plain[:1]] or [("", {})]
 
     def labels(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """What `layout` and `steer` need to know of a session, from an info of the game."""
+        """Say what `layout` and `steer` need to know of a session, from an info of the game."""
         return {}
 
     def named(self, prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The labels of a session that begins from a prompt, one of `prompts` with its options."""
+        """Get the labels of a session that begins from a prompt, one of `prompts` with its options."""
         return {}
 
-    def explorer(self, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
-        """A policy that plays up to a start, and the options of the reset that it asks for."""
-        explorer = self.recipe.make_explorer()
-        options = explorer.begin(rng, "heldout")
-        return explorer, {key: value for key, value in options.items() if key not in real.SUDDEN}
+    def policy(self, rng: np.random.Generator) -> tuple[Policy, dict[str, Any]]:
+        """Begin an episode of the policy that plays up to a start; it, and the options of the reset it asks for."""
+        policy = self.recipe.make_policy()
+        return policy, real.begin_options(self.recipe, policy, rng)
 
-    def resting(self, env: gym.Env) -> bool:
-        """Whether the player has come to rest."""
-        return True
+    def resting(self, env: gym.Env) -> bool | None:
+        """Say whether the player has come to rest; None in a game where nobody slides on without a key."""
+        return None
 
     def stop(self, env: gym.Env) -> Any:
-        """The action that brings the player to rest."""
+        """Get the action that brings the player to rest."""
         return self.recipe.keys[""]
 
     def fits(self, env: gym.Env, moving: bool) -> bool:
-        """Whether a session may begin here."""
+        """Say whether a session may begin here."""
         return True
 
     def steer(self, frame: np.ndarray, labels: Labels, held: float) -> float:
-        """Where to go, -1 (left) to 1 (right), seen in one frame uint8 (H, W, 3); `held` is the last answer."""
+        """Say where to go, -1 (left) to 1 (right), seen in one frame uint8 (H, W, 3); `held` is the last answer."""
         return float(brightest(frame))
 
-    def steered(self, wish: float, step: int, space: gym.Space) -> Any:
-        """The action that goes where `wish` says."""
+    def steered(self, target: float, step: int, space: gym.Space) -> Any:
+        """Get the action that goes where `target` says."""
         names = list(self.recipe.keys)
-        side = "left" if wish < 0 else "right"
-        wanted = "up" if abs(wish) < 0.15 else f"{side}+up" if abs(wish) < 0.6 else side
-        options = [name for name in (wanted, side, "") if name in names] or names
+        side = "left" if target < 0 else "right"
+        wanted = "up" if abs(target) < 0.15 else f"{side}+up" if abs(target) < 0.6 else side
+        instead = "" if wanted == "up" else side  # who cannot go ahead waits
+        options = [name for name in (wanted, instead, "") if name in names] or names
         return self.recipe.keys[options[0]]
 
     def layout(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
-        """The layout measures of frames uint8 (N, H, W, 3), one label each; float (N, len(layout_names)).
+        """Get the layout measures of frames uint8 (N, H, W, 3), one label each; float (N, len(layout_names)).
 
         A measure that a frame does not have (the place of a sky that is not there) is nan.
         """
         return frames.new_empty(len(frames), 0).float()
 
     def palette_kept(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor | None:
-        """Which frames uint8 (S, n, H, W, 3) show the colors of their session, float (S, n); None: no colors named."""
+        """Say which frames uint8 (S, n, H, W, 3) show their session's colors, float (S, n); None: no colors named."""
+        return None
+
+    def labelled(self, episodes: Sequence[Episode]) -> bool:
+        """Say whether a recording has the labels that this probe needs to look at its frames."""
+        return True
+
+    def free_policy(self, labels: Sequence[Labels], prompts: Sequence[str]) -> RolloutPolicy | None:
+        """Make a policy that plays a long free run of some sessions by sight; None: recorded actions are played."""
+        return None
+
+    def scene(self, frames: Tensor, labels: Sequence[Labels]) -> dict[str, float]:
+        """Say what the end of such a run shows, as shares of frames uint8 (N, H, W, 3), one label each."""
+        return {}
+
+    def prompt_adherence(
+        self, runner: Runner, episodes: Sequence[Episode], segments: Segments, count: int, seed: int
+    ) -> tuple[dict[str, Any], dict[str, Image.Image]] | None:
+        """Measure whether a world shows what its prompts name; None: this game has no such prompts.
+
+        Args:
+            runner: draws.
+            episodes: recorded ones.
+            segments: recorded contexts to change the prompt in.
+            count: starts from prompts alone, of each kind.
+            seed: of the choice of prompts.
+
+        Returns:
+            The report, and contact sheets by the names of their files.
+        """
         return None
 
 
 def brightest(frame: np.ndarray) -> float:
-    """The brightest part of the middle rows of a frame (H, W, 3), -1 (left edge) to 1 (right edge)."""
+    """Get the brightest part of the middle rows of a frame (H, W, 3), -1 (left edge) to 1 (right edge)."""
     height, width = frame.shape[:2]
     columns = frame[height // 3 : 2 * height // 3].astype(np.float32).mean(axis=(0, 2))
     body = max(1, width // 8)
@@ -124,36 +164,22 @@ def brightest(frame: np.ndarray) -> float:
 
 
 def recipe_of(world: World) -> Recipe | None:
-    """The recipe of the game that a world was recorded from, or None where it is not known or not installed."""
+    """Find the recipe of the game that a world was recorded from; None where it is not known or not installed."""
     recording = dict(world.card.provenance.get("recording") or {})
     try:
-        from worldsim.data.games import recipes
-
-        known = recipes()
+        named = find_recipe(str(recording.get("recipe") or ""))
     except MissingDependency:
         return None
-    named = known.get(str(recording.get("recipe") or ""))
-    found = [recipe for recipe in known.values() if recipe.env_id == recording.get("env_id")]
-    return named or (found[0] if found else None)
+    return named or recipe_recorded(str(recording.get("env_id") or ""))
 
 
 def probe_of(world: World) -> Probe | None:
-    """The probe of a world's game, or None where the game is not known, not installed or has other actions."""
+    """Make the probe of a world's game; None where the game is not known, not installed or has other actions."""
     recipe = recipe_of(world)
     if recipe is None or "" not in recipe.keys:
         return None
-    probe: Probe
-    if recipe.name == "car-racing":
-        from worldsim.evaluation.probe_car_racing import CarRacingProbe
-
-        probe = CarRacingProbe(recipe)
-    elif recipe.name == "doom-health-gathering":
-        from worldsim.evaluation.probe_doom import DoomProbe
-
-        probe = DoomProbe(recipe)
-    else:
-        probe = Probe(recipe)
     try:
+        probe = Game(recipe.package).probe(recipe) or Probe(recipe)
         env = probe.open()
     except MissingDependency:
         return None

@@ -1,8 +1,8 @@
 """Is a frame one that the real game could have shown? By all measures that can be had, together.
 
 A reference range is the range of the middle 98 % of real frames. The measures are sharpness, brightness, the distance
-of the colors' histogram from that of all real frames (`bands`), the layout of the game where it is known (`probe`), and
-told from real (`realism`): a session whose frames a network takes for drawn more surely than it does of any but the
+of the colors' histogram from that of all real frames (`reference`), the layout of the game where it is known (`probe`),
+and told from real (`realism`): a session whose frames a network takes for drawn more surely than it does of any but the
 last percent of real ones, which it did not learn from either, is out of range.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldsim.evaluation.bands import Limits, Truth, fits
 from worldsim.evaluation.intervals import wilson
-from worldsim.evaluation.metrics import band
+from worldsim.evaluation.metrics import reference_range
 from worldsim.evaluation.probe import Labels, Probe
 from worldsim.evaluation.realism import Told
+from worldsim.evaluation.reference import Limits, ReferenceStats, fits
 
 
 @dataclass(frozen=True)
@@ -27,31 +27,31 @@ class Ranges:
     """Reference ranges of real frames.
 
     Attributes:
-        truth: of sharpness, brightness and histogram.
+        stats: of sharpness, brightness and histogram.
         probe: of the game, or None where it has none.
         layout: the range of each layout measure.
     """
 
-    truth: Truth
+    stats: ReferenceStats
     probe: Probe | None
     layout: dict[str, tuple[float, float]]
 
     @staticmethod
     def of(frames: Tensor, probe: Probe | None, labels: Sequence[Labels]) -> Ranges:
-        """The ranges of real frames uint8 (N, H, W, 3), one label each."""
+        """Measure the ranges of real frames uint8 (N, H, W, 3), one label each."""
         found: dict[str, tuple[float, float]] = {}
         if probe is not None and probe.layout_names:
             values = probe.layout(frames, labels)
             for column, name in enumerate(probe.layout_names):
                 known = values[~values[:, column].isnan(), column]
                 if len(known):
-                    found[name] = band(known)
-        return Ranges(Truth.of(frames), probe, found)
+                    found[name] = reference_range(known)
+        return Ranges(ReferenceStats.of(frames), probe, found)
 
     @property
     def limits(self) -> Limits:
         """The range of each measure of single frames, in the order of `measure`."""
-        return {**self.truth.limits, **self.layout}
+        return {**self.stats.limits, **self.layout}
 
     @property
     def names(self) -> list[str]:
@@ -60,24 +60,24 @@ class Ranges:
 
     def measure(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
         """Measures of frames uint8 (N, H, W, 3); (N, len(names)), nan where a frame does not have one."""
-        parts = [self.truth.measure(frames)]
+        parts = [self.stats.measure(frames)]
         if self.probe is not None and self.layout:
             columns = [self.probe.layout_names.index(name) for name in self.layout]
             parts.append(self.probe.layout(frames, labels)[:, columns])
         return torch.cat(parts, dim=1)
 
     def wider(self, frames: Tensor, labels: Sequence[Labels]) -> Limits:
-        """The ranges, each widened to that of more real frames: what the game shows when it is played otherwise."""
+        """Widen each range to that of more real frames: what the game shows when it is played otherwise."""
         limits = dict(self.limits)
         if len(frames):
             for (name, (low, high)), values in zip(self.limits.items(), self.measure(frames, labels).T, strict=True):
                 if len(known := values[~values.isnan()]):
-                    limits[name] = min(low, band(known)[0]), max(high, band(known)[1])
+                    limits[name] = min(low, reference_range(known)[0]), max(high, reference_range(known)[1])
         return limits
 
 
 def judge(ranges: Ranges, sessions: Sequence[Tensor], labels: Sequence[Labels], told: Told | None) -> dict[str, Any]:
-    """Which sessions are in the reference ranges, by the medians of their frames.
+    """Say which sessions are in the reference ranges, by the medians of their frames.
 
     Args:
         ranges: of real frames.

@@ -9,26 +9,25 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from worldsim import registry
 from worldsim.data.frames import resize_frame
-from worldsim.data.recipe import Explorer, Recipe
+from worldsim.data.policy import Policy
+from worldsim.data.recipe import Recipe
 from worldsim.errors import MissingDependency
 
-SUDDEN = ("events", "changes")  # options of a reset that make something happen later, which nobody here has asked for
 ATTEMPTS = 10  # episodes that may end too soon
 
 
 def find_recipe(name: str) -> Recipe | None:
-    """The built-in recipe of that name, or None where there is none or its game is not installed."""
+    """Find the recipe of that name; None where there is none or its game is not installed."""
     try:
-        from worldsim.data.games import recipes
-
-        return recipes().get(name)
+        return registry.find_recipe(name)
     except MissingDependency:
         return None
 
 
 def open_game(recipe: Recipe | None) -> gym.Env | None:
-    """The game of a recipe, or None where there is none or it is not installed."""
+    """Get the game of a recipe, or None where there is none or it is not installed."""
     try:
         return None if recipe is None else recipe.make_env()
     except MissingDependency:
@@ -70,14 +69,22 @@ class Run:
         return True
 
 
-def begin(env: gym.Env, explorer: Explorer, rng: np.random.Generator, steps: int, size: tuple[int, int]) -> Run | None:
-    """A new episode, played by the explorer for some steps; None if all tried ones ended before."""
+def begin_options(recipe: Recipe, policy: Policy, rng: np.random.Generator) -> dict[str, Any]:
+    """Begin an episode of a policy; give the options of the reset, without what would happen later by itself."""
+    options = policy.begin(rng, "heldout")
+    return {key: value for key, value in options.items() if key not in recipe.scheduled_options}
+
+
+def begin(
+    recipe: Recipe, env: gym.Env, policy: Policy, rng: np.random.Generator, steps: int, size: tuple[int, int]
+) -> Run | None:
+    """Play a new episode by a policy for some steps; None if all tried ones ended before."""
     for _ in range(ATTEMPTS):
-        options = {key: value for key, value in explorer.begin(rng, "heldout").items() if key not in SUDDEN}
+        options = begin_options(recipe, policy, rng)
         observation, info = env.reset(seed=int(rng.integers(2**31)), options=options)
         run = Run(size)
         run.note(observation, info)
-        if all(run.play(env, [explorer.act(env, run.frames[-1], run.info)]) for _ in range(steps)):
+        if all(run.play(env, [policy.act(env, run.frames[-1], run.info)]) for _ in range(steps)):
             return run
     return None
 
@@ -85,15 +92,15 @@ def begin(env: gym.Env, explorer: Explorer, rng: np.random.Generator, steps: int
 def rollouts(
     recipe: Recipe, env: gym.Env, plans: list[list[Any]], size: tuple[int, int], rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Frames of the real game under each plan of actions, after a random while of the explorer's play.
+    """Play each plan of actions in the real game, after a random while of the recipe's policy.
 
     Yields:
         uint8 (1 + at most len(plan), H, W, 3), fewer where the episode ended; and the info of the last.
     """
-    explorer = recipe.make_explorer()
+    policy = recipe.make_policy()
     for plan in plans:
         steps = int(rng.integers(20, 60))
-        run = begin(env, explorer, rng, steps, size)
+        run = begin(recipe, env, policy, rng, steps, size)
         if run is not None:
             run.play(env, plan)
             yield np.stack(run.frames[steps:]), run.info

@@ -17,45 +17,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldsim.data.contact_sheet import contact_sheet
 from worldsim.data.episodes import Dataset
-from worldsim.data.sheet import contact_sheet
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.errors import DataError, MissingDependency
-from worldsim.evaluation import classifier, events, horizon, memory, metrics, real, realism
-from worldsim.evaluation.bands import WINDOW
+from worldsim.evaluation import classifier, events, long_rollout, memory, metrics, real, realism
 from worldsim.evaluation.config import EvalConfig as EvalConfig
 from worldsim.evaluation.first_minute import first_minute
 from worldsim.evaluation.intervals import psnr_intervals
 from worldsim.evaluation.probe import probe_of
-from worldsim.evaluation.prompts import (
-    LATER,
-    Starts,
-    fresh_starts,
-    has_palettes,
-    labels_at,
-    palettes_at,
-    prompt_adherence,
-    real_prompt_adherence,
-    switch,
-)
-from worldsim.evaluation.racing import Driver, driven, look
 from worldsim.evaluation.ranges import Ranges, judge
-from worldsim.evaluation.rollout import Runner, Segments, chained, context_of, cut, longest, recorded
+from worldsim.evaluation.reference import WINDOW
+from worldsim.evaluation.rollout import Runner, Segments, chained, context_of, cut, labels_at, longest, recorded
 from worldsim.evaluation.steering import direction, steer_of
 from worldsim.evaluation.table import table as table
 from worldsim.world import World, write_card
 
 FORCED = 16  # next frames measured in each segment
-SHOWN = 6  # segments on a sheet
+SHOWN = 6  # segments on a contact sheet
 COLUMNS = 12  # frames of each
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Measure a world; write the report and the sheets to `config.out`.
+    """Measure a world; write the report and the contact sheets to `config.out`.
 
     Returns:
         Numbers by stage: "next_frame", "frame_N" for each horizon, "steering", "free_run", "palette", "autoencoder";
-        "horizon", "memory" and "events" where they were asked for.
+        "long_rollout", "memory" and "events" where they were asked for.
         Shares are 0..1; sharpness and brightness are the drawn frames' over the truth's; None is what was not measured.
         A figure's 95 % interval, over episodes, is beside it as NAME_interval.
 
@@ -102,10 +90,11 @@ class Evaluation:
         steps = [torch.from_numpy(episode.frames) for episode in self.episodes]
         moves = torch.cat([metrics.motion(frames[1:], frames[:-1]) for frames in steps])
         self.truth_moving = float((moves > metrics.MOVING).float().mean())
-        self.truth_motion = metrics.band(moves)
+        self.truth_motion = metrics.reference_range(moves)
         probe = probe_of(world)
-        if probe is not None and probe.colored and not has_palettes(self.episodes):
-            probe = None  # where the road is cannot be told without the names of its colors
+        if probe is not None and not probe.labelled(self.episodes):
+            probe = None  # such as: where the road is cannot be told without the names of its colors
+        self.probe = probe
         labels = [label for episode in self.episodes for label in labels_at(episode, slice(None, None, 3))]
         self.ranges = Ranges.of(frames, probe, labels)
 
@@ -115,7 +104,7 @@ class Evaluation:
         report: dict[str, Any] = {
             "world": self.world.card.name,
             "weights": self.world.fingerprint(),
-            "data": self.dataset.card["name"],
+            "data": self.dataset.card.name,
             "split": config.split,
             "prompts": config.prompts,
             "episodes": len(self.episodes),
@@ -128,12 +117,12 @@ class Evaluation:
                 report |= self.frame(frames)
             if config.free:
                 report["free_run"] = self.free_run()
-            if config.fresh and has_palettes(self.episodes):
-                report["palette"] = self.palette()
-        if config.horizon:
-            report["horizon"] = self.long_runs()
+            if config.fresh and (found := self.prompt_adherence()) is not None:
+                report["palette"] = found
+        if config.long_rollout:
+            report["long_rollout"] = self.long_rollout()
         if config.memory:
-            recipe = real.find_recipe(self.dataset.card.get("recipe") or "")
+            recipe = real.find_recipe(self.dataset.card.recipe or "")
             report["memory"] = self._kept(
                 "memory", *memory.memory(self.runner, recipe, config.memory_starts, config.seed)
             )
@@ -170,7 +159,7 @@ class Evaluation:
         segments = self.cut(self.config.segments, FORCED, 0)
         drawn, other = self.runner.forced(segments, segments.taken, segments.shuffled_actions())
         truth, before = segments.truth, segments.before
-        self.sheet("next", segments, {"drawn": drawn}, list(range(min(COLUMNS, truth.shape[1]))))
+        self.save_segments("next", segments, {"drawn": drawn}, list(range(min(COLUMNS, truth.shape[1]))))
         encode, decode = self.world.autoencoder.encode, self.world.autoencoder.decode
         flat = truth.flatten(0, 1)
         seen = torch.cat([decode(encode(part)) for part in flat.split(64)])
@@ -180,7 +169,7 @@ class Evaluation:
             "psnr": metrics.psnr(seen, flat),
             "ssim": float(metrics.ssim(seen, flat).mean()),
             "sharpness": float(metrics.sharpness(seen).mean() / metrics.sharpness(flat).mean()),
-        } | judge(self.ranges, list(seen.unflatten(0, truth.shape[:2])), self.labels(segments), None)
+        } | judge(self.ranges, list(seen.unflatten(0, truth.shape[:2])), segments.labels(self.episodes), None)
         steer = steer_of(segments.taken, self.world.card.keys, self.world.action_space)
         if steer is not None:
             free = self.cut(max(1, self.config.segments // 2), 2 * FORCED, 1)
@@ -203,12 +192,12 @@ class Evaluation:
         report |= psnr_intervals(drawn[:, last], segments.truth[:, last], baselines, segments.sources)
         report |= self.in_range(drawn, segments)
         shown = np.unique(np.geomspace(1, frames, COLUMNS).round().astype(int) - 1).tolist()
-        self.sheet(f"frame_{frames}", segments, {"drawn": drawn, "shuffled": other}, shown)
+        self.save_segments(f"frame_{frames}", segments, {"drawn": drawn, "shuffled": other}, shown)
         return {f"frame_{frames}": report}
 
     def in_range(self, drawn: Tensor, segments: Segments) -> dict[str, Any]:
         """Rollouts (S, N, H, W, 3) whose end is in the reference ranges of `ranges`, and told from the truth's."""
-        frames, labels = drawn.shape[1], self.labels(segments)
+        frames, labels = drawn.shape[1], segments.labels(self.episodes)
         end = slice(max(0, frames - WINDOW), frames)
         some = np.unique(np.linspace(end.start, frames - 1, 8, dtype=int))
         seen = [realism.decoded(self.world.autoencoder, one[some]) for one in segments.truth]
@@ -217,26 +206,24 @@ class Evaluation:
         truth = judge(self.ranges, list(segments.truth[:, end]), labels, None)
         return report | {f"truth_{name}": truth[name] for name in ("in_range", "in_range_interval")}
 
-    def labels(self, segments: Segments) -> list[dict[str, Any]]:
-        """What the recording says of the last frame of each segment."""
-        rows = zip(segments.prompts, segments.sources, strict=True)
-        return [next(p for p in self.episodes[i].prompts if p["text"] == texts[-1]) for texts, i in rows]
-
-    def long_runs(self) -> dict[str, Any]:
-        """Long runs under several patterns of input, see `horizon`."""
-        count, recipe = self.config.horizon_starts, real.find_recipe(self.dataset.card.get("recipe") or "")
-        segments = horizon.plain_starts(self.cut(4 * count, FORCED, 5), count)
-        held = segments.hold_prompts()
-        parts = (self.runner, segments, self.episodes, self.ranges, self.truth_motion, recipe, self.labels(held))
-        runs = horizon.Horizon(*parts, self.config.seed)
-        return self._kept("horizon", *runs.run(self.config.horizon))
+    def long_rollout(self) -> dict[str, Any]:
+        """Long-horizon rollouts under several patterns of input, see `long_rollout`."""
+        count, recipe = self.config.long_rollout_starts, real.find_recipe(self.dataset.card.recipe or "")
+        segments = long_rollout.plain_starts(self.cut(4 * count, FORCED, 5), count)
+        labels = segments.hold_prompts().labels(self.episodes)
+        parts = (self.runner, segments, self.episodes, self.ranges, self.truth_motion, recipe, labels)
+        runs = long_rollout.LongRollout(*parts, self.config.seed)
+        return self._kept("long_rollout", *runs.run(self.config.long_rollout))
 
     def events(self) -> dict[str, Any]:
         """Events that are typed while playing, see `events`."""
-        if not events.has_events(self.episodes):
+        book = None if self.probe is None else self.probe.events
+        if book is None:
+            return {"skipped": "the game of this world has no events, or is not known or not installed"}
+        if not events.has_events(book, self.episodes):
             return {"skipped": "the recording has no labels of events"}
         judge = classifier.trained(self.dataset, Path("runs") / f"classifier-{self.dataset.path.name}.safetensors")
-        tries = events.Events(self.runner, self.dataset, self.episodes, judge, self.context, self.config.seed)
+        tries = events.Events(book, self.runner, self.dataset, self.episodes, judge, self.context, self.config.seed)
         try:
             return self._kept("events", *tries.run(self.config.event_starts))
         except MissingDependency as error:
@@ -252,24 +239,21 @@ class Evaluation:
         return report
 
     def free_run(self) -> dict[str, Any]:
-        """A long run: by a driver that sees only the frames where there are roads, else under recorded actions."""
-        config, frames = self.config, self.config.free
+        """A long run: by a policy that sees only the frames where the game has one, else under recorded actions."""
+        config, frames, probe = self.config, self.config.free, self.probe
         segments = self.cut(config.free_starts, 64, 2)
         last = slice(frames - max(1, frames // 10), frames)
-        if not has_palettes(self.episodes):
+        labels = segments.hold_prompts().labels(self.episodes)
+        prompts = [texts[self.context - 1] for texts in segments.prompts]
+        policy = None if probe is None else probe.free_policy(labels, prompts)
+        if probe is None or policy is None:
             act = chained(segments, self.episodes, self.world.action_space, frames)
             drawn = self.runner.free(segments, act, frames, title="long free run")
             sharp, bright = self.truth["sharpness"].mean(), self.truth["brightness"].mean()
-            labels = self.labels(segments.hold_prompts())
             report = self._drift(drawn[:, last], float(sharp), float(bright), labels)
         else:
-            prompts = [texts[self.context - 1] for texts in segments.prompts]
+            drawn = self.runner.free(segments, policy, frames, title="long free run")
             episodes = [self.episodes[source] for source in segments.sources]
-            palettes = [
-                palettes_at(episode, slice(episode.texts().index(text), None))[0]
-                for episode, text in zip(episodes, prompts, strict=True)
-            ]
-            drawn = self.runner.free(segments, driven(Driver(palettes), prompts), frames, title="long drive")
             same = [
                 torch.from_numpy(e.frames[[text == prompt for text in e.texts()]])
                 for e, prompt in zip(episodes, prompts, strict=True)
@@ -277,13 +261,9 @@ class Evaluation:
             sharp, bright = (
                 float(np.mean([f(x).mean() for x in same])) for f in (metrics.sharpness, metrics.brightness)
             )
-            labels = [palette._asdict() for palette in palettes]
             report = self._drift(drawn[:, last], sharp, bright, labels)
             end = drawn[:, last].flatten(0, 1)
-            scene = look(end, [palette for palette in palettes for _ in range(last.stop - last.start)])
-            report |= {
-                name: float(getattr(scene, name).float().mean()) for name in ("road", "ground", "car", "palette")
-            }
+            report |= probe.scene(end, [label for label in labels for _ in range(last.stop - last.start)])
         shown = np.linspace(0, frames - 1, COLUMNS).round().astype(int)
         captions = [f"frame {n + 1}" for n in shown] * len(drawn)
         contact_sheet(list(drawn[:, shown].flatten(0, 1).numpy()), COLUMNS, 1, captions).save(self.out / "free.png")
@@ -299,28 +279,20 @@ class Evaluation:
             "truth_moving": self.truth_moving,
         } | judge(self.ranges, list(end), labels, None)
 
-    def palette(self) -> dict[str, Any]:
-        """Fresh starts from prompts, and prompts that change on the way."""
-        rng = np.random.default_rng([self.config.seed, 3])
-        report: dict[str, Any] = {"truth": real_prompt_adherence(self.episodes)}
-        try:
-            for name, unseen in (("known", False), ("unseen", True)):
-                starts = fresh_starts(self.runner, self.config.fresh, unseen, rng)
-                report[name] = prompt_adherence(starts)
-                self._fresh_sheet(name, starts)
-            report["switched"] = switch(self.runner, self.cut(self.config.segments, 16, 4), rng)
-        except MissingDependency as error:
-            report["skipped"] = str(error)
+    def prompt_adherence(self) -> dict[str, Any] | None:
+        """Starts from prompts, and prompts that change on the way; None where the game has no such measure."""
+        if self.probe is None:
+            return None
+        segments, seed = self.cut(self.config.segments, 16, 4), self.config.seed
+        found = self.probe.prompt_adherence(self.runner, self.episodes, segments, self.config.fresh, seed)
+        if found is None:
+            return None
+        report, pictures = found
+        for name, picture in pictures.items():
+            picture.save(self.out / f"{name}.png")
         return report
 
-    def _fresh_sheet(self, name: str, starts: Starts) -> None:
-        shown = slice(0, 4 * COLUMNS)
-        frames = [half for pair in zip(starts.first[shown], starts.later[shown], strict=True) for half in pair]
-        captions = [text for palette in starts.palettes[shown] for text in (str(palette), f"{LATER} frames on")]
-        sheet = contact_sheet([frame.numpy() for frame in frames], COLUMNS, 2, captions)
-        sheet.save(self.out / f"fresh_{name}.png")
-
-    def sheet(self, name: str, segments: Segments, drawn: dict[str, Tensor], shown: list[int]) -> None:
+    def save_segments(self, name: str, segments: Segments, drawn: dict[str, Tensor], shown: list[int]) -> None:
         """A picture: for some segments the truth above what was drawn."""
         rows, captions = [], []
         for i in range(min(SHOWN, len(segments))):

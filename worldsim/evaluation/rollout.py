@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from worldsim.errors import DataError
 from worldsim.models.action import flatten_actions
 from worldsim.world import World
 
-Act = Callable[[list[int], int, Tensor], tuple[Tensor, list[str]]]
-"""Who plays: (rows, n, their last frames) -> their flattened actions and prompts for the n-th free frame."""
+RolloutPolicy = Callable[[list[int], int, Tensor], tuple[Tensor, list[str]]]
+"""Plays the rows of a batch: (rows, n, their last frames) -> flattened actions and prompts for the n-th free frame."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Segments:
             sources=[self.sources[row] for row in rows],
         )
 
+    def labels(self, episodes: list[Episode]) -> list[dict[str, Any]]:
+        """What the recording says beside the last prompt of each segment."""
+        rows = zip(self.prompts, self.sources, strict=True)
+        return [next(prompt for prompt in episodes[i].prompts if prompt["text"] == texts[-1]) for texts, i in rows]
+
     def hold_prompts(self) -> Segments:
         """The same with the last prompt of the context in force for all frames to draw."""
         seen = [texts[: self.context] for texts in self.prompts]
@@ -129,7 +135,12 @@ def cut(
     )
 
 
-def scripted(actions: Tensor, prompts: list[list[str]]) -> Act:
+def labels_at(episode: Episode, frames: slice) -> list[dict[str, Any]]:
+    """What the recording says beside the prompt of each of some frames."""
+    return [episode.prompts[i] for i in episode.prompt_index[frames]]
+
+
+def scripted(actions: Tensor, prompts: list[list[str]]) -> RolloutPolicy:
     """Play given actions (S, frames, action_size) under given prompts, a list of `frames` for each session."""
 
     def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
@@ -138,13 +149,13 @@ def scripted(actions: Tensor, prompts: list[list[str]]) -> Act:
     return act
 
 
-def recorded(segments: Segments, actions: Tensor | None = None) -> Act:
+def recorded(segments: Segments, actions: Tensor | None = None) -> RolloutPolicy:
     """Play `actions` (default: the recorded ones), (S, N, action_size), under the recorded prompts."""
     prompts = [texts[segments.context :] for texts in segments.prompts]
     return scripted(segments.taken if actions is None else actions, prompts)
 
 
-def chained(segments: Segments, episodes: list[Episode], space: spaces.Space, frames: int) -> Act:
+def chained(segments: Segments, episodes: list[Episode], space: spaces.Space, frames: int) -> RolloutPolicy:
     """Play `frames` recorded actions under their prompts: those of each segment, then those of other episodes."""
     flat = [torch.from_numpy(flatten_actions(space, episode.actions)) for episode in episodes]
     actions, prompts = [], []
@@ -188,7 +199,9 @@ class Runner:
             self.simulator = Simulator(found.dynamics, world.book, settings, found.stages)
             self.decode = found.stages.decode
 
-    def free(self, segments: Segments, act: Act, frames: int | None = None, title: str = "free running") -> Tensor:
+    def free(
+        self, segments: Segments, act: RolloutPolicy, frames: int | None = None, title: str = "free running"
+    ) -> Tensor:
         """`frames` (default N) frames after each context, each from the model's own, uint8 (S, frames, H, W, 3)."""
         frames = segments.length if frames is None else frames
         drawn = torch.empty(len(segments), frames, *segments.frames.shape[2:], dtype=torch.uint8)
@@ -199,7 +212,7 @@ class Runner:
     def stream(
         self,
         segments: Segments,
-        act: Act,
+        act: RolloutPolicy,
         frames: int,
         title: str = "free running",
         before: Callable[[State], None] | None = None,
@@ -208,7 +221,7 @@ class Runner:
 
         Args:
             segments: whose contexts are begun from.
-            act: who plays.
+            act: plays.
             frames: to draw in each session.
             title: of the progress bar.
             before: is called with the state before each step, and may change it.
@@ -250,11 +263,11 @@ class Runner:
 
     def fresh(self, prompts: list[str], frames: int = 1, title: str = "fresh starts") -> Tensor:
         """Frames that begin from a prompt alone and go on without a key, uint8 (len(prompts), frames, H, W, 3)."""
-        drawn, idle = [], self._idle()
+        drawn, no_op = [], self._no_op()
         for rows in _chunks(tqdm(range(len(prompts)), desc=title, unit="start", leave=False, disable=None), self.batch):
             state = self.simulator.begin([self.seed + row for row in rows], [prompts[row] for row in rows])
             shown = [self._draw(state, None)]
-            shown += [self._draw(state, idle.expand(len(rows), -1)) for _ in range(frames - 1)]
+            shown += [self._draw(state, no_op.expand(len(rows), -1)) for _ in range(frames - 1)]
             drawn.append(torch.stack(shown, dim=1))
         return torch.cat(drawn)
 
@@ -275,7 +288,7 @@ class Runner:
     def _encode(self, frames: Tensor) -> Tensor:
         return self.world.autoencoder.encode(frames).to(self.simulator.device)
 
-    def _idle(self) -> Tensor:
+    def _no_op(self) -> Tensor:
         """The flattened action of no key, (1, action_size); zeros if the world does not name it."""
         size = self.world.dynamics.config.action_size
         if "" not in self.world.card.keys:

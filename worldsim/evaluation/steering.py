@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldsim.evaluation.intervals import bootstrap, ratio
-from worldsim.evaluation.metrics import grey
+from worldsim.evaluation.metrics import grayscale
 from worldsim.models.action import flatten_actions
 
 SIDE = 64  # frames are compared at this size
@@ -100,7 +100,7 @@ def _errors(before: Tensor, after: Tensor, camera: Camera) -> Tensor:
 
 
 def _small(frames: Tensor) -> Tensor:
-    small = grey(frames).unsqueeze(1)
+    small = grayscale(frames).unsqueeze(1)
     return small if small.shape[2:] == (SIDE, SIDE) else F.interpolate(small, (SIDE, SIDE), mode="area")
 
 

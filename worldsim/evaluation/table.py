@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worldsim.evaluation import events, horizon, memory, minute_table
+from worldsim.evaluation import events, long_rollout, memory, minute_table
 from worldsim.evaluation.intervals import shown
 
 
@@ -28,7 +28,7 @@ def table(report: dict[str, Any]) -> str:
             lines.append(f"{stage.replace('_', ' ')}: {_list(report[stage])}")
     for name, value in report.get("palette", {}).items():
         lines.append(f"palette, {name}: {_list(value) if isinstance(value, dict) else _cell(value)}")
-    for name, module in (("horizon", horizon), ("memory", memory), ("events", events)):
+    for name, module in (("long_rollout", long_rollout), ("memory", memory), ("events", events)):
         if name in report:
             lines.append(module.table(report[name]))
     return "\n".join(lines)

@@ -5,7 +5,7 @@ import numpy as np, torch
 from worldsim.engine.engine import Engine
 from worldsim.engine.session import Snapshot
 from worldsim.engine.records import SessionSpec
-from worldsim.envs.world_env import world_path
+from worldsim.envs.shipped import world_path
 from worldsim.world import World
 name, runtime, seconds, seed = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 most = int(sys.argv[5]) if len(sys.argv)>5 else 40

@@ -1,6 +1,6 @@
-"""What an agent chooses among: a few actions of a game, by the keys that mean them.
+"""Discrete action sets: a few actions of a game that an agent chooses among, by the keys that mean them.
 
-A choice is remembered by its keys ("left+up"), so that an agent that learned in a world finds the same actions in the
+An action is remembered by its keys ("left+up"), so that an agent that learned in a world finds the same actions in the
 real game.
 """
 
@@ -18,8 +18,8 @@ from worldsim.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Some actions of a space.
+class DiscreteActions:
+    """Some actions of a space, numbered from 0.
 
     Attributes:
         names: the keys that mean each.
@@ -34,10 +34,10 @@ class Choices:
         return len(self.names)
 
 
-def find_choices(
+def find_actions(
     space: spaces.Space, keys: Mapping[str, Any], wanted: Sequence[str] = (), discrete: bool = True
-) -> Choices | None:
-    """The actions to choose among, or None where the agent gives the numbers of a Box itself.
+) -> DiscreteActions | None:
+    """Get the actions to choose among, or None where the agent gives the numbers of a Box itself.
 
     Args:
         space: of the game.
@@ -54,7 +54,7 @@ def find_choices(
         start, count = int(space.start), int(space.n)
         names = {int(action): key for key, action in keys.items()}
         values = np.arange(start, start + count, dtype=space.dtype)
-        return Choices(tuple(names.get(value, str(value)) for value in values.tolist()), values)
+        return DiscreteActions(tuple(names.get(value, str(value)) for value in values.tolist()), values)
     if isinstance(space, spaces.Dict | spaces.Tuple):
         raise ConfigError(
             f"an agent cannot act in the space {space}; allowed: Discrete, Box, MultiDiscrete, MultiBinary."
@@ -68,4 +68,4 @@ def find_choices(
     if len(set(names)) != len(names):
         raise ConfigError(f"actions are {list(names)}; each may be there once.")
     dtype = space.dtype
-    return Choices(names, np.stack([np.asarray(known[name], dtype) for name in names]))
+    return DiscreteActions(names, np.stack([np.asarray(known[name], dtype) for name in names]))

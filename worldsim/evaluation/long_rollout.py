@@ -1,8 +1,8 @@
-"""Long free runs under several patterns of input: does the picture stay one that the real game could show?
+"""Long-horizon rollouts under several patterns of input: does the picture stay one that the real game could show?
 
 A session is judged at checkpoints. At each, its last WINDOW frames are looked at, and it is in range if the medians of
-all measures over them lie within the truth's reference ranges (`ranges`): sharpness, brightness, histogram distance,
-and the layout where the game's is known. Told from real is not among them: no real session is as old, or plays alike.
+all measures over them lie within the reference ranges (`ranges`): sharpness, brightness, histogram distance, and the
+layout where the game's is known. Told from real is not among them: no real session is as old, or plays alike.
 It has stayed if it was so at every checkpoint up to there. Motion, the mean absolute difference of consecutive frames,
 is reported beside that: a world that has come to rest looks fine otherwise.
 """
@@ -21,10 +21,10 @@ from torch import Tensor
 from worldsim.data.episodes import Episode
 from worldsim.data.recipe import Recipe
 from worldsim.evaluation import metrics, real
-from worldsim.evaluation.bands import WINDOW, Limits, fits, session_fits
 from worldsim.evaluation.intervals import shown, wilson
 from worldsim.evaluation.ranges import Ranges
-from worldsim.evaluation.rollout import Act, Runner, Segments, chained
+from worldsim.evaluation.reference import WINDOW, Limits, fits, session_fits
+from worldsim.evaluation.rollout import RolloutPolicy, Runner, Segments, chained
 from worldsim.models.action import flatten_actions, stack_actions
 
 PATTERNS = ("none", "held", "random", "recorded")
@@ -33,16 +33,16 @@ HOLD = 200  # frames after which held keys are changed, as holding one key forev
 LONGEST = 16  # frames that random keys are held at most
 REAL_FRAMES = 200  # of a real rollout under a pattern
 REAL_STARTS = 12  # real rollouts under each pattern
-PER_PATTERN = 2  # sessions of each pattern on the sheet
+PER_PATTERN = 2  # sessions of each pattern on the contact sheet
 
 
 def checkpoints(frames: int) -> list[int]:
-    """Where a run of so many frames is judged: the usual places, and its end."""
+    """Say where a run of so many frames is judged: the usual places, and its end."""
     return sorted({*(point for point in CHECKPOINTS if point < frames), frames})
 
 
-def choices(keys: dict[str, Any], space: spaces.Space) -> tuple[Any | None, list[Any]]:
-    """The action of no key (None: unknown) and those of all combinations of keys; without keys some random ones."""
+def actions_of(keys: dict[str, Any], space: spaces.Space) -> tuple[Any | None, list[Any]]:
+    """Get the action of no key (None: unknown) and those of all combinations of keys; without keys some random ones."""
     if keys and not isinstance(space, spaces.Dict):
         found = {name: np.asarray(action, space.dtype) for name, action in keys.items()}
         return found.get(""), [action for name, action in found.items() if name] or list(found.values())
@@ -51,12 +51,12 @@ def choices(keys: dict[str, Any], space: spaces.Space) -> tuple[Any | None, list
 
 
 def plan(pattern: str, keys: dict[str, Any], space: spaces.Space, frames: int, rng: np.random.Generator) -> list[Any]:
-    """The actions of one session under a pattern other than "recorded"; empty where a world has no such input."""
-    idle, others = choices(keys, space)
+    """Get the actions of one session under a pattern other than "recorded"; empty where a world has no such input."""
+    no_op, others = actions_of(keys, space)
     if pattern == "none":
-        return [] if idle is None else [idle] * frames
+        return [] if no_op is None else [no_op] * frames
     longest, shortest = (HOLD, HOLD) if pattern == "held" else (LONGEST, 1)
-    options = others if pattern == "held" or idle is None else [*others, idle]
+    options = others if pattern == "held" or no_op is None else [*others, no_op]
     taken: list[Any] = []
     while len(taken) < frames:
         taken += [options[rng.integers(len(options))]] * int(rng.integers(shortest, longest + 1))
@@ -64,7 +64,7 @@ def plan(pattern: str, keys: dict[str, Any], space: spaces.Space, frames: int, r
 
 
 def plain_starts(segments: Segments, count: int) -> Segments:
-    """Those `count` whose last prompt is shortest: it will be held, and should not tell of what was in view just then.
+    """Choose those `count` whose last prompt is shortest: it is held, and should not tell of what was in view then.
 
     Rows come back in the order of their length.
     """
@@ -81,16 +81,16 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Horizon:
-    """Long runs of one world; `run` gives the report.
+class LongRollout:
+    """Long-horizon rollouts of one world; `run` gives the report.
 
     Attributes:
         runner: draws.
         segments: a recorded context for each session to begin from.
         episodes: whose actions the pattern "recorded" plays.
-        truth: of the recording.
+        reference: ranges of the recording.
         labels: of each session, see `probe`.
-        motion: the band of motion in the recording.
+        motion: the reference range of motion in the recording.
         recipe: of the game; None where there is none installed.
         seed: of the input.
     """
@@ -98,7 +98,7 @@ class Horizon:
     runner: Runner
     segments: Segments
     episodes: list[Episode]
-    truth: Ranges
+    reference: Ranges
     motion: tuple[float, float]
     recipe: Recipe | None
     labels: list[dict[str, Any]]
@@ -119,11 +119,11 @@ class Horizon:
             parts = [acts[names[row // count]]([row % count], n, last) for row in rows]
             return torch.cat([action for action, _ in parts]), [text for _, texts in parts for text in texts]
 
-        values, moves = torch.empty(len(many), frames, len(self.truth.names)), torch.empty(len(many), frames)
+        values, moves = torch.empty(len(many), frames, len(self.reference.names)), torch.empty(len(many), frames)
         pictures = torch.empty(len(many), len(points), *many.frames.shape[2:], dtype=torch.uint8)
         before = many.frames[:, many.context - 1].clone()
         for rows, n, drawn in self.runner.stream(many, act, frames, title=f"{frames} frames"):
-            values[rows, n] = self.truth.measure(drawn, [self.labels[row % count] for row in rows])
+            values[rows, n] = self.reference.measure(drawn, [self.labels[row % count] for row in rows])
             moves[rows, n] = metrics.motion(drawn, before[rows])
             before[rows] = drawn
             if n + 1 in points:
@@ -138,12 +138,12 @@ class Horizon:
         return report, list(pictures[some].flatten(0, 1).numpy()), captions
 
     def judge(self, found: dict[str, Track], frames: int) -> dict[str, Any]:
-        """The report of some sessions by pattern."""
+        """Make the report of some sessions by pattern."""
         report: dict[str, Any] = {
             "frames": frames,
             "sessions": len(self.segments),
-            "truth": {**self.truth.truth.typical, "ranges": self.truth.limits, "motion_range": self.motion},
-            "in_range_of": self.truth.names,
+            "truth": {**self.reference.stats.medians, "ranges": self.reference.limits, "motion_range": self.motion},
+            "in_range_of": self.reference.names,
             "patterns": {},
         }
         env = real.open_game(self.recipe)
@@ -169,12 +169,12 @@ class Horizon:
             report[f"{name}_interval"] = wilson(int(hits.sum()), len(hits))
         return report
 
-    def _acts(self, frames: int) -> dict[str, Act]:
-        """Who plays, by pattern; those that the world has no input for are left out."""
+    def _acts(self, frames: int) -> dict[str, RolloutPolicy]:
+        """Policies by pattern; those that the world has no input for are left out."""
         space, keys = self.runner.world.action_space, self.runner.world.card.keys
         rng = np.random.default_rng([self.seed, 20])
         prompts = [texts[self.segments.context - 1] for texts in self.segments.prompts]
-        acts: dict[str, Act] = {}
+        acts: dict[str, RolloutPolicy] = {}
         for name in PATTERNS[:-1]:
             plans = [plan(name, keys, space, frames, rng) for _ in range(len(self.segments))]
             if plans[0]:
@@ -185,37 +185,37 @@ class Horizon:
         return acts
 
     def _real(self, env: gym.Env | None, pattern: str) -> tuple[Limits, tuple[float, float], dict[str, Any] | None]:
-        """Bands for a pattern, and what the real game itself reaches under it.
+        """Reference ranges for a pattern, and what the real game itself reaches under it.
 
-        The recording's bands are widened to what the game shows under this pattern, which a recording may not contain;
+        The recording's ranges are widened to what the game shows under this pattern, which a recording may not contain;
         motion is judged by the game under this pattern alone.
         """
         world = self.runner.world
         if env is None or self.recipe is None or pattern == PATTERNS[-1] or env.action_space != world.action_space:
-            return self.truth.limits, self.motion, None
+            return self.reference.limits, self.motion, None
         rng = np.random.default_rng([self.seed, 21])
         plans = [plan(pattern, world.card.keys, world.action_space, REAL_FRAMES, rng) for _ in range(REAL_STARTS)]
         height, width = world.card.frame_size
         found = real.rollouts(self.recipe, env, plans, (height, width), rng)
         runs = [(torch.from_numpy(run), self._labels(info)) for run, info in found if len(run) > 1]
         if not runs:
-            return self.truth.limits, self.motion, None
+            return self.reference.limits, self.motion, None
         moves = torch.cat([metrics.motion(run[1:], run[:-1]) for run, _ in runs])
         labels = [label for run, label in runs for _ in run]
         whole = torch.cat([run for run, _ in runs])
-        limits, motion = self.truth.wider(whole, labels), metrics.band(moves)
-        values = self.truth.measure(whole, labels)
+        limits, motion = self.reference.wider(whole, labels), metrics.reference_range(moves)
+        values = self.reference.measure(whole, labels)
         ends = [part[-WINDOW:].unsqueeze(0) for part in values.split([len(run) for run, _ in runs])]
         good = [bool(session_fits(part, limits)) for part in ends]
-        medians = dict(zip(self.truth.names, values.nanmedian(dim=0).values.tolist(), strict=True))
+        medians = dict(zip(self.reference.names, values.nanmedian(dim=0).values.tolist(), strict=True))
         return limits, motion, {**medians, "motion": float(moves.median()), "sessions_in_range": float(np.mean(good))}
 
     def _labels(self, info: dict[str, Any]) -> dict[str, Any]:
-        return {} if self.truth.probe is None else self.truth.probe.labels(info)
+        return {} if self.reference.probe is None else self.reference.probe.labels(info)
 
 
 def _line(track: Track, window: slice, limits: Limits, motion: tuple[float, float]) -> dict[str, float]:
-    """Medians over a window, and the shares of its frames in band."""
+    """Medians over a window, and the shares of its frames within the ranges."""
     values, moves = track.values[:, window].flatten(0, 1), track.motion[:, window].flatten()
     good = fits(values, limits)
     line = dict(zip(limits, values.nanmedian(dim=0).values.tolist(), strict=True)) | {"motion": float(moves.median())}
@@ -230,7 +230,7 @@ def _flat(space: spaces.Space, actions: list[Any]) -> np.ndarray:
     return flatten_actions(space, stack_actions(space, actions))
 
 
-def _played(actions: Tensor, prompts: list[str]) -> Act:
+def _played(actions: Tensor, prompts: list[str]) -> RolloutPolicy:
     """Actions (S, frames, action_size) under one prompt each."""
 
     def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
@@ -240,7 +240,7 @@ def _played(actions: Tensor, prompts: list[str]) -> Act:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Write the report for people."""
     names = [*report["in_range_of"], "motion"]
     columns = (*names, "in_range", "sessions_in_range", "sessions_stayed")
     head = (*(name.replace("_", " ") for name in names), "frames in", "sessions in", "stayed")

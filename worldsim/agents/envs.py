@@ -14,7 +14,7 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
 
-from worldsim.agents.choices import Choices
+from worldsim.agents.discrete import DiscreteActions
 from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.frames import see_frame
 from worldsim.data.recipe import Recipe
@@ -48,12 +48,12 @@ class SeenFrames(gym.Wrapper):
 
 
 def make_game(recipe: Recipe, max_steps: int | None = None) -> gym.Env:
-    """The real game of a recipe, with the recording's frames and length of episodes."""
+    """Make the real game of a recipe, with the recording's frames and length of episodes."""
     return TimeLimit(SeenFrames(recipe.make_env(), recipe.frame_size), max_steps or recipe.episode_steps)
 
 
 def find_game(name: str, frame_size: tuple[int, int] | None = None) -> Recipe:
-    """The recipe of a game by its name, or one made for a Gymnasium id, with frames of another size if one is given.
+    """Find the recipe of a game, or make one for a Gymnasium id, with frames of another size if one is given.
 
     Raises:
         DataError: there is no such game.
@@ -62,7 +62,7 @@ def find_game(name: str, frame_size: tuple[int, int] | None = None) -> Recipe:
 
 
 def game_keys(recipe: Recipe) -> tuple[spaces.Space, dict[str, Any]]:
-    """The action space of a game and the actions of its keys."""
+    """Get the action space of a game and the actions of its keys."""
     env = recipe.make_env()
     try:
         keys = dict(recipe.keys)
@@ -74,13 +74,13 @@ def game_keys(recipe: Recipe) -> tuple[spaces.Space, dict[str, Any]]:
 
 
 def real_games(recipe: Recipe, count: int, max_steps: int | None = None) -> VecEnv:
-    """Some real games in this process."""
+    """Make some real games in this process."""
     factories: list[Callable[[], gym.Env]] = [partial(make_game, recipe, max_steps)] * count
     return DummyVecEnv(factories)
 
 
 def imagined_envs(world: str | Path, count: int, **settings: Any) -> SB3VecEnv:
-    """Some episodes in a world; `settings` are those of `WorldVectorEnv`."""
+    """Begin some episodes in a world; `settings` are those of `WorldVectorEnv`."""
     env = gym.make_vec("worldsim/World-v0", world=world, num_envs=count, autoreset_mode="SameStep", **settings)
     return SB3VecEnv(env)
 
@@ -92,7 +92,7 @@ def frame_size(env: VecEnv) -> tuple[int, int]:
 
 
 def world_of(env: VecEnv) -> WorldVectorEnv:
-    """The world under some wrappers.
+    """Get the world under some wrappers.
 
     Raises:
         ConfigError: there is none.
@@ -103,13 +103,13 @@ def world_of(env: VecEnv) -> WorldVectorEnv:
     return inner.env
 
 
-class Choose(VecEnvWrapper):
-    """Games whose actions are numbers of `choices`."""
+class DiscreteEnvs(VecEnvWrapper):
+    """Games whose actions are numbers of a discrete action set."""
 
-    def __init__(self, venv: VecEnv, choices: Choices) -> None:
-        """Choose among `choices`."""
-        super().__init__(venv, action_space=spaces.Discrete(len(choices)))
-        self.values = choices.values
+    def __init__(self, venv: VecEnv, actions: DiscreteActions) -> None:
+        """Choose among `actions`."""
+        super().__init__(venv, action_space=spaces.Discrete(len(actions)))
+        self.values = actions.values
 
     def step_async(self, actions: np.ndarray) -> None:
         """Pass on the actions chosen."""
@@ -120,15 +120,15 @@ class Choose(VecEnvWrapper):
         return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
-        """What the games show."""
+        """Get what the games show."""
         return self.venv.step_wait()
 
 
-class Hold(VecEnvWrapper):
-    """Games where a choice lasts for some steps: a learner that acts at random gets somewhere, and sees further."""
+class ActionRepeat(VecEnvWrapper):
+    """Games where each action is repeated: a learner that acts at random gets somewhere, and sees further."""
 
     def __init__(self, venv: VecEnv, steps: int) -> None:
-        """Keep each action for `steps` steps, or until the episode ends."""
+        """Repeat each action for `steps` steps, or until the episode ends."""
         super().__init__(venv)
         self.steps = steps
 
@@ -143,7 +143,7 @@ class Hold(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Take the steps; the rewards of an episode's steps are summed up.
 
-        A game that began anew meanwhile has a few steps behind it, whose rewards belong to nobody's choice.
+        A game that began anew meanwhile has a few steps behind it, whose rewards belong to no action.
         """
         frames, rewards, over, infos = self.venv.step(self.actions)
         rewards, over, infos = np.array(rewards), np.array(over), list(infos)
@@ -155,7 +155,7 @@ class Hold(VecEnvWrapper):
         return frames, rewards, over, infos
 
 
-class Grey(VecEnvWrapper):
+class Grayscale(VecEnvWrapper):
     """Frames without colour, (H, W, 1)."""
 
     def __init__(self, venv: VecEnv) -> None:
@@ -168,7 +168,7 @@ class Grey(VecEnvWrapper):
         return to_grayscale(np.asarray(self.venv.reset()))
 
     def step_wait(self) -> VecEnvStepReturn:
-        """What the games show."""
+        """Get what the games show."""
         frames, rewards, over, infos = self.venv.step_wait()
         for info in infos:
             if "terminal_observation" in info:
@@ -177,36 +177,38 @@ class Grey(VecEnvWrapper):
 
 
 def to_grayscale(frames: np.ndarray) -> np.ndarray:
-    """Brightness of uint8 frames (..., H, W, 3) as uint8 (..., H, W, 1)."""
+    """Turn uint8 frames (..., H, W, 3) into their brightness, uint8 (..., H, W, 1)."""
     # Whole numbers, so that one frame alone and many have the same bits.
     weighed = frames.astype(np.uint16) @ np.array([77, 150, 29], np.uint16)  # of 256
     return (weighed >> 8).astype(np.uint8)[..., None]
 
 
-def as_agents_see(venv: VecEnv, choices: Choices | None, stack: int, grey: bool, hold: int = 1) -> VecEnv:
-    """The wrappers between any games and a learner: choices, colours, frame stack, and a note of each episode."""
+def agent_observation(
+    venv: VecEnv, actions: DiscreteActions | None, stack: int, grayscale: bool, action_repeat: int = 1
+) -> VecEnv:
+    """Put the wrappers between any games and a learner: actions, colours, frame stack, and a note of each episode."""
     venv = VecMonitor(venv)
-    venv = venv if choices is None else Choose(venv, choices)
-    venv = Grey(venv) if grey else venv
-    venv = Hold(venv, hold) if hold > 1 else venv
+    venv = venv if actions is None else DiscreteEnvs(venv, actions)
+    venv = Grayscale(venv) if grayscale else venv
+    venv = ActionRepeat(venv, action_repeat) if action_repeat > 1 else venv
     return VecFrameStack(venv, stack) if stack > 1 else venv
 
 
 def sample_starts(
     path: str | Path,
     count: int,
-    reach: int,
+    context_frames: int,
     where: Sequence[str] = (),
     seed: int = 0,
     anywhere: bool = True,
     split: str = "train",
 ) -> list[dict[str, Any]]:
-    """Clips of recorded episodes for a world to begin from.
+    """Choose clips of recorded episodes for a world to begin from.
 
     Args:
         path: of the dataset.
         count: how many.
-        reach: frames of each, or fewer near the beginning of an episode.
+        context_frames: of each, or fewer near the beginning of an episode.
         where: labels that the last frame must have, such as "ground=grass" or "scenario=take_cover".
         seed: of the choice.
         anywhere: end them anywhere in an episode; False takes the episodes' first frames only.
@@ -234,7 +236,7 @@ def sample_starts(
         if file not in lengths:
             lengths[file] = count_steps(file)
         last = int(rng.integers(lengths[file])) if anywhere else 0  # the very last frame may be after the end
-        clip = read_episode(file, max(0, last + 1 - reach), last)
+        clip = read_episode(file, max(0, last + 1 - context_frames), last)
         prompt = clip.prompts[clip.prompt_index[-1]]
         if all(str(prompt.get(name)) == value for name, _, value in pairs):
             found.append({"frames": clip.frames, "actions": clip.actions, "prompt": prompt["text"]})

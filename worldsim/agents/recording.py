@@ -7,34 +7,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
-from worldsim.agents.agent import Agent, RandomActor
+from worldsim.agents.agent import Agent, RandomVectorPolicy
 from worldsim.data.frames import see_frame
-from worldsim.data.recipe import Explorer
+from worldsim.data.policy import Policy
 from worldsim.data.record import RecordConfig, recipe_for
 from worldsim.errors import ConfigError
 
-HOLD = 8  # steps that a random action is held for, at most
+ACTION_REPEAT = 8  # steps that a random action is repeated for, at most
 
 
-class AgentExplorer:
-    """Plays by a saved agent that draws its actions; now and then random ones, held for a few steps.
+class AgentPolicy:
+    """Plays by a saved agent that draws its actions; now and then random ones, repeated for a few steps.
 
     Args:
         agent: its folder.
-        base: makes the recipe's own explorer, who still chooses how episodes begin.
+        base: makes the recipe's own policy, which still chooses how episodes begin.
         random: share of the steps with random actions.
     """
 
-    def __init__(self, agent: Path, base: Callable[[], Explorer], random: float = 0.1) -> None:
+    def __init__(self, agent: Path, base: Callable[[], Policy], random: float = 0.1) -> None:
         """Load the agent."""
         torch.set_num_threads(1)
         self.agent = Agent.load(agent, greedy=False)
         self.base, self.random = base(), random
-        self.wild = RandomActor(self.agent.space, self.agent.choices, HOLD)
+        self.wild = RandomVectorPolicy(self.agent.space, self.agent.actions, ACTION_REPEAT)
 
     def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
         """Start a new episode."""
@@ -44,14 +43,14 @@ class AgentExplorer:
         self.wild.begin(1, int(rng.integers(2**31)))
         return options
 
-    def act(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> Any:
-        """The agent's action, or a random one."""
+    def act(self, env: Any, observation: Any, info: dict[str, Any]) -> Any:
+        """Choose the agent's action, or a random one."""
         frames = see_frame(env, observation, self.agent.card.frame_size)[None]
         own = self.agent.act(frames, np.array([self.begun]))[0]  # it looks even when it may not act
-        # A random action lasts (1 + HOLD) / 2 steps on average; the chance to begin one makes up for that.
-        mean = (1 + HOLD) / 2
+        # A random action lasts (1 + ACTION_REPEAT) / 2 steps on average; the chance to begin one makes up for that.
+        mean = (1 + ACTION_REPEAT) / 2
         if self.left == 0 and self.rng.random() < self.random / (mean - (mean - 1) * self.random):
-            self.left, self.wild_begun = int(self.rng.integers(1, HOLD + 1)), True
+            self.left, self.wild_begun = int(self.rng.integers(1, ACTION_REPEAT + 1)), True
         self.begun = False
         if self.left == 0:
             return own
@@ -61,8 +60,8 @@ class AgentExplorer:
         return action
 
 
-def explorer_for(config: RecordConfig) -> Callable[[], Explorer]:
-    """Makes the agent that `config` names as its policy.
+def policy_for(config: RecordConfig) -> Callable[[], Policy]:
+    """Give what makes the agent that `config` names as its policy.
 
     Raises:
         DataError: there is no such agent.
@@ -77,4 +76,4 @@ def explorer_for(config: RecordConfig) -> Callable[[], Explorer]:
         env.close()
     if space != agent.space:
         raise ConfigError(f"the agent {config.policy} acts in {agent.space}; {config.game} has {space}.")
-    return partial(AgentExplorer, Path(config.policy), recipe.make_explorer, config.random)
+    return partial(AgentPolicy, Path(config.policy), recipe.make_policy, config.random)

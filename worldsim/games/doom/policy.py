@@ -1,17 +1,16 @@
-"""A player for the Doom scenarios that goes where there is something to see."""
+"""A scripted policy for the Doom scenarios: it goes where there is something to see."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 
-from worldsim.data.games.doom_events import plan_events
-from worldsim.data.games.doom_scenarios import SCENARIOS
+from worldsim.games.doom.events import plan_events
+from worldsim.games.doom.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
-    from worldsim.data.games.doom_view import View
+    from worldsim.games.doom.view import View
 
 EPISODE_STEPS = 400
 EVENTFUL = 0.75  # of the episodes of all scenarios have events
@@ -51,7 +50,7 @@ DODGING = {  # for who dodges: the rest of the time is guided
 }
 
 
-class Walker:
+class DoomPolicy:
     """Explores a scenario by the depth of what it sees, with stretches of everything else a player might do.
 
     A purely random player of such a game stares at walls. This one walks to open space and to medkits (or turns
@@ -84,8 +83,8 @@ class Walker:
         eventful = split == "unseen" or rng.random() < EVENTFUL
         return {"scenario": scenario, "events": plan_events(scenario, split, EPISODE_STEPS, rng) if eventful else []}
 
-    def act(self, env: gym.Env, observation: Any, info: dict[str, Any]) -> int:
-        """The next action of the current stretch, or of a new one when that is over."""
+    def act(self, env: Any, observation: Any, info: dict[str, Any]) -> int:
+        """Choose the next action of the current span, or of a new one when that is over."""
         game: Any = env.unwrapped  # a DoomGame
         view, controls, style = game.view, game.controls, SCENARIOS[game.scenario].style
         if self.script:

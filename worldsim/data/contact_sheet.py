@@ -23,7 +23,7 @@ PAPER, INK = (24, 24, 24), (230, 230, 230)
 def contact_sheet(
     frames: Sequence[np.ndarray] | np.ndarray, columns: int, scale: int = 1, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Frames in rows, from left to right and top to bottom.
+    """Draw frames in rows, from left to right and top to bottom.
 
     Args:
         frames: uint8 (H, W, 3) each, all of one size.
@@ -50,18 +50,18 @@ def contact_sheet(
     head = TEXT + 4 if captions else 0
     height, width = checked[0].shape[0] * scale + GAP + head, checked[0].shape[1] * scale + GAP
     across = min(columns, len(frames))
-    sheet = Image.new("RGB", (across * width + GAP, rows * height + GAP), PAPER)
+    image = Image.new("RGB", (across * width + GAP, rows * height + GAP), PAPER)
     for i, frame in enumerate(checked):
         row, column = divmod(i, columns)
         frame = frame.repeat(scale, axis=0).repeat(scale, axis=1)
-        sheet.paste(Image.fromarray(frame), (column * width + GAP, row * height + GAP + head))
+        image.paste(Image.fromarray(frame), (column * width + GAP, row * height + GAP + head))
     in_row = 1 if len(captions) == rows else columns
     room = (across * width if in_row == 1 else width) - GAP
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT)
     for i, caption in enumerate(captions):
         row, column = divmod(i, in_row)
         draw.text((column * width + GAP, row * height + GAP), _fit(caption, room, font), INK, font)
-    return sheet
+    return image
 
 
 def _fit(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
@@ -75,7 +75,7 @@ def _fit(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFo
 
 
 @dataclass(frozen=True, kw_only=True)
-class SheetConfig:
+class ContactSheet:
     """A picture of a dataset."""
 
     dataset: Path
@@ -90,7 +90,7 @@ class SheetConfig:
     """Each pixel becomes a square of so many."""
 
 
-def dataset_sheet(
+def dataset_contact_sheet(
     dataset: Dataset | str | Path, path: str | Path, episodes: int = 8, columns: int = 12, scale: int = 1
 ) -> Path:
     """Write a picture of a dataset to `path`: a row for each of `episodes` episodes, from all splits by turns.

@@ -136,7 +136,7 @@ def plan_events(scenario: str, split: str, steps: int, rng: np.random.Generator)
 
 
 def check_event(name: str) -> str:
-    """An event's name. Raises ConfigError for one that there is not."""
+    """Check an event's name. Raises ConfigError for one that there is not."""
     if name not in EVENTS:
         raise ConfigError(f"Doom has no event {name!r}; allowed: {', '.join(EVENTS)}.")
     return name

@@ -1,4 +1,4 @@
-"""Doom's acid maze: which part of a picture is sky, wall and floor, and where it is open.
+"""Doom: its events; and of its acid maze which part of a picture is sky, wall and floor, and where it is open.
 
 The sky is dark blue, the walls are grey and the floor is green, so the mean color of a small block tells which it is.
 The horizon is in the middle of the picture, always: real sky is above it and real floor below.
@@ -15,7 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldsim.evaluation.event_book import EventBook
 from worldsim.evaluation.probe import Labels, Probe
+from worldsim.games.doom.events import EVENTS, HELD_OUT_PAIRS, TELL
+from worldsim.games.doom.recipe import RECIPES
+from worldsim.games.doom.scenarios import SCENARIOS
+
+BOOK = EventBook(
+    events=EVENTS,
+    places={name: scenario.places for name, scenario in SCENARIOS.items()},
+    held_out=HELD_OUT_PAIRS,
+    frames=TELL,
+    blocked="wall",
+)
 
 BLOCK = 4  # pixels of 64 whose mean color is looked at
 TINT = 6.0  # grey levels by which blue (of the sky) or green (of the floor) stands out
@@ -34,6 +46,12 @@ def classes(frames: Tensor) -> Tensor:
 
 
 class DoomProbe(Probe):
+    """Any scenario: events can be typed."""
+
+    events = BOOK
+
+
+class AcidMazeProbe(DoomProbe):
     """The scenario `health_gathering_supreme`.
 
     Layout: shares of sky, wall and floor; the mean row of sky and floor, 0 (top) to 1; and the share of the picture
@@ -47,12 +65,12 @@ class DoomProbe(Probe):
         return [(text, {}) for text in known if "," not in text and "night" not in text] or super().prompts(known)
 
     def resting(self, env: gym.Env) -> bool:
-        """Whether the player stands."""
+        """Say whether the player stands."""
         view: Any = env.unwrapped
         return float(np.hypot(*view.view.motion)) < 0.01
 
     def fits(self, env: gym.Env, moving: bool) -> bool:
-        """Whether there is a view: no wall that fills most of the picture."""
+        """Say whether there is a view: no wall that fills most of the picture."""
         game: Any = env.unwrapped
         found = classes(torch.from_numpy(game.view.screen).unsqueeze(0))
         return float((found == 1).float().mean()) < VIEW
@@ -80,3 +98,6 @@ class DoomProbe(Probe):
         wrong = sky[:, rows > 0.5].sum(dim=(1, 2)) + floor[:, rows < 0.5].sum(dim=(1, 2))
         wrong = wrong / found[0].numel()
         return torch.cat([shares, torch.stack([*places, wrong], dim=1)], dim=1)
+
+
+PROBES = {recipe.name: DoomProbe for recipe in RECIPES} | {"doom-health-gathering": AcidMazeProbe}

@@ -10,14 +10,21 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.box2d import car_racing as game
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldsim.data.games.car_racing import CarRacingGame
-from worldsim.data.games.palettes import GROUNDS, Palette, palette_of, parse_palette
+from worldsim.data.episodes import Episode
+from worldsim.data.policy import Policy
 from worldsim.evaluation.probe import Labels, Probe
-from worldsim.evaluation.racing import FAR, _distance, best_palettes, road_of
+from worldsim.evaluation.rollout import Runner, Segments
 from worldsim.evaluation.steering import Camera, orbit
+from worldsim.games.car_racing.adherence import has_palettes, prompt_adherence
+from worldsim.games.car_racing.env import CarRacingGame
+from worldsim.games.car_racing.palettes import GROUNDS, Palette, parse_palette
+from worldsim.games.car_racing.policy import CarRacingPolicy
+from worldsim.games.car_racing.prompts import palette_of
+from worldsim.games.car_racing.roads import FAR, RoadPolicy, best_palettes, distance_to, look, road_of
 
 AHEAD = (0.34, 0.69)  # rows in which the beginner looks for the road, as shares of the height
 FRONT = (slice(0.62, 0.72), slice(0.42, 0.58))  # rows and columns just in front of the car
@@ -38,7 +45,7 @@ class SparingCarRacing(CarRacingGame):
 
 
 def road_in_view(road: Tensor) -> Tensor:
-    """The road that is connected with the place in front of the car, bool like `road` (N, h, W)."""
+    """Get the road that is connected with the place in front of the car, bool like `road` (N, h, W)."""
     height, width = road.shape[1:]
     front = torch.zeros_like(road)
     panel = round(height / 0.875)
@@ -54,14 +61,14 @@ def road_in_view(road: Tensor) -> Tensor:
 
 
 def reaches_edge(seen: Tensor) -> Tensor:
-    """Whether connected road (N, h, W) leads to the picture's upper edge or, above the car, to its sides, bool (N,)."""
+    """Say whether connected road (N, h, W) leads to the upper edge or, above the car, to the sides, bool (N,)."""
     above = seen[:, : round(0.62 * seen.shape[1] / 0.875)]
     edges = [above[:, :2].any(dim=(1, 2)), above[:, :, :2].any(dim=(1, 2)), above[:, :, -2:].any(dim=(1, 2))]
     return torch.stack(edges).any(dim=0)
 
 
 def bend(seen: Tensor) -> Tensor:
-    """By how many radians connected road (N, h, W) turns between its near and its far half; nan where it is short."""
+    """Measure the radians that connected road (N, h, W) turns from its near to its far half; nan where short."""
     above = seen[:, : round(0.66 * seen.shape[1] / 0.875)].float()
     columns = (above @ torch.arange(above.shape[2]).float()) / above.sum(dim=2)  # (N, rows), nan without road
     angles = torch.full((len(seen),), math.nan)
@@ -88,6 +95,7 @@ class CarRacingProbe(Probe):
     turn_keys = ("left+up", "right+up")
     colored = True
     delay = 3
+    key_layout = "road_in_view"
 
     @property
     def camera(self) -> Camera:
@@ -95,7 +103,7 @@ class CarRacingProbe(Probe):
         return orbit()
 
     def open(self) -> gym.Env:
-        """The game, which can leave frames undrawn."""
+        """Make the game, which can leave frames undrawn."""
         return SparingCarRacing()
 
     def draw(self, env: gym.Env, wanted: bool) -> None:
@@ -104,7 +112,7 @@ class CarRacingProbe(Probe):
             env.wanted = wanted
 
     def prompts(self, known: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-        """A known prompt for each palette that they name, the first of each."""
+        """Choose a known prompt for each palette that they name, the first of each."""
         found: dict[Palette, str] = {}
         for text in known:
             if (palette := palette_of(text)) is not None:
@@ -112,31 +120,32 @@ class CarRacingProbe(Probe):
         return [(text, {"palette": str(palette), "prompt": text}) for palette, text in found.items()]
 
     def labels(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """The palette."""
+        """Get the palette."""
         return dict(info["labels"])
 
     def named(self, prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The palette."""
+        """Get the palette."""
         return dict(parse_palette(str(options["palette"]))._asdict())
 
-    def explorer(self, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
-        """One who follows the road at a gentle speed."""
-        explorer, options = super().explorer(rng)
-        explorer.cruise, explorer.noise, explorer.discipline = rng.uniform(10, 20), 0.0, 1.0
-        explorer.way, explorer.keyboard, explorer.leaving = 1, False, False
-        return explorer, options
+    def policy(self, rng: np.random.Generator) -> tuple[Policy, dict[str, Any]]:
+        """Follow the road at a gentle speed."""
+        policy, options = super().policy(rng)
+        assert isinstance(policy, CarRacingPolicy)
+        policy.cruise, policy.noise, policy.discipline = rng.uniform(10, 20), 0.0, 1.0
+        policy.way, policy.keyboard, policy.leaving = 1, False, False
+        return policy, options
 
     def resting(self, env: gym.Env) -> bool:
-        """Whether the car stands."""
+        """Say whether the car stands."""
         car: Any = env.unwrapped
         return float(np.linalg.norm(car.car.hull.linearVelocity)) < 0.05
 
     def stop(self, env: gym.Env) -> Any:
-        """The brake."""
+        """Brake."""
         return np.array([0.0, 0.0, 0.8], np.float32)
 
     def fits(self, env: gym.Env, moving: bool) -> bool:
-        """Whether the car is on the road and looks along it, and no hairpin is near."""
+        """Say whether the car is on the road and looks along it, and no hairpin is near."""
         car: Any = env.unwrapped
         track, hull = np.array(car.track)[:, 1:], car.car.hull  # (tiles, 3): direction, x, y
         away = np.linalg.norm(track[:, 1:] - np.array(hull.position), axis=1)
@@ -157,18 +166,18 @@ class CarRacingProbe(Probe):
             return held
         return GAIN * float((columns.mean() + 0.5) / width * 2 - 1)
 
-    def steered(self, wish: float, step: int, space: gym.Space) -> Any:
-        """That steer, and a little gas on three steps of five."""
-        return np.array([np.clip(wish, -1, 1), GAS if step % 5 < 3 else 0.0, 0.0], np.float32)
+    def steered(self, target: float, step: int, space: gym.Space) -> Any:
+        """Steer there, with a little gas on three steps of five."""
+        return np.array([np.clip(target, -1, 1), GAS if step % 5 < 3 else 0.0, 0.0], np.float32)
 
     def layout(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
         """See the class; float (N, 5)."""
         values = torch.full((len(frames), len(self.layout_names)), math.nan)
-        palettes = [Palette(label["road"], label["ground"]) for label in labels]
+        palettes = _palettes(labels)
         for palette in dict.fromkeys(palettes):
             rows = [i for i, other in enumerate(palettes) if other == palette]
             road = road_of(frames[rows], palette)
-            ground = (_distance(frames[rows], list(GROUNDS[palette.ground])) < FAR) & ~road
+            ground = (distance_to(frames[rows], list(GROUNDS[palette.ground])) < FAR) & ~road
             seen = road_in_view(road)
             height = frames.shape[1]
             ahead = road[:, round(AHEAD[0] * height) : round(AHEAD[1] * height)].float()
@@ -180,8 +189,34 @@ class CarRacingProbe(Probe):
         return values
 
     def palette_kept(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
-        """Whether no other palette explains a frame better, float (S, n)."""
+        """Say whether no other palette explains a frame better, float (S, n)."""
         found = best_palettes(frames.flatten(0, 1))
         named = [Palette(label["road"], label["ground"]) for label in labels for _ in range(frames.shape[1])]
         same = [a == b for a, b in zip(found, named, strict=True)]
         return torch.tensor(same).float().unflatten(0, frames.shape[:2])
+
+    def labelled(self, episodes: Sequence[Episode]) -> bool:
+        """Say whether the recording names roads and grounds: without, nobody can tell where the road is."""
+        return has_palettes(episodes)
+
+    def free_policy(self, labels: Sequence[Labels], prompts: Sequence[str]) -> RoadPolicy:
+        """Follow the road by sight."""
+        return RoadPolicy(_palettes(labels), prompts)
+
+    def scene(self, frames: Tensor, labels: Sequence[Labels]) -> dict[str, float]:
+        """Measure the shares of frames that show road, ground, car, and the right palette."""
+        seen = look(frames, _palettes(labels))
+        return {name: float(getattr(seen, name).float().mean()) for name in ("road", "ground", "car", "palette")}
+
+    def prompt_adherence(
+        self, runner: Runner, episodes: Sequence[Episode], segments: Segments, count: int, seed: int
+    ) -> tuple[dict[str, Any], dict[str, Image.Image]]:
+        """Measure whether the named colours win."""
+        return prompt_adherence(runner, episodes, segments, count, seed)
+
+
+def _palettes(labels: Sequence[Labels]) -> list[Palette]:
+    return [Palette(label["road"], label["ground"]) for label in labels]
+
+
+PROBES = {"car-racing": CarRacingProbe}

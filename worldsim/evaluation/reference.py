@@ -1,7 +1,7 @@
-"""Is a frame one that the real game could have shown? By sharpness, brightness and colours, within the truth's bands.
+"""Is a frame one that the real game could have shown? By sharpness, brightness and colours, within reference ranges.
 
-A band is the range of the middle 98 % of true frames. Colours are judged by how far a frame's histogram is from that
-of all true frames pooled: the mean over the channels of the earth mover's distance, in grey levels of 255.
+A reference range is that of the middle 98 % of real frames. Colours are judged by how far a frame's histogram is from
+that of all real frames pooled: the mean over the channels of the earth mover's distance, in grey levels of 255.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from worldsim.evaluation import metrics
 
 MEASURES = ("sharpness", "brightness", "histogram")
 BINS = 64  # of a channel's histogram
-WINDOW = 64  # frames over which a session is judged: its median is what must lie in a band
+WINDOW = 64  # frames over which a session is judged: its median is what must lie in a range
 
 Limits = dict[str, tuple[float, float]]
 
 
 def cumulative(frames: Tensor) -> Tensor:
-    """The cumulated histogram of each channel, 0..1, of frames (N, H, W, 3); (N, 3, BINS)."""
+    """Get the cumulated histogram of each channel, 0..1, of frames (N, H, W, 3); (N, 3, BINS)."""
     parts = []
     for part in frames.split(256):
         bins = part.flatten(1, 2).transpose(1, 2).long() * BINS // 256  # (n, 3, H W)
@@ -31,25 +31,25 @@ def cumulative(frames: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What true frames are like.
+class ReferenceStats:
+    """What real frames are like.
 
     Attributes:
         colours: their pooled cumulated histogram, (3, BINS).
-        limits: the band of each measure.
-        typical: the median of each measure.
+        limits: the range of each measure.
+        medians: of each measure.
     """
 
     colours: Tensor
     limits: Limits
-    typical: dict[str, float]
+    medians: dict[str, float]
 
     @staticmethod
-    def of(frames: Tensor) -> Truth:
+    def of(frames: Tensor) -> ReferenceStats:
         """Of frames (N, H, W, 3) of the real game."""
         colours = cumulative(frames).mean(dim=0)
         values = measure(frames, colours)
-        return Truth(
+        return ReferenceStats(
             colours, limits_of(values), {name: float(values[:, i].median()) for i, name in enumerate(MEASURES)}
         )
 
@@ -58,7 +58,7 @@ class Truth:
         return measure(frames, self.colours)
 
     def wider(self, frames: Tensor) -> Limits:
-        """The bands, each widened to that of more true frames: what the game shows when it is played in another way."""
+        """Widen each range to that of more real frames: what the game shows when it is played otherwise."""
         if not len(frames):
             return self.limits
         more = limits_of(self.measure(frames))
@@ -72,16 +72,16 @@ def measure(frames: Tensor, colours: Tensor) -> Tensor:
 
 
 def limits_of(values: Tensor) -> Limits:
-    """The band of each measure, of values (N, 3)."""
-    return {name: metrics.band(values[:, i]) for i, name in enumerate(MEASURES)}
+    """Get the range of each measure, of values (N, 3)."""
+    return {name: metrics.reference_range(values[:, i]) for i, name in enumerate(MEASURES)}
 
 
 def fits(values: Tensor, limits: Limits) -> Tensor:
-    """Which measures (..., M), in the order of M limits, are within them, bool (..., M); nan is: there is none."""
+    """Say which measures (..., M), in the order of M limits, are within them, bool (..., M); nan is: there is none."""
     columns = zip(values.unbind(dim=-1), limits.values(), strict=True)
     return torch.stack([metrics.inside(column, limit) | column.isnan() for column, limit in columns], dim=-1)
 
 
 def session_fits(values: Tensor, limits: Limits) -> Tensor:
-    """Which sessions are in band: the median of every measure over their frames is, for values (S, N, M); bool (S,)."""
+    """Say which sessions are in range: every measure's median over their frames is, for values (S, N, M); bool (S,)."""
     return fits(values.nanmedian(dim=1).values, limits).all(dim=-1)

@@ -40,7 +40,7 @@ class Scenario:
     """A ViZDoom scenario: how often it is recorded, how it is played, and the words for its scenery."""
 
     share: float  # of the episodes of a recording of all scenarios; those where one dies soon are more
-    style: Literal["walk", "dodge", "aim"]  # how the explorer plays it
+    style: Literal["walk", "dodge", "aim"]  # how the policy plays it
     controls: str  # the set of controls that is its own
     timeout: int  # game tics
     hurt: float = 0.0  # reward that a lost point of health costs, with its own controls
@@ -141,7 +141,7 @@ NOUNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # kind -> word
 
 
 def check_scenario(name: str) -> str:
-    """A scenario's name. Raises ConfigError for one that there is not."""
+    """Check a scenario's name. Raises ConfigError for one that there is not."""
     if name not in SCENARIOS:
         raise ConfigError(f"Doom has no scenario {name!r} here.{did_you_mean(name, SCENARIOS)}")
     return name

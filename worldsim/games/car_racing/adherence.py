@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from worldsim.data.contact_sheet import contact_sheet
 from worldsim.data.episodes import Episode
-from worldsim.data.games.palettes import PAIRS, UNSEEN, Palette, plain_prompt
-from worldsim.evaluation.racing import best_palettes, look
-from worldsim.evaluation.rollout import Runner, Segments
+from worldsim.errors import MissingDependency
+from worldsim.evaluation.rollout import Runner, Segments, labels_at
+from worldsim.games.car_racing.palettes import PAIRS, UNSEEN, Palette
+from worldsim.games.car_racing.prompts import plain_prompt
+from worldsim.games.car_racing.roads import best_palettes, look
 
+COLUMNS = 12  # pairs of frames in a row of a contact sheet
 LATER = 16  # frames after which a fresh start is looked at again
 SWITCHED = 8  # frames after which a change of the prompt must have changed the colours
 
 
-def has_palettes(episodes: list[Episode]) -> bool:
-    """Whether the prompts of a recording are labelled with a road and a ground."""
+def has_palettes(episodes: Sequence[Episode]) -> bool:
+    """Say whether the prompts of a recording are labelled with a road and a ground."""
     return all({"road", "ground"} <= set(prompt) for episode in episodes for prompt in episode.prompts)
 
 
 def palettes_at(episode: Episode, frames: slice) -> list[Palette]:
-    """The labelled palette at each of some frames."""
-    labels = [episode.prompts[i] for i in episode.prompt_index[frames]]
-    return [Palette(label["road"], label["ground"]) for label in labels]
-
-
-def labels_at(episode: Episode, frames: slice) -> list[dict[str, Any]]:
-    """What the recording says beside the prompt of each of some frames."""
-    return [episode.prompts[i] for i in episode.prompt_index[frames]]
+    """Get the labelled palette at each of some frames."""
+    return [Palette(label["road"], label["ground"]) for label in labels_at(episode, frames)]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Starts:
 
 
 def fresh_starts(runner: Runner, count: int, unseen: bool, rng: np.random.Generator) -> Starts:
-    """`count` fresh starts over the palettes of training, or over those held out of it.
+    """Draw `count` fresh starts over the palettes of training, or over those held out of it.
 
     Raises:
         MissingDependency: a prompt is new to the world and the text encoder's package is not installed.
@@ -57,8 +57,8 @@ def fresh_starts(runner: Runner, count: int, unseen: bool, rng: np.random.Genera
     return Starts(palettes, drawn[:, 0], drawn[:, -1])
 
 
-def prompt_adherence(starts: Starts) -> dict[str, float]:
-    """Shares of the fresh starts.
+def shares(starts: Starts) -> dict[str, float]:
+    """Measure shares of the fresh starts.
 
     Returns:
         palette: road and ground are both nearest to the named colours (no road in the picture counts as wrong).
@@ -79,8 +79,8 @@ def prompt_adherence(starts: Starts) -> dict[str, float]:
     }
 
 
-def real_prompt_adherence(episodes: list[Episode]) -> float:
-    """`palette` of `prompt_adherence`, for recorded frames: what the measurement itself can reach."""
+def real_prompt_adherence(episodes: Sequence[Episode]) -> float:
+    """Measure `palette` of `shares` for recorded frames: what the measurement itself can reach."""
     step = 25
     frames = torch.from_numpy(np.concatenate([episode.frames[::step] for episode in episodes]))
     palettes = [palette for episode in episodes for palette in palettes_at(episode, slice(None, None, step))]
@@ -89,7 +89,7 @@ def real_prompt_adherence(episodes: list[Episode]) -> float:
 
 
 def switch(runner: Runner, segments: Segments, rng: np.random.Generator) -> float:
-    """Share of segments that show a palette SWITCHED frames after the prompt first named it."""
+    """Measure the share of segments that show a palette SWITCHED frames after the prompt first named it."""
     wanted = [PAIRS[i] for i in rng.integers(len(PAIRS), size=len(segments))]
     prompts = [plain_prompt(palette) for palette in wanted]
 
@@ -98,3 +98,29 @@ def switch(runner: Runner, segments: Segments, rng: np.random.Generator) -> floa
 
     drawn = runner.free(segments, act, SWITCHED, title="changing palettes")
     return float(look(drawn[:, -1], wanted).palette.float().mean())
+
+
+def prompt_adherence(
+    runner: Runner, episodes: Sequence[Episode], segments: Segments, count: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Image.Image]]:
+    """Measure fresh starts from prompts and prompts that change on the way, see `Probe.prompt_adherence`."""
+    rng = np.random.default_rng([seed, 3])
+    report: dict[str, Any] = {"truth": real_prompt_adherence(episodes)}
+    pictures: dict[str, Image.Image] = {}
+    try:
+        for name, unseen in (("known", False), ("unseen", True)):
+            starts = fresh_starts(runner, count, unseen, rng)
+            report[name] = shares(starts)
+            pictures[f"fresh_{name}"] = picture(starts)
+        report["switched"] = switch(runner, segments, rng)
+    except MissingDependency as error:
+        report["skipped"] = str(error)
+    return report, pictures
+
+
+def picture(starts: Starts) -> Image.Image:
+    """Draw some fresh starts, each beside what it has become."""
+    shown = slice(0, 4 * COLUMNS)
+    frames = [half for pair in zip(starts.first[shown], starts.later[shown], strict=True) for half in pair]
+    captions = [text for palette in starts.palettes[shown] for text in (str(palette), f"{LATER} frames on")]
+    return contact_sheet([frame.numpy() for frame in frames], COLUMNS, 2, captions)

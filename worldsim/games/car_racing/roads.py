@@ -1,18 +1,18 @@
-"""CarRacing seen from its frames alone: which palette they show, where the road is, and a driver that stays on it.
+"""CarRacing seen from its frames alone: which palette they show, where the road is, and a policy that stays on it.
 
 Distances between colours are Euclidean, in RGB of 0..255.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldsim.data.games.palettes import GROUNDS, PAIRS, ROADS, UNSEEN, Palette
-from worldsim.evaluation.rollout import Act
+from worldsim.games.car_racing.palettes import GROUNDS, PAIRS, ROADS, UNSEEN, Palette
 
 PANEL = 0.875  # below this share of the height are the instruments
 CAR = (slice(0.75, 0.8), slice(0.48, 0.52), (200, 4, 5))  # rows and columns of the car's red core, and its colour
@@ -22,12 +22,12 @@ PALETTES = (*PAIRS, *UNSEEN)
 
 
 def picture(frames: Tensor) -> Tensor:
-    """Frames (N, H, W, 3) without the instruments."""
+    """Cut the instruments off frames (N, H, W, 3)."""
     return frames[:, : int(frames.shape[1] * PANEL)]
 
 
-def _distance(frames: Tensor, colours: list[tuple[int, int, int]]) -> Tensor:
-    """How far each pixel is from the nearest of some colours, at most FAR, (N, h, W)."""
+def distance_to(frames: Tensor, colours: list[tuple[int, int, int]]) -> Tensor:
+    """Say how far each pixel is from the nearest of some colours, at most FAR, (N, h, W)."""
     pixels = picture(frames).float()
     far = torch.full(pixels.shape[:-1], FAR)
     for colour in colours:
@@ -36,19 +36,19 @@ def _distance(frames: Tensor, colours: list[tuple[int, int, int]]) -> Tensor:
 
 
 def best_palettes(frames: Tensor) -> list[Palette]:
-    """The palette that explains the pixels of each frame best, of all that the game can show."""
+    """Get the palette that explains the pixels of each frame best, of all that the game can show."""
     best: list[Palette] = []
     for part in frames.split(64):
-        roads = {name: _distance(part, [colour]) for name, colour in ROADS.items()}
-        grounds = {name: _distance(part, list(shades)) for name, shades in GROUNDS.items()}
+        roads = {name: distance_to(part, [colour]) for name, colour in ROADS.items()}
+        grounds = {name: distance_to(part, list(shades)) for name, shades in GROUNDS.items()}
         costs = [torch.minimum(roads[p.road], grounds[p.ground]).mean(dim=(1, 2)) for p in PALETTES]
         best += [PALETTES[i] for i in torch.stack(costs).argmin(dim=0).tolist()]
     return best
 
 
 def road_of(frames: Tensor, palette: Palette) -> Tensor:
-    """Which pixels are road under a palette, bool (N, h, W)."""
-    road, ground = _distance(frames, [ROADS[palette.road]]), _distance(frames, list(GROUNDS[palette.ground]))
+    """Say which pixels are road under a palette, bool (N, h, W)."""
+    road, ground = distance_to(frames, [ROADS[palette.road]]), distance_to(frames, list(GROUNDS[palette.ground]))
     return (road < ground) & (road < FAR)
 
 
@@ -67,7 +67,7 @@ def look(frames: Tensor, palettes: list[Palette]) -> Scene:
     road, ground = [], []
     for frame, palette in zip(frames.split(1), palettes, strict=True):
         is_road = road_of(frame, palette)
-        near = _distance(frame, list(GROUNDS[palette.ground])) < FAR
+        near = distance_to(frame, list(GROUNDS[palette.ground])) < FAR
         road.append(is_road.float().mean() > SHOWN)
         ground.append((near & ~is_road).float().mean() > SHOWN)
     right = [found == named for found, named in zip(best_palettes(frames), palettes, strict=True)]
@@ -85,21 +85,22 @@ def _car(frames: Tensor) -> Tensor:
     return (core.float() - torch.tensor(colour).float()).norm(dim=-1).mean(dim=(1, 2)) < FAR
 
 
-class Driver:
+class RoadPolicy:
     """Steers towards the middle of the road ahead, seeing nothing but the frames, at a gentle speed.
 
-    In the true game it stays on most tracks for a thousand frames, so where the road ends it is the world that lost it.
+    It is a `RolloutPolicy`. In the real game it stays on most tracks for a thousand frames, so where the road ends it
+    is the world that lost it.
     """
 
     GAS = 0.06
 
-    def __init__(self, palettes: list[Palette]) -> None:
-        """Drive sessions that each show a palette."""
-        self.palettes = palettes
+    def __init__(self, palettes: Sequence[Palette], prompts: Sequence[str]) -> None:
+        """Drive sessions that each show a palette, under one prompt each."""
+        self.palettes, self.prompts = palettes, prompts
         self.steer = np.zeros(len(palettes))
 
-    def __call__(self, rows: list[int], frames: Tensor) -> Tensor:
-        """Actions (steer, gas, brake) in -1..1 as `flatten_actions` makes them, (len(rows), 3)."""
+    def __call__(self, rows: list[int], n: int, frames: Tensor) -> tuple[Tensor, list[str]]:
+        """Actions (steer, gas, brake) in -1..1 as `flatten_actions` makes them, (len(rows), 3); and the prompts."""
         height, width = frames.shape[1:3]
         ahead = slice(round(0.34 * height), round(0.69 * height))
         for row, frame in zip(rows, frames.split(1), strict=True):
@@ -107,13 +108,4 @@ class Driver:
             if len(columns) > 8:  # else keep the wheel where it is
                 self.steer[row] = float(((columns.mean() + 0.5) / width - 0.5) * 4)
         actions = torch.tensor([[np.clip(self.steer[row], -1, 1), self.GAS * 2 - 1, -1.0] for row in rows])
-        return actions.float()
-
-
-def driven(driver: Driver, prompts: list[str]) -> Act:
-    """Let `driver` play under one prompt for each session."""
-
-    def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
-        return driver(rows, last), [prompts[row] for row in rows]
-
-    return act
+        return actions.float(), [self.prompts[row] for row in rows]

@@ -1,0 +1,1 @@
+"""The games that come with worldsim: a folder each, found by `worldsim.registry`."""
