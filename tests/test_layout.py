@@ -12,7 +12,7 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent
 FOLDERS = ("worldsim", "envs", "bridges", "demos", "tests", "scripts")
 LINES = 400
-LONGER = {"worldsim/engine/engine.py", "tests/test_agents.py", "tests/test_first_minute.py"}
+LONGER: set[str] = set()
 """Modules over the limit. The list may only shrink: split a module, then take it out."""
 
 
@@ -76,7 +76,7 @@ def test_wheels_have_the_files_that_are_no_modules() -> None:
 
 
 ARCHITECTURE = (TOP / "docs" / "architecture.md").read_text()
-COMPLETE = ("bridges/", "demos/", "envs/", "worldsim/commands/")
+COMPLETE = ("bridges/", "demos/", "envs/", "worldsim/")
 """Folders whose modules all have a row on the page."""
 
 
