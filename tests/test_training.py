@@ -21,7 +21,8 @@ from worldsim.data.segments import BatchConfig
 from worldsim.diffusion.objectives.energy import EnergyConfig
 from worldsim.diffusion.objectives.flow import FlowConfig
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
-from worldsim.training.autoencoder import load_run, prepare_autoencoder, train_autoencoder
+from worldsim.training.autoencoder import AutoencoderTraining, load_run, prepare_autoencoder, train_autoencoder
+from worldsim.training.baseline import BaselineTraining
 from worldsim.training.configs import DynamicsTraining, training_of
 from worldsim.training.run import prepare, train_dynamics
 from worldsim.training.trainer import Trainer, TrainerConfig
@@ -287,7 +288,22 @@ def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("bad", [{}, {"minutes": 1, "cooldown": 5}, {"steps": 1, "ema": 1.0}])
+def test_a_run_of_so_many_steps_has_no_other_end(tmp_path: Path) -> None:
+    """Unless both are given; and one that is told nothing ends by the clock."""
+    for kind, minutes in ((training_of("energy"), 60), (AutoencoderTraining, 10)):
+
+        def parsed(*words: str, kind: Any = kind) -> TrainerConfig:
+            return parse(kind, "train dynamics", [str(tmp_path), *words], flat=True).trainer
+
+        assert parsed("--steps", "5000").minutes is None
+        assert parsed().minutes == minutes
+        assert parsed("--steps", "5000", "--minutes", "3").minutes == 3
+    assert BaselineTraining(data=tmp_path).trainer.minutes == 60
+    with pytest.raises(ConfigError, match="neither minutes nor steps is set"):
+        Trainer(_Faulty(1), TrainerConfig(), tmp_path)
+
+
+@pytest.mark.parametrize("bad", [{"minutes": 1, "cooldown": 5}, {"steps": 1, "ema": 1.0}])
 def test_bad_trainer_configs_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError):
         TrainerConfig(**bad)

@@ -29,12 +29,16 @@ class AutoencoderTraining:
     out: Path | None = None
     """The run folder (default: runs/DATASET-autoencoder); a run that was stopped there goes on."""
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=10))
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     batch: int = 24
     latent_noise: float = 0.05
     """Noise on the latents, of their own deviation: the decoder learns to bear small errors."""
     edges: float = 0.5
     """Weight of the absolute error of differences between neighbours, which keeps edges sharp."""
+
+    def __post_init__(self) -> None:
+        """A run that is told no end takes ten minutes."""
+        object.__setattr__(self, "trainer", self.trainer.or_minutes(10))
 
     def folder(self) -> Path:
         """The run folder."""

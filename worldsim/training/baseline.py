@@ -37,11 +37,15 @@ class BaselineTraining:
     out: Path | None = None
     """The run folder (default: runs/DATASET-unet); a run that was stopped there goes on."""
     model: UNetConfig = field(default_factory=UNetConfig)
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60, learning_rate=1e-3))
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     batch: int = 16
     compile: bool = False
     """Compile the U-Net for training: four minutes of CPU time once, then steps are a tenth faster (it is mostly
     convolutions, which stay as they are): for runs of hours. It needs a C++ compiler."""
+
+    def __post_init__(self) -> None:
+        """A run that is told no end takes an hour."""
+        object.__setattr__(self, "trainer", self.trainer.or_minutes(60))
 
     def folder(self) -> Path:
         """The run folder."""

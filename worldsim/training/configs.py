@@ -39,13 +39,14 @@ class DynamicsTraining:
     self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
     objective: ObjectiveConfig = field(default_factory=lambda: OBJECTIVES["energy"]())  # type: ignore[call-arg]
     model: DiTConfig = field(default_factory=DiTConfig)
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(minutes=60))
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     compile: bool | None = None
     """Compile the transformer's blocks: two minutes once, then a step takes less than half. It needs a C++ compiler
     (default: for runs of 1000 steps or ten minutes and more, where there is one)."""
 
     def __post_init__(self) -> None:
-        """Check what belongs together."""
+        """Check what belongs together; a run that is told no end takes an hour."""
+        object.__setattr__(self, "trainer", self.trainer.or_minutes(60))
         rollouts, segments = self.self_forcing.rollout_segments, self.batch.segments
         if rollouts > segments:
             raise ConfigError(f"rollout_segments is {rollouts} of {segments} segments; allowed: at most all.")

@@ -8,6 +8,7 @@ run that is resumed at k goes on exactly as one that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -33,7 +34,8 @@ class TrainerConfig:
     """How long to train, how fast, and how often to look and to save."""
 
     minutes: float | None = None
-    """Time budget of this call, in minutes of wall time."""
+    """Time budget of this call, in minutes of wall time (default: 60, or 10 for an autoencoder, unless `steps` says how
+    long)."""
     steps: int | None = None
     """Total number of steps, over all calls."""
     checkpoint_minutes: float = 4.0
@@ -63,13 +65,15 @@ class TrainerConfig:
     """Stop when the smoothed loss is so many times its best."""
 
     def __post_init__(self) -> None:
-        """Check that the run ends and that the numbers make sense."""
-        if self.minutes is None and self.steps is None:
-            raise ConfigError("neither minutes nor steps is set; a run needs one of them to know when to stop.")
+        """Check that the numbers make sense."""
         if self.cooldown and self.steps is None:
             raise ConfigError(f"cooldown {self.cooldown} needs steps, to know when it begins.")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema}; allowed: 0 <= ema < 1.")
+
+    def or_minutes(self, minutes: float) -> TrainerConfig:
+        """The same, ending after some minutes where it says nothing of an end."""
+        return dataclasses.replace(self, minutes=minutes) if self.minutes is None and self.steps is None else self
 
 
 class Task(Protocol):
@@ -109,6 +113,8 @@ class Trainer:
 
     def __init__(self, task: Task, config: TrainerConfig, out: Path) -> None:
         """Build the optimizers and load the checkpoint if there is one."""
+        if config.minutes is None and config.steps is None:
+            raise ConfigError("neither minutes nor steps is set; a run needs one of them to know when to stop.")
         self.task, self.config, self.out = task, config, Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.step = 0
