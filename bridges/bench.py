@@ -28,7 +28,7 @@ from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.envs.world_env import make_engine
 from worldsim.errors import BridgeError, ConfigError
 from worldsim.evaluation.bench import machine
-from worldsim.models.action import space_from_json
+from worldsim.spaces import space_from_json
 
 SIZES = {"64x64": (64, 64), "1280x720": (720, 1280)}  # (height, width)
 WARM = 20  # steps before the first timed one

@@ -15,7 +15,7 @@ from worldsim.data.episodes import Dataset, Episode, write_episode
 from worldsim.data.frames import resize_frame
 from worldsim.envs.keymap import KeyMap
 from worldsim.errors import DataError, SessionError
-from worldsim.models.action import space_to_json, stack_actions
+from worldsim.spaces import ActionCodec, space_to_json
 
 MOST_STEPS = 10_000  # of an episode are kept, the last ones: 120 MB at 64x64
 
@@ -69,7 +69,7 @@ class History:
         place = {text: i for i, text in enumerate(distinct)}
         return Episode(
             frames=np.stack([frame for frame, _ in self._frames]),
-            actions=stack_actions(self.space, list(actions)),
+            actions=ActionCodec(self.space).stack(list(actions)),
             rewards=np.array(rewards, np.float32),
             terminated=np.array(terminated, bool),
             truncated=np.array(truncated, bool),

@@ -23,7 +23,7 @@ from worldsim.evaluation.first_minute import policies, real_game
 from worldsim.evaluation.played import play_world, segments_of
 from worldsim.evaluation.probe import probe_of
 from worldsim.evaluation.rollout import Runner, Segments, context_of, recorded
-from worldsim.models.action import flatten_actions
+from worldsim.spaces import ActionCodec
 from worldsim.world import World
 
 
@@ -77,7 +77,7 @@ def _recorded(config: PictureConfig, world: World, dataset: Dataset) -> tuple[Te
     clips = [read_episode(path, 0, warm + config.frames - 1) for path in paths]
     segments = Segments(
         frames=torch.from_numpy(np.stack([clip.frames for clip in clips])),
-        actions=torch.from_numpy(np.stack([flatten_actions(dataset.action_space, clip.actions) for clip in clips])),
+        actions=torch.from_numpy(np.stack([ActionCodec(dataset.action_space).flatten(clip.actions) for clip in clips])),
         prompts=[clip.texts() for clip in clips],
         sources=list(range(len(clips))),
         context=warm,

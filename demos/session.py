@@ -15,7 +15,7 @@ from worldsim.demos.history import History
 from worldsim.demos.rewind import Moment, Past
 from worldsim.envs.keymap import KeyMap, keymap_for
 from worldsim.errors import MissingDependency, PromptError, SessionError
-from worldsim.models.action import stack_actions
+from worldsim.spaces import ActionCodec
 
 LEAD_IN = 12  # frames of a real game that the world beside it begins from
 SMALL = 128  # frames up to this size are saved as they are
@@ -295,4 +295,4 @@ def _lead_in(game: Side) -> dict[str, np.ndarray]:
         game.step(actions[-1])
         frames.append(game.frame)
     game.total = 0.0
-    return {"frames": np.stack(frames), "actions": stack_actions(game.env.action_space, actions)}
+    return {"frames": np.stack(frames), "actions": ActionCodec(game.env.action_space).stack(actions)}

@@ -12,7 +12,7 @@ from worldsim.data.card import FILE, FORMAT, FORMAT_VERSION, DatasetCard
 from worldsim.data.episodes import Dataset
 from worldsim.data.record import RecordConfig, record
 from worldsim.errors import ConfigError, DataError
-from worldsim.models.action import space_to_json
+from worldsim.spaces import space_to_json
 
 CARD = DatasetCard(
     name="tiny",

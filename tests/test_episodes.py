@@ -19,7 +19,7 @@ from worldsim.data.episodes import (
 )
 from worldsim.data.frames import check_frames, resize_frame
 from worldsim.errors import ConfigError, DataError, FrameError
-from worldsim.models.action import flat_size, flatten_actions, space_from_json, space_to_json, stack_actions
+from worldsim.spaces import ActionCodec, space_from_json, space_to_json
 
 SPACES = [
     spaces.Discrete(4),
@@ -42,7 +42,7 @@ def make_episode(space: spaces.Space, steps: int = 6, seed: int = 0) -> Episode:
     space.seed(seed)
     return Episode(
         frames=rng.integers(0, 256, (steps + 1, 4, 5, 3), np.uint8),
-        actions=stack_actions(space, [space.sample() for _ in range(steps)]),
+        actions=ActionCodec(space).stack([space.sample() for _ in range(steps)]),
         rewards=rng.normal(size=steps).astype(np.float32),
         terminated=np.arange(steps) == steps - 1,
         truncated=np.zeros(steps, bool),
@@ -71,8 +71,8 @@ def test_space_and_actions_come_back(space, tmp_path):
     episode = make_episode(space)
     write_episode(tmp_path / "0.safetensors", episode)
     assert_equal(_sorted(read_episode(tmp_path / "0.safetensors").actions), _sorted(episode.actions))
-    flat = flatten_actions(space, episode.actions)
-    assert flat.dtype == np.float32 and flat.shape == (len(episode), flat_size(space))
+    flat = ActionCodec(space).flatten(episode.actions)
+    assert flat.dtype == np.float32 and flat.shape == (len(episode), ActionCodec(space).size)
     assert np.isfinite(flat).all()
 
 
@@ -81,10 +81,10 @@ def _sorted(actions):
 
 
 def test_flat_actions_are_of_unit_size():
-    assert flatten_actions(spaces.Discrete(3, start=5), np.array([5, 7])).tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert flatten_actions(spaces.MultiDiscrete([2, 2], start=[1, 0]), np.array([1, 1])).tolist() == [1, 0, 0, 1]
-    assert flatten_actions(spaces.Box(0, 10, (2,)), np.array([0, 10], np.float32)).tolist() == [-1, 1]
-    assert flatten_actions(spaces.MultiBinary(2), np.array([0, 1])).tolist() == [-1, 1]
+    assert ActionCodec(spaces.Discrete(3, start=5)).flatten(np.array([5, 7])).tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert ActionCodec(spaces.MultiDiscrete([2, 2], start=[1, 0])).flatten(np.array([1, 1])).tolist() == [1, 0, 0, 1]
+    assert ActionCodec(spaces.Box(0, 10, (2,))).flatten(np.array([0, 10], np.float32)).tolist() == [-1, 1]
+    assert ActionCodec(spaces.MultiBinary(2)).flatten(np.array([0, 1])).tolist() == [-1, 1]
 
 
 def test_spaces_that_cannot_be_recorded():

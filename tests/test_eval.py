@@ -20,7 +20,7 @@ from worldsim.evaluation.rollout import Runner, chained, context_of, cut, longes
 from worldsim.games.car_racing.adherence import has_palettes, prompt_adherence
 from worldsim.games.car_racing.palettes import Palette
 from worldsim.games.car_racing.prompts import plain_prompt
-from worldsim.models.action import flatten_actions
+from worldsim.spaces import ActionCodec
 from worldsim.world import read_card
 
 SMALL = {"horizons": (1, 500), "starts": 2, "free": 12, "free_starts": 2, "batch": 2, "split": "train"}
@@ -43,7 +43,7 @@ def test_stretches_are_aligned_and_distinct(episodes, dataset, world):
     assert torch.equal(cuts.before[:, 1:], cuts.truth[:, :-1])
     for row, source in enumerate(cuts.sources):
         episode = episodes[source]
-        flat = flatten_actions(dataset.action_space, episode.actions)
+        flat = ActionCodec(dataset.action_space).flatten(episode.actions)
         windows = range(len(episode) + 2 - 10)
         at = [t for t in windows if np.array_equal(episode.frames[t : t + 10], cuts.frames[row].numpy())]
         assert any(np.array_equal(flat[t : t + 9], cuts.actions[row].numpy()) for t in at)
@@ -86,7 +86,7 @@ def test_chained_actions_go_on_with_other_episodes(episodes, dataset, world):
     act = chained(cuts, episodes, dataset.action_space, 30)
     played = torch.stack([act([0, 1], n, torch.empty(0))[0] for n in range(30)], dim=1)
     assert torch.equal(played[:, :4], cuts.taken)
-    following = flatten_actions(dataset.action_space, episodes[(cuts.sources[0] + 1) % len(episodes)].actions)
+    following = ActionCodec(dataset.action_space).flatten(episodes[(cuts.sources[0] + 1) % len(episodes)].actions)
     assert np.array_equal(played[0, 4:10].numpy(), following[:6])
     assert act([0], 29, torch.empty(0))[1] == ["a cart"]
 

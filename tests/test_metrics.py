@@ -12,7 +12,7 @@ from worldsim.evaluation import metrics
 from worldsim.evaluation.steering import direction, held, orbit, pan, steer_of, turns
 from worldsim.games.car_racing.palettes import GROUNDS, ROADS, Palette
 from worldsim.games.car_racing.roads import PALETTES, RoadPolicy, best_palettes, look
-from worldsim.models.action import flatten_actions
+from worldsim.spaces import ActionCodec
 
 
 def noise(frames: int = 3, side: int = 64) -> torch.Tensor:
@@ -95,11 +95,11 @@ def test_orbit_finds_rotations_while_driving(degrees, forward):
 
 def test_steer_of_choices_and_wheels():
     choices, keys = spaces.Discrete(4), {"": 0, "left": 1, "right": 2, "right+up": 3}
-    flat = torch.from_numpy(flatten_actions(choices, np.arange(4)))
+    flat = torch.from_numpy(ActionCodec(choices).flatten(np.arange(4)))
     steer = steer_of(flat, keys, choices)
     assert steer is not None and steer.tolist() == [0, -1, 1, 1]
     wheel = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 1], np.float32))
-    flat = torch.from_numpy(flatten_actions(wheel, np.array([[-0.9, 0], [0.1, 1], [0.5, 0]], np.float32)))
+    flat = torch.from_numpy(ActionCodec(wheel).flatten(np.array([[-0.9, 0], [0.1, 1], [0.5, 0]], np.float32)))
     steer = steer_of(flat, {"left": (-0.7, 0), "right": (0.7, 0), "left+up": (-0.7, 1), "right+up": (0.7, 1)}, wheel)
     assert steer is not None and steer.tolist() == [-1, 0, 1]
     assert steer_of(flat, {"up": (0, 1)}, wheel) is None

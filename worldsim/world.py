@@ -26,11 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from worldsim.errors import WorldError, WorldFormatError, WorldNotFound
-from worldsim.models.action import space_from_json
 from worldsim.models.autoencoder import FrameAutoencoder, fingerprint
 from worldsim.models.dit import DiT
 from worldsim.models.saved import load_dynamics
 from worldsim.models.text import DEFAULT_ENCODER, PromptBook
+from worldsim.spaces import ActionCodec, space_from_json
 
 FORMAT_VERSION = 1
 
@@ -42,7 +42,7 @@ class WorldCard:
     name: str
     frame_size: tuple[int, int]  # (height, width)
     fps: float
-    action_space: dict[str, Any]  # see models.action
+    action_space: dict[str, Any]  # see worldsim.spaces
     latent_mean: list[float]
     latent_std: list[float]
     autoencoder: dict[str, Any]  # class name and wrapper settings
@@ -81,6 +81,7 @@ class World:
         self.card, self.autoencoder, self.dynamics, self.book = card, autoencoder.eval(), dynamics.eval(), book
         self.starts = starts or []
         self.action_space: spaces.Space = space_from_json(card.action_space)
+        self.codec = ActionCodec(self.action_space)
         self.path: Path | None = None
 
     def to(self, dtype: torch.dtype) -> World:

@@ -16,7 +16,7 @@ from worldsim.bridges.client.connection import Connection, ConnectionConfig
 from worldsim.bridges.messages import Message
 from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.errors import ActionError, BridgeError, ConfigError, InputError, SessionError
-from worldsim.models.action import space_from_json
+from worldsim.spaces import space_from_json
 
 LEAVING = 8  # closed sessions that are collected before one request closes them at the host
 LOCAL = f"tcp://127.0.0.1:{protocol.PORT}"

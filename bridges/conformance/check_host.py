@@ -20,7 +20,7 @@ from worldsim.bridges.conformance.host_checks import clock, messages, repeats, r
 from worldsim.bridges.conformance.host_checks.registry import Check
 from worldsim.bridges.conformance.host_lab import Lab
 from worldsim.errors import WorldsimError
-from worldsim.models.action import space_from_json
+from worldsim.spaces import space_from_json
 
 CHECKS: dict[str, Check] = (
     messages.CHECKS | sessions.CHECKS | repeats.CHECKS | roles.CHECKS | clock.CHECKS | shares.CHECKS

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from worldsim.agents.discrete import DiscreteActions
 from worldsim.agents.envs import to_grayscale
 from worldsim.errors import ConfigError, DataError, FrameError
-from worldsim.models.action import space_from_json, space_to_json
 from worldsim.renamed import AGENT, AGENT_TRAINING, with_new_names
+from worldsim.spaces import space_from_json, space_to_json
 
 FORMAT, FORMAT_VERSION = "worldsim-agent", 1
 SMALLEST = 20  # pixels of a frame's side that the network can see
@@ -63,7 +63,7 @@ class AgentCard:
 
     game: str  # what it plays: a recipe or a Gymnasium id
     frame_size: tuple[int, int]  # (height, width)
-    action_space: dict[str, Any]  # of the game, see models.action
+    action_space: dict[str, Any]  # of the game, see worldsim.spaces
     actions: dict[str, Any] | None  # names of keys -> actions, or None where it gives the numbers itself
     stack: int = 3
     grayscale: bool = False

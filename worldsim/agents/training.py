@@ -42,7 +42,7 @@ from worldsim.agents.envs import (
     world_of,
 )
 from worldsim.errors import ConfigError
-from worldsim.models.action import space_from_json
+from worldsim.spaces import space_from_json
 from worldsim.training.trainer import stop_on_terminate
 
 SAVE_SECONDS = 60.0

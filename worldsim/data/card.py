@@ -12,8 +12,8 @@ from typing import Any
 from gymnasium import spaces
 
 from worldsim.errors import ConfigError, DataError
-from worldsim.models.action import space_from_json
 from worldsim.renamed import recording_of_today
+from worldsim.spaces import space_from_json
 
 FILE = "dataset.json"
 FORMAT = "worldsim-episodes"
@@ -31,7 +31,7 @@ class DatasetCard:
     name: str
     frame_size: tuple[int, int]  # (height, width)
     fps: float  # frames per second of game time
-    action_space: dict[str, Any]  # see models.action
+    action_space: dict[str, Any]  # see worldsim.spaces
     keys: dict[str, Any] = field(default_factory=dict)  # "left+up" -> action; "" is no key
     notices: tuple[str, ...] = ()  # licences of what the frames show
     recipe: str | None = None  # what was recorded, as `worldsim record` takes it; None for what was imported

@@ -37,7 +37,7 @@ class Episode:
     """
 
     frames: np.ndarray  # uint8 (T + 1, H, W, 3)
-    actions: Any  # (T, ...) or a dict of arrays: see spaces.stack_actions
+    actions: Any  # (T, ...) or a dict of arrays: see spaces.ActionCodec.stack
     rewards: np.ndarray  # float32 (T,)
     terminated: np.ndarray  # bool (T,)
     truncated: np.ndarray  # bool (T,), by a time limit of the game or of the recorder

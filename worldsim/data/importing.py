@@ -18,7 +18,7 @@ from worldsim.data.episodes import Episode, write_episode
 from worldsim.data.recipe import SPLITS
 from worldsim.data.record import split_of
 from worldsim.errors import DataError
-from worldsim.models.action import space_to_json
+from worldsim.spaces import space_to_json
 
 
 def make_card(

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from worldsim.data.episodes import Dataset, read_episode
 from worldsim.errors import DataError
-from worldsim.models.action import flatten_actions
 from worldsim.models.autoencoder import Autoencoder, FrameAutoencoder
 from worldsim.renamed import LATENTS, with_new_names
+from worldsim.spaces import ActionCodec
 
 SOME = 4000  # frames that stand for a recording
 
@@ -85,7 +85,7 @@ class LatentData:
             parts = torch.from_numpy(episode.frames).split(64)
             # Contiguous, as a file gives them: kernels differ in their last bits by how channels lie in memory.
             columns["latents"].append(torch.cat([autoencoder.encode(part) for part in parts]).half().contiguous())
-            actions = torch.from_numpy(flatten_actions(dataset.action_space, episode.actions))
+            actions = torch.from_numpy(ActionCodec(dataset.action_space).flatten(episode.actions))
             columns["actions"].append(torch.cat([torch.zeros_like(actions[:1]), actions]))
             columns["known"].append((torch.arange(frames) > 0).float())
             columns["rewards"].append(torch.from_numpy(np.concatenate([[0], episode.rewards]).astype(np.float32)))

@@ -29,9 +29,9 @@ from worldsim.data.policy import BeginnerPolicy, NoOpSpans, Policy, RandomPolicy
 from worldsim.data.recipe import Recipe
 from worldsim.data.worker_pool import Alone, WorkerPool
 from worldsim.errors import ConfigError, DataError, did_you_mean
-from worldsim.models.action import space_to_json, stack_actions
 from worldsim.registry import find_recipe, folder_game, hidden, recipes
 from worldsim.renamed import renamed_value
+from worldsim.spaces import ActionCodec, space_to_json
 
 EPISODE_STEPS = 1000  # for an environment without a limit of its own
 FRAMES_PER_SECOND = 30.0  # for an environment that does not say
@@ -250,7 +250,7 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
     distinct = list(dict.fromkeys(texts))
     return Episode(
         frames=np.stack(frames),
-        actions=stack_actions(space, actions),
+        actions=ActionCodec(space).stack(actions),
         rewards=np.asarray(rewards, np.float32),
         terminated=np.asarray(terminations),
         truncated=np.asarray(truncations),

@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from worldsim.diffusion.sampler import SamplerConfig
@@ -32,8 +31,7 @@ from worldsim.engine.stats import Stats
 from worldsim.engine.stepper import Stepper
 from worldsim.engine.table import SessionTable
 from worldsim.engine.tuning import choose
-from worldsim.errors import ActionError, ConfigError, FrameError
-from worldsim.models.action import flatten_actions
+from worldsim.errors import ConfigError, FrameError
 from worldsim.world import World
 
 Item = TypeVar("Item")
@@ -359,17 +357,8 @@ class Engine:
 
     def _flatten(self, number: int, action: Any) -> Tensor:
         self.table.get(number)
-        space = self.world.action_space
-        if isinstance(space, spaces.Box) and getattr(action, "dtype", None) == np.float64:
-            action = action.astype(space.dtype)  # what numpy computes in by itself
-        if not space.contains(action):
-            kind = getattr(action, "dtype", type(action).__name__)
-            raise ActionError(
-                f"action {action!r} ({kind}) is outside the action space; allowed: {space}. "
-                "Sample one with action_space.sample()."
-            )
-        array = {k: np.asarray(v) for k, v in action.items()} if isinstance(action, dict) else np.asarray(action)
-        return torch.from_numpy(flatten_actions(space, array)).to(self.simulator.device)
+        codec = self.world.codec
+        return torch.from_numpy(codec.flatten(codec.check(action))).to(self.simulator.device)
 
     def _compute(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Call for each item, on the engine's own threads, each of which computes on one core.

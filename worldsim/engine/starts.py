@@ -12,7 +12,6 @@ from torch import Tensor
 
 from worldsim.engine.records import SessionSpec
 from worldsim.errors import ActionError, FrameError, InputError
-from worldsim.models.action import flatten_actions
 from worldsim.world import World
 
 
@@ -75,7 +74,7 @@ def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor
     flat = torch.zeros(0, world.dynamics.config.action_size)
     if count:
         try:
-            flat = torch.from_numpy(flatten_actions(world.action_space, actions))
+            flat = torch.from_numpy(world.codec.flatten(actions))
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ActionError(f"start['actions'] are not of the action space {world.action_space}: {error}") from error
         if flat.shape != (count, world.dynamics.config.action_size):

@@ -19,7 +19,6 @@ from worldsim.engine.simulator import State
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation.report import EvalConfig, Evaluation
 from worldsim.evaluation.rollout import RolloutPolicy, Runner, Segments, context_of, recorded
-from worldsim.models.action import flat_size
 from worldsim.models.unet import UNetDynamics, to_pixels
 from worldsim.training.baseline import load_baseline, prompt_means
 from worldsim.world import World, default_dtype
@@ -68,10 +67,10 @@ class UNetRunner(Runner):
             DataError: the two are not of the same game.
         """
         super().__init__(world, None, batch, seed)
-        if model.config.action_size != flat_size(world.action_space):
+        if model.config.action_size != world.codec.size:
             raise DataError(
                 f"the U-Net takes actions of {model.config.action_size} numbers, the world's have "
-                f"{flat_size(world.action_space)}; train it on the same recording."
+                f"{world.codec.size}; train it on the same recording."
             )
         if model.config.history > context_of(world):
             raise DataError(

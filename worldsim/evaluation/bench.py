@@ -28,7 +28,6 @@ from worldsim.engine.simulator import Simulator, State
 from worldsim.engine.stages import Stages, eager
 from worldsim.engine.tuning import choose
 from worldsim.errors import ConfigError
-from worldsim.models.action import flatten_actions, stack_actions
 from worldsim.world import World
 
 GEMMS = ((1024, 1024, 1024), (256, 1024, 1024), (256, 256, 1024))  # the fastest of these is called the peak
@@ -109,7 +108,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         sampled = [world.action_space.sample() for _ in range(config.sessions)]
         spent.clear()
         begin = time.perf_counter()
-        actions = flatten_actions(world.action_space, stack_actions(world.action_space, sampled))
+        actions = world.codec.flatten_list(sampled)
         stages.decode(simulator.step(state, torch.from_numpy(actions)).latents).numpy()
         times["step"].append(time.perf_counter() - begin)
         for name, seconds in spent.items():

@@ -22,7 +22,7 @@ from worldsim.evaluation.event_book import Event, EventBook
 from worldsim.evaluation.intervals import shown, wilson
 from worldsim.evaluation.long_rollout import plan
 from worldsim.evaluation.rollout import Runner, Segments, scripted
-from worldsim.models.action import flatten_actions, stack_actions
+from worldsim.spaces import ActionCodec
 
 STEADY = 3  # frames of those after its words that must show it
 LATER = 12  # frames after which a fresh start is looked at again
@@ -201,14 +201,14 @@ class Events:
         space, keys, context = self.runner.world.action_space, self.runner.world.card.keys, self.context
         length = self.book.frames
         frames, actions, before, taken, told, plain = [], [], [], [], [], []
-        flat = {one.episode: flatten_actions(space, self.episodes[one.episode].actions) for one in tries}
+        flat = {one.episode: ActionCodec(space).flatten(self.episodes[one.episode].actions) for one in tries}
         for i, one in enumerate(tries):
             episode, begin = self.episodes[one.episode], one.at + 1 - context
             frames.append(episode.frames[begin : one.at + 1 + length])
             actions.append(flat[one.episode][begin : one.at + length])
             before.append(episode.texts()[begin : one.at + 1 + length])
             pattern = "none" if i % 2 and "" in keys else "random"
-            taken.append(flatten_actions(space, stack_actions(space, plan(pattern, keys, space, length, rng))))
+            taken.append(ActionCodec(space).flatten_list(plan(pattern, keys, space, length, rng)))
             label = episode.prompts[episode.prompt_index[one.at]]
             told.append(words(self.book, label, self.book.events[one.event], rng))
             plain.append(words(self.book, label, None, rng))

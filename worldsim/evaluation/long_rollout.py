@@ -25,7 +25,7 @@ from worldsim.evaluation.intervals import shown, wilson
 from worldsim.evaluation.ranges import Ranges
 from worldsim.evaluation.reference import WINDOW, Limits, fits, session_fits
 from worldsim.evaluation.rollout import RolloutPolicy, Runner, Segments, chained
-from worldsim.models.action import flatten_actions, stack_actions
+from worldsim.spaces import ActionCodec
 
 PATTERNS = ("none", "held", "random", "recorded")
 CHECKPOINTS = (16, 64, 256, 1000, 2000, 5000, 10000)
@@ -227,7 +227,7 @@ def _line(track: Track, window: slice, limits: Limits, motion: tuple[float, floa
 
 def _flat(space: spaces.Space, actions: list[Any]) -> np.ndarray:
     """Flattened, (frames, action_size)."""
-    return flatten_actions(space, stack_actions(space, actions))
+    return ActionCodec(space).flatten_list(actions)
 
 
 def _played(actions: Tensor, prompts: list[str]) -> RolloutPolicy:

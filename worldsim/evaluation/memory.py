@@ -21,8 +21,8 @@ from worldsim.errors import MissingDependency
 from worldsim.evaluation import metrics, real
 from worldsim.evaluation.intervals import psnr_intervals, shown
 from worldsim.evaluation.rollout import Runner, Segments, context_of, recorded
-from worldsim.models.action import flatten_actions, stack_actions
 from worldsim.models.kv_cache import KVCache
+from worldsim.spaces import ActionCodec
 
 AWAY = (8, 16, 32, 64)  # steps from the first turn to the return
 TURNS = 16  # steps of turning at most: about half a circle in Doom, so that the place is not passed again
@@ -67,7 +67,7 @@ def look_aways(
     if not found:
         return None
     total, space = context + away, env.action_space
-    taken = [flatten_actions(space, stack_actions(space, run.actions[1 - total :])) for run in found]
+    taken = [ActionCodec(space).flatten_list(run.actions[1 - total :]) for run in found]
     return Segments(
         frames=torch.from_numpy(np.stack([run.frames[-total:] for run in found])),
         actions=torch.from_numpy(np.stack(taken)),

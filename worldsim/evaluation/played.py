@@ -26,7 +26,7 @@ from worldsim.engine.simulator import State
 from worldsim.errors import DataError
 from worldsim.evaluation.probe import Probe
 from worldsim.evaluation.rollout import Runner, Segments
-from worldsim.models.action import flatten_actions, stack_actions
+from worldsim.spaces import ActionCodec
 
 BEFORE = (33, 90)  # steps of the recipe's policy before a start; the first is also the most context there can be
 STOPPING = 80  # steps after which a player has stopped
@@ -169,7 +169,7 @@ def segments_of(starts: Sequence[Start], space: spaces.Space, context: int) -> S
     if context > len(starts[0].frames):
         raise DataError(f"a start keeps {len(starts[0].frames)} frames; the world has a context of {context}.")
     taken = [start.actions[len(start.actions) - context + 1 :] for start in starts]
-    actions = [flatten_actions(space, stack_actions(space, some)) for some in taken]
+    actions = [ActionCodec(space).flatten_list(some) for some in taken]
     return Segments(
         frames=torch.from_numpy(np.stack([start.frames[-context:] for start in starts])),
         actions=torch.from_numpy(np.stack(actions)),
@@ -227,7 +227,7 @@ def play_real(
                     seen = resize_frame(observation, size)
                 if wanted:
                     frames[i, kept.index(step)], present[i, kept.index(step)] = torch.from_numpy(seen), True
-            flat = torch.from_numpy(flatten_actions(space, stack_actions(space, actions)))
+            flat = torch.from_numpy(ActionCodec(space).flatten_list(actions))
             taken.append(torch.cat([flat, flat.new_zeros(steps - len(flat), flat.shape[1])]))
     finally:
         env.close()
@@ -273,7 +273,7 @@ def play_world(
             for step in range(steps + 1):
                 if step:
                     moves = [player.act(None, image, {}) for player, image in zip(players, last.numpy(), strict=True)]
-                    taken[rows, step - 1] = torch.from_numpy(flatten_actions(space, stack_actions(space, moves)))
+                    taken[rows, step - 1] = torch.from_numpy(ActionCodec(space).flatten_list(moves))
                     outcome = runner.simulator.step(state, taken[rows, step - 1])
                     last = runner.decode(outcome.latents).cpu()
                     rewards[rows, step - 1] = outcome.reward.float().cpu()
@@ -302,6 +302,6 @@ def _begin(runner: Runner, begin: Segments | Sequence[str], rows: list[int]) -> 
 def _script(runner: Runner, state: State, script: list[Any], rows: int) -> Tensor:
     """Frames of some actions, played alike in all rows."""
     space = runner.world.action_space
-    flat = torch.from_numpy(flatten_actions(space, stack_actions(space, script)))
+    flat = torch.from_numpy(ActionCodec(space).flatten_list(script))
     shown = [runner.decode(runner.simulator.step(state, action.expand(rows, -1)).latents).cpu() for action in flat]
     return torch.stack(shown, dim=1)

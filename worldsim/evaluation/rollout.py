@@ -20,7 +20,7 @@ from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.simulator import Simulator, State
 from worldsim.engine.tuning import choose
 from worldsim.errors import DataError
-from worldsim.models.action import flatten_actions
+from worldsim.spaces import ActionCodec
 from worldsim.world import World
 
 RolloutPolicy = Callable[[list[int], int, Tensor], tuple[Tensor, list[str]]]
@@ -124,7 +124,7 @@ def cut(
     if not chosen:
         raise DataError(f"no episode has {context} + {frames} frames; record longer ones or ask for fewer frames.")
     total = context + frames
-    flat = {i: flatten_actions(space, episodes[i].actions) for i, _ in chosen}
+    flat = {i: ActionCodec(space).flatten(episodes[i].actions) for i, _ in chosen}
     texts = {i: episodes[i].texts() for i, _ in chosen}
     return Segments(
         frames=torch.from_numpy(np.stack([episodes[i].frames[t : t + total] for i, t in chosen])),
@@ -157,7 +157,7 @@ def recorded(segments: Segments, actions: Tensor | None = None) -> RolloutPolicy
 
 def chained(segments: Segments, episodes: list[Episode], space: spaces.Space, frames: int) -> RolloutPolicy:
     """Play `frames` recorded actions under their prompts: those of each segment, then those of other episodes."""
-    flat = [torch.from_numpy(flatten_actions(space, episode.actions)) for episode in episodes]
+    flat = [torch.from_numpy(ActionCodec(space).flatten(episode.actions)) for episode in episodes]
     actions, prompts = [], []
     for row, source in enumerate(segments.sources):
         parts, texts, turn = [segments.taken[row]], segments.prompts[row][segments.context :], source
@@ -293,7 +293,7 @@ class Runner:
         size = self.world.dynamics.config.action_size
         if "" not in self.world.card.keys:
             return torch.zeros(1, size)
-        return torch.from_numpy(flatten_actions(self.world.action_space, np.asarray([self.world.card.keys[""]])))
+        return torch.from_numpy(self.world.codec.flatten(np.asarray([self.world.card.keys[""]])))
 
     def _rows(self, segments: Segments) -> Iterator[list[int]]:
         return _chunks(range(len(segments)), self.batch)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from worldsim.evaluation.intervals import bootstrap, ratio
 from worldsim.evaluation.metrics import grayscale
-from worldsim.models.action import flatten_actions
+from worldsim.spaces import ActionCodec
 
 SIDE = 64  # frames are compared at this size
 CLEAR = 0.85  # a turn is clear if it leaves less than this share of the error that not turning leaves
@@ -112,7 +112,9 @@ def steer_of(actions: Tensor, keys: dict[str, Any], space: spaces.Space) -> Tens
     sides = [[action for key, action in keys.items() if side in key.split("+")] for side in ("left", "right")]
     if not all(sides) or isinstance(space, spaces.Dict):
         return None
-    left, right = (torch.from_numpy(flatten_actions(space, np.asarray(side))) for side in sides)  # (keys, action_size)
+    left, right = (
+        torch.from_numpy(ActionCodec(space).flatten(np.asarray(side))) for side in sides
+    )  # (keys, action_size)
     axis = right.mean(dim=0) - left.mean(dim=0)
     steer = actions @ axis
     return steer.sign() * (steer.abs() > FIRM * max(float((left @ axis).abs().max()), 1e-6))

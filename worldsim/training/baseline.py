@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from worldsim.data.episodes import Dataset
 from worldsim.diffusion import edm
 from worldsim.errors import ConfigError, DataError
-from worldsim.models.action import flat_size, flatten_actions
 from worldsim.models.text import PromptBook
 from worldsim.models.unet import UNetConfig, UNetDynamics, to_pixels
+from worldsim.spaces import ActionCodec
 from worldsim.training.precision import choose
 from worldsim.training.trainer import Trainer, TrainerConfig
 
@@ -80,7 +80,7 @@ class PixelData:
         episodes, places = dataset.read(split, limit), dict[str, int]()
         actions, prompt, first, offset = [], [], [], 0
         for episode in episodes:
-            flat = torch.from_numpy(flatten_actions(dataset.action_space, episode.actions))
+            flat = torch.from_numpy(ActionCodec(dataset.action_space).flatten(episode.actions))
             actions.append(torch.cat([torch.zeros_like(flat[:1]), flat]))
             prompt += [places.setdefault(text, len(places)) for text in episode.texts()]
             first.append(torch.full((len(flat) + 1,), offset))
@@ -201,7 +201,7 @@ def prepare_baseline(config: BaselineTraining) -> tuple[BaselineTask, Trainer]:
             f"frames of {dataset.frame_size} are no multiples of {side}, which patch {config.model.patch} and "
             f"{len(config.model.widths)} levels need; use fewer levels."
         )
-    model = dataclasses.replace(config.model, action_size=flat_size(dataset.action_space))
+    model = dataclasses.replace(config.model, action_size=ActionCodec(dataset.action_space).size)
     val = PixelData.read(dataset, "heldout", 8) if dataset.episodes("heldout") else None
     torch.manual_seed(config.trainer.seed)
     book = PromptBook(model.text_width)

@@ -11,11 +11,11 @@ import torch
 from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError
-from worldsim.models.action import flat_size
 from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.config import GATE_START
 from worldsim.models.initialise import set_gate
 from worldsim.models.text import PromptBook
+from worldsim.spaces import ActionCodec
 from worldsim.training.autoencoder import load_run
 from worldsim.training.configs import DynamicsTraining
 from worldsim.training.dynamics import DynamicsTask
@@ -58,7 +58,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
             config.model,
             latent_channels=channels,
             latent_size=(height, width),
-            action_size=flat_size(dataset.action_space),
+            action_size=ActionCodec(dataset.action_space).size,
         )
     else:
         model = dataclasses.replace(world.dynamics.config, newest_base=config.model.newest_base)

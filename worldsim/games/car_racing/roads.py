@@ -100,7 +100,7 @@ class RoadPolicy:
         self.steer = np.zeros(len(palettes))
 
     def __call__(self, rows: list[int], n: int, frames: Tensor) -> tuple[Tensor, list[str]]:
-        """Actions (steer, gas, brake) in -1..1 as `flatten_actions` makes them, (len(rows), 3); and the prompts."""
+        """Actions (steer, gas, brake) in -1..1 as `ActionCodec.flatten` makes them, (len(rows), 3); and the prompts."""
         height, width = frames.shape[1:3]
         ahead = slice(round(0.34 * height), round(0.69 * height))
         for row, frame in zip(rows, frames.split(1), strict=True):

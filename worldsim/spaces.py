@@ -1,4 +1,7 @@
-"""Gymnasium action spaces as JSON, so that a card or a dataset can carry one without pickle."""
+"""Action spaces of Gymnasium: as JSON, and their actions as flat numbers, which models and recordings share.
+
+No torch, as clients of remote worlds need this too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from worldsim.errors import ConfigError
+from worldsim.errors import ActionError, ConfigError
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
@@ -71,23 +74,60 @@ def _integers(data: dict[str, Any]) -> type[np.integer]:
     return np.dtype(data.get("dtype", "int64")).type
 
 
-def flat_size(space: spaces.Space) -> int:
-    """How many numbers `flatten_actions` makes of one action."""
-    return spaces.flatdim(space)
-
-
-def flatten_actions(space: spaces.Space, actions: Any) -> np.ndarray:
-    """A batch of actions as numbers of about unit size: one-hot for choices, -1..1 for bounded boxes.
+class ActionCodec:
+    """Turns actions of a space into arrays and flat numbers; nothing else flattens an action.
 
     Args:
-        space: the action space.
-        actions: array of shape (..., *space.shape), or for a Dict space a dict of such arrays.
+        space: Discrete, MultiDiscrete, MultiBinary, Box, or a Dict of these.
 
-    Returns:
-        float32 of shape (..., flat_size(space)).
+    Attributes:
+        space: this.
+        size: how many numbers an action is.
     """
+
+    def __init__(self, space: spaces.Space) -> None:
+        """Count the numbers."""
+        self.space, self.size = space, spaces.flatdim(space)
+
+    def check(self, action: Any) -> Any:
+        """The action as an array, or a dict of arrays.
+
+        Raises:
+            ActionError: it is outside the space.
+        """
+        if isinstance(self.space, spaces.Box) and getattr(action, "dtype", None) == np.float64:
+            action = action.astype(self.space.dtype)  # what numpy computes in by itself
+        if not self.space.contains(action):
+            kind = getattr(action, "dtype", type(action).__name__)
+            raise ActionError(
+                f"action {action!r} ({kind}) is outside the action space; allowed: {self.space}. "
+                "Sample one with action_space.sample()."
+            )
+        return {k: np.asarray(v) for k, v in action.items()} if isinstance(action, dict) else np.asarray(action)
+
+    def stack(self, actions: list[Any]) -> Any:
+        """A list of actions as one array of shape (T, *space.shape), or a dict of such arrays for a Dict space."""
+        return _stack(self.space, actions)
+
+    def flatten(self, actions: Any) -> np.ndarray:
+        """A batch of actions as numbers of about unit size: one-hot for choices, -1..1 for bounded boxes.
+
+        Args:
+            actions: array of shape (..., *space.shape), or for a Dict space a dict of such arrays.
+
+        Returns:
+            float32 of shape (..., size).
+        """
+        return _flatten(self.space, actions)
+
+    def flatten_list(self, actions: list[Any]) -> np.ndarray:
+        """A list of T actions as numbers, float32 (T, size)."""
+        return self.flatten(self.stack(actions))
+
+
+def _flatten(space: spaces.Space, actions: Any) -> np.ndarray:
     if isinstance(space, spaces.Dict):
-        parts = [flatten_actions(inner, actions[key]) for key, inner in space.spaces.items()]
+        parts = [_flatten(inner, actions[key]) for key, inner in space.spaces.items()]
         return np.concatenate(parts, axis=-1)
     array = np.asarray(actions)
     if isinstance(space, spaces.Discrete):
@@ -106,9 +146,8 @@ def flatten_actions(space: spaces.Space, actions: Any) -> np.ndarray:
     return array * 2 - 1  # MultiBinary
 
 
-def stack_actions(space: spaces.Space, actions: list[Any]) -> Any:
-    """A list of actions as one array of shape (T, *space.shape), or a dict of such arrays for a Dict space."""
+def _stack(space: spaces.Space, actions: list[Any]) -> Any:
     if isinstance(space, spaces.Dict):
-        return {key: stack_actions(inner, [a[key] for a in actions]) for key, inner in space.spaces.items()}
+        return {key: _stack(inner, [a[key] for a in actions]) for key, inner in space.spaces.items()}
     dtype = np.int64 if isinstance(space, spaces.Discrete) else space.dtype
     return np.asarray(actions, dtype).reshape(len(actions), *(space.shape or ()))
