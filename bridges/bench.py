@@ -13,14 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import zmq
+from gymnasium import spaces
 
 from worldsim.bridges import messages
+from worldsim.bridges.actions import to_json
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.client.connection import ConnectionConfig
 from worldsim.bridges.host.server import Host, HostConfig, ipc_address
@@ -79,7 +82,9 @@ class StillEngine:
         """Begin sessions."""
         numbers = [len(self.sessions) + 1 + i for i in range(len(openings))]
         for number in numbers:
-            self.sessions[number] = SimpleNamespace(frame=self._frames[0], step=1, prompt="", reward=0.0, ended=0.0)
+            self.sessions[number] = SimpleNamespace(
+                frame=self._frames[0], step=1, prompt="", reward=0.0, ended=0.0, terminated=False
+            )
         return numbers
 
     def close(self, session: int | None = None) -> None:
@@ -125,8 +130,10 @@ def _still(size: tuple[int, int], steps: int) -> dict[str, dict[str, float]]:
     engine, action = StillEngine(size), np.zeros(3, np.float32)
     local = engine.open_all([SessionSpec()])[0]
     ways: dict[str, Callable[[], Any]] = {"in process": lambda: engine.step({local: action})}
-    remotes = []
-    with _process("still", str(size[0]), str(size[1])) as address, _process("echo", str(size[0]), str(size[1])) as bare:
+    height, width = map(str, size)
+    with ExitStack() as stack:
+        address = stack.enter_context(_process("still", height, width))
+        bare = stack.enter_context(_process("echo", height, width))
         ipc = ipc_address(int(address.rsplit(":", 1)[1]))
         for name, (where, encoding) in {
             "tcp raw": (address, "raw"),
@@ -137,14 +144,14 @@ def _still(size: tuple[int, int], steps: int) -> dict[str, dict[str, float]]:
         }.items():
             config = ConnectionConfig(encoding=encoding, copy="in place" not in name)
             remote = RemoteEngine(where, config=config)
+            stack.callback(remote.close)
             number = remote.open_all([SessionSpec()])[0]
             ways[name] = lambda remote=remote, number=number: remote.step({number: action})
-            remotes.append(remote)
+        context = zmq.Context()
+        stack.callback(context.destroy, linger=0)  # closes its sockets first: with an open one a process may not end
         for name, where in {"bare echo, tcp": bare, "bare echo, ipc": ipc_address(int(bare.rsplit(":", 1)[1]))}.items():
-            ways[name] = _echo_client(where)
+            ways[name] = _echo_client(context, where)
         times = _in_turns(ways, steps)
-        for remote in remotes:
-            remote.close()
     base = times["in process"]["p50"]
     return {name: {**found, "cost": found["p50"] - base} for name, found in times.items()}
 
@@ -210,15 +217,16 @@ def _clients(address: str, count: int, seconds: float) -> float:
 def drive_clients(address: str, count: int, seconds: float) -> float:
     """Drive the clients of `_clients`: each steps again as soon as it has its reply, independent of the others."""
     poller, sockets, sessions = zmq.Poller(), {}, {}
-    context = zmq.Context()
+    context, space = zmq.Context(), spaces.Discrete(1)
     for i in range(count):
         socket = context.socket(zmq.DEALER)
         socket.connect(address)
-        _ask(socket, 1, "hello", client=secrets.token_hex(16))
+        hello = _ask(socket, 1, "hello", client=secrets.token_hex(16))
+        space = space_from_json(hello["worlds"][0]["action_space"])
         opened = _ask(socket, 2, "open", seed=i)
         poller.register(socket, zmq.POLLIN)
         sockets[socket], sessions[socket] = 3, (opened["session"], opened["step"])
-    action = [0.0, 0.5, 0.0]
+    action = to_json(space, space.sample())
 
     def step(socket: zmq.Socket) -> None:
         token, now = sessions[socket]
@@ -253,9 +261,9 @@ def _ask(socket: zmq.Socket, number: int, verb: str, **fields: Any) -> dict[str,
     return reply
 
 
-def _echo_client(address: str) -> Callable[[], Any]:
+def _echo_client(context: zmq.Context, address: str) -> Callable[[], Any]:
     """Make a function that sends the bytes of a step and waits for a frame, without a protocol."""
-    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket = context.socket(zmq.DEALER)
     socket.connect(address)
     request = messages.pack(
         {"v": 1, "id": 1, "verb": "step", "session": "0" * 32, "step": 1, "action": [0.0, 0.0, 0.0]}
@@ -297,6 +305,8 @@ class _process:
     def __exit__(self, *error: object) -> None:
         self.process.kill()
         self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 def table(report: Mapping[str, Any]) -> str:
