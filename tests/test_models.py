@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldsim.errors import ConfigError
 from worldsim.models.attention import attend
-from worldsim.models.conditioning import Conditions
+from worldsim.models.conditioning import ContextInputs
 from worldsim.models.config import GATE_OPEN, GATE_START, DiTConfig
 from worldsim.models.dit import DiT, DiTOutput
 from worldsim.models.initialise import set_gate
@@ -37,10 +37,10 @@ def build(**changes: Any) -> DiT:
     return model.eval()
 
 
-def conditions(batch: int = B, frames: int = T, **extras: Any) -> Conditions:
+def conditions(batch: int = B, frames: int = T, **extras: Any) -> ContextInputs:
     mask = (torch.rand(batch, frames, K) > 0.3).float()
     states = torch.randn(2, TOKENS, 8)
-    return Conditions(
+    return ContextInputs(
         actions=torch.randn(batch, frames, A, 3),
         action_mask=torch.ones(batch, frames, A),
         text=TextContext(
@@ -55,7 +55,7 @@ def conditions(batch: int = B, frames: int = T, **extras: Any) -> Conditions:
     )
 
 
-def cut(given: Conditions, rows: slice, frames: slice) -> Conditions:
+def cut(given: ContextInputs, rows: slice, frames: slice) -> ContextInputs:
     """Some rows and frames of conditions."""
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(given):
@@ -67,7 +67,7 @@ def cut(given: Conditions, rows: slice, frames: slice) -> Conditions:
     return dataclasses.replace(given, **changed)
 
 
-def run(model: DiT, x: Tensor, sigma: Tensor, given: Conditions, **options: Any) -> DiTOutput:
+def run(model: DiT, x: Tensor, sigma: Tensor, given: ContextInputs, **options: Any) -> DiTOutput:
     return model(x, sigma, model.encode_context(given), **options)
 
 

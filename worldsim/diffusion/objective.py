@@ -20,7 +20,7 @@ from worldsim.diffusion.noise import TRAIN_HISTORY, TRAIN_IMAGE, normal
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.diffusion.schedules import add_noise, euler, get_schedule, sample_sigmas
 from worldsim.errors import ConfigError
-from worldsim.models.conditioning import Conditions
+from worldsim.models.conditioning import ContextInputs
 from worldsim.models.config import DiTConfig
 from worldsim.models.dit import DiT, DiTOutput
 from worldsim.models.heads import reward_loss
@@ -108,7 +108,7 @@ class Corrupted:
 
     x: Tensor
     sigma: Tensor
-    given: Conditions
+    given: ContextInputs
     is_context: Tensor
     gradient: bool = True
 
@@ -192,13 +192,13 @@ class Objective(ABC):
         return loss, {"reward": rewards, "termination": ends}
 
 
-def condition(batch: SegmentBatch, seen: Tensor, config: ObjectiveConfig, generator: torch.Generator) -> Conditions:
+def condition(batch: SegmentBatch, seen: Tensor, config: ObjectiveConfig, generator: torch.Generator) -> ContextInputs:
     """What frames are predicted from: their history as `seen` (B, K + T, ...) with noise, actions, prompts or none."""
     sigma = config.history_noise * torch.rand(batch.rows.shape, generator=generator)
     blank = torch.rand(len(seen), 1, generator=generator) < config.prompt_dropout
     # Only the prompts that are left: their keys and values are computed at every step.
     text = TextContext(batch.text.states, batch.text.mask, batch.text.index.masked_fill(blank, 0)).distinct()
-    given = Conditions(
+    given = ContextInputs(
         actions=batch.actions,
         action_mask=batch.action_mask,
         text=text,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from worldsim.diffusion.schedules import add_noise
 from worldsim.models.attention import TextKV
 from worldsim.models.autoencoder import FrameAutoencoder
-from worldsim.models.conditioning import Conditions
+from worldsim.models.conditioning import ContextInputs
 from worldsim.models.dit import DiT
 from worldsim.models.heads import reward_mean
 from worldsim.models.kv_cache import KVCache
@@ -84,7 +84,7 @@ class Denoise(nn.Module):
         triples = iter(zip(text[::3], text[1::3], text[2::3], strict=True))
         text_layers, layers = dynamics.config.text_layers, len(dynamics.config.pattern)
         projected = [TextKV(*next(triples)) if i in text_layers else None for i in range(layers)]
-        given = Conditions(
+        given = ContextInputs(
             actions=actions.unsqueeze(1),
             action_mask=action_mask.unsqueeze(1),
             text=projected,

@@ -25,7 +25,7 @@ class TextKV(NamedTuple):
     mask: Tensor
 
 
-class Past(NamedTuple):
+class LayerCache(NamedTuple):
     """Frames before some new ones: keys, rotated by their age, and values, (B, N, P, H, E); bias of scores (B, N)."""
 
     keys: Tensor
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         self.out = Linear(width, width)
 
     def forward(
-        self, x: Tensor, rotation: Rotation, mask: Tensor | None = None, past: Past | None = None
+        self, x: Tensor, rotation: Rotation, mask: Tensor | None = None, past: LayerCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """X (B, T, P, D) to (B, T, P, D).
 
@@ -91,7 +91,9 @@ class Attention(nn.Module):
             return out.transpose(1, 2), plain.transpose(1, 2), value.transpose(1, 2)
         return out, plain, value
 
-    def _after(self, x: Tensor, rotation: Rotation, mask: Tensor | None, past: Past) -> tuple[Tensor, Tensor, Tensor]:
+    def _after(
+        self, x: Tensor, rotation: Rotation, mask: Tensor | None, past: LayerCache
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Frames that follow others, written out: operators are slow for one query, on a CPU three times as slow."""
         (both, value), frames = self._project(x), x.shape[1]
         key = both[:, :, :, 1]  # (B, T, P, H, E)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Conditions:
+class ContextInputs:
     """What frames are predicted from, besides themselves.
 
     Attributes:

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from worldsim.models.attention import TIME, Attention, CrossAttention, Past, TextKV
+from worldsim.models.attention import TIME, Attention, CrossAttention, LayerCache, TextKV
 from worldsim.models.conditioning import (
     ActionEmbedder,
-    Conditions,
     Context,
+    ContextInputs,
     HistoryEmbedder,
     SigmaEmbedder,
     at_frames,
@@ -77,7 +77,7 @@ class Block(nn.Module):
         self.mlp = MLP(width, config.mlp_ratio)
 
     def forward(
-        self, x: Tensor, modulation: Tensor, rotation: Rotation, mask: Tensor | None, past: Past | None,
+        self, x: Tensor, modulation: Tensor, rotation: Rotation, mask: Tensor | None, past: LayerCache | None,
         text: TextKV | None, memory: TextKV | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """X (B, T, P, D) to the same, under this block's `modulation` (B, T, 6, 1, D); and its keys and values."""
@@ -122,7 +122,7 @@ class DiT(nn.Module):
         """Where the weights are."""
         return self.patch.weight.device
 
-    def encode_context(self, given: Conditions) -> Context:
+    def encode_context(self, given: ContextInputs) -> Context:
         """Encode what several passes over the same frames share, whatever their noise level."""
         step = self.config.patch[
             0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldsim.models.attention import TIME, Past
+from worldsim.models.attention import TIME, LayerCache
 from worldsim.models.config import DiTConfig
 from worldsim.models.rope import rotate, time_rotation
 
@@ -60,11 +60,11 @@ class KVCache:
         ]
         return KVCache(grown[0], grown[1], self.count + keys.shape[1])
 
-    def layers(self) -> list[Past]:
+    def layers(self) -> list[LayerCache]:
         """What each time layer sees: keys rotated by their age, values, and a bias that hides what is not known."""
         ages = torch.arange(self.frames, 0, -1, device=self.keys.device)
         rotation = time_rotation(-self.frames, 0, self.keys.shape[-1], self.keys.device)
         cos, sin = (part.unsqueeze(1) for part in rotation)  # (N, 1, 1, 1, E)
         keys = rotate(self.keys, cos, sin)
         bias = torch.where(ages <= self.count.unsqueeze(-1), 0.0, float("-inf"))  # (B, N)
-        return [Past(keys[:, :, i], self.values[:, :, i], bias) for i in range(self.keys.shape[2])]
+        return [LayerCache(keys[:, :, i], self.values[:, :, i], bias) for i in range(self.keys.shape[2])]
