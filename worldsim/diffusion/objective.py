@@ -24,6 +24,7 @@ from worldsim.models.conditioning import ContextInputs
 from worldsim.models.config import DiTConfig
 from worldsim.models.dit import DiT, DiTOutput
 from worldsim.models.heads import reward_loss
+from worldsim.models.masks import Mask
 from worldsim.types import SegmentBatch, TextContext
 
 Losses = tuple[Tensor, dict[str, Tensor]]
@@ -104,6 +105,7 @@ class Corrupted:
         given: history, actions, text.
         is_context: which frames take the part of the past, bool (B, T).
         gradient: whether the answer needs one.
+        mask: which frames see which.
     """
 
     x: Tensor
@@ -111,6 +113,7 @@ class Corrupted:
     given: ContextInputs
     is_context: Tensor
     gradient: bool = True
+    mask: Mask = "causal"
 
 
 class Objective(ABC):
@@ -140,7 +143,7 @@ class Objective(ABC):
         answers = []
         for one in asked:
             with contextlib.nullcontext() if one.gradient else torch.no_grad():
-                answers.append(module(one.x, one.sigma, module.encode_context(one.given)))
+                answers.append(module(one.x, one.sigma, module.encode_context(one.given), mask=one.mask))
         return self.image_loss(batch, asked[0], answers[0]) if images else self.loss(batch, asked, answers)
 
     @abstractmethod

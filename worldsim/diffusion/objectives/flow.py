@@ -23,6 +23,7 @@ from worldsim.diffusion.objective import (
 )
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.diffusion.schedules import add_noise, get_schedule, sample_sigmas
+from worldsim.errors import ConfigError
 from worldsim.models.dit import DiTOutput
 from worldsim.types import SegmentBatch
 
@@ -37,6 +38,15 @@ class FlowConfig(ObjectiveConfig):
     """Share of frames that take the part of the past, seen and not sampled."""
     num_denoising_steps: int = 2
     """Of a frame, in self-rollouts and later in the world."""
+    clip_prob: float = 0.0
+    """Share of steps whose segments are clips of offline video (see `worldsim.video`): frames see one another in both
+    directions and have neither history nor actions; context frames are any of them, without noise."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if not 0 <= self.clip_prob <= 1:
+            raise ConfigError(f"clip_prob is {self.clip_prob}; allowed: 0 to 1.")
 
     def sampler(self) -> SamplerConfig:
         """Some Euler steps."""
@@ -56,6 +66,8 @@ class Flow(Objective):
 
     def corrupt(self, batch: SegmentBatch, generator: torch.Generator) -> list[Corrupted]:
         """Frames at noise levels of their own; context frames are a little noisy, as the cache sees them."""
+        if self.config.clip_prob and torch.rand((), generator=generator) < self.config.clip_prob:
+            return [self._clips(batch, generator)]
         seen, shape = batch.seen[:, 0], batch.rows.shape
         is_context = torch.rand(shape, generator=generator) < self.config.context_prob
         sigma = sample_sigmas(tuple(shape), generator)
@@ -65,13 +77,31 @@ class Flow(Objective):
         noisy = add_noise(clean, batch_noise(batch, TRAIN_CORRUPT, batch.target.shape[1:]), sigma)
         return [Corrupted(noisy, sigma, given, is_context)]
 
+    def _clips(self, batch: SegmentBatch, generator: torch.Generator) -> Corrupted:
+        """Clips of recorded frames, all that are not given at one noise level."""
+        is_context = torch.rand(batch.rows.shape, generator=generator) < self.config.context_prob
+        sigma = sample_sigmas((len(batch.rows), 1), generator)
+        sigma = torch.where(is_context, 0.0, sigma.expand(batch.rows.shape))
+        given = condition(batch, batch.seen[:, 0], self.config, generator)
+        for name in ("action_mask", "previous_mask", "history_mask", "history_sigma"):
+            if (part := getattr(given, name)) is not None:
+                setattr(given, name, torch.zeros_like(part))
+        noisy = add_noise(batch.target, batch_noise(batch, TRAIN_CORRUPT, batch.target.shape[1:]), sigma)
+        return Corrupted(noisy, sigma, given, is_context, mask="full")
+
     def loss(self, batch: SegmentBatch, asked: list[Corrupted], answers: list[DiTOutput]) -> Losses:
         """The error of all frames but the model's own; reward and termination of context frames."""
-        own, sigma, is_context, (answer,) = batch.rollouts, asked[0].sigma, asked[0].is_context, answers
+        sigma, is_context, (answer,) = asked[0].sigma, asked[0].is_context, answers
+        clips = asked[0].mask == "full"
+        own = 0 if clips else batch.rollouts
         counted = batch.inside.float()
         counted[:own] -= is_context[:own].float()  # the model's own frames are no targets
+        if clips:
+            counted = counted * ~is_context
         error = (answer.sample - batch.target).square().mean(dim=(2, 3, 4))  # (B, T)
-        denoise = (error * flow_weight(sigma) * counted).sum() / counted.sum()
+        denoise = (error * flow_weight(sigma) * counted).sum() / counted.sum().clamp(min=1)
+        if clips:  # nothing is done in a clip, and nothing follows from it
+            return denoise, {"clips": denoise}
         heads, scalars = self.head_loss(answer.reward, answer.termination, batch, is_context)
         at_one = ((sigma == 1) * batch.inside * (~batch.no_history).unsqueeze(1)).float()
         scalars |= {"at_one": (error * at_one).sum() / at_one.sum().clamp(min=1)}
