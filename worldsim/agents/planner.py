@@ -22,8 +22,8 @@ from worldsim.agents.envs import find_game, imagined_envs, real_games
 from worldsim.agents.evaluation import play_episodes
 from worldsim.data.policy import VectorPolicy
 from worldsim.engine.engine import Engine
+from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.envs.shipped import world_path
-from worldsim.envs.world_env import make_engine
 from worldsim.errors import ConfigError
 from worldsim.world import World
 
@@ -188,12 +188,9 @@ class Planner:
 
 
 def planning_engine(world: str | Path | World, sessions: int, **settings: Any) -> Engine:
-    """An engine with room for so many sessions; `settings` are those of `make_engine`."""
-    engine = make_engine(world, 256, **settings)
-    if engine.table.capacity < sessions:
-        needed = int(sessions * engine.table.session_bytes / 1e6) + 1
-        engine = make_engine(engine.world, needed, **settings)
-    return engine
+    """Make an engine with room for so many sessions; `settings` are those of `EngineConfig`."""
+    found = world if isinstance(world, World) else world_path(world)
+    return make_engine(found, EngineConfig(memory_mb=256, min_sessions=sessions, **settings))
 
 
 @dataclass(frozen=True, kw_only=True)
