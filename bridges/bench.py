@@ -79,9 +79,9 @@ class StillEngine:
         self.sessions: dict[int, Any] = {}
         self.reach = 1
 
-    def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
+    def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin sessions."""
-        numbers = [len(self.sessions) + 1 + i for i in range(len(openings))]
+        numbers = [len(self.sessions) + 1 + i for i in range(len(specs))]
         for number in numbers:
             self.sessions[number] = SimpleNamespace(
                 frame=self._frames[0], step=1, prompt="", reward=0.0, ended=0.0, terminated=False
