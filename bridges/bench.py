@@ -27,8 +27,9 @@ from worldsim.bridges.actions import to_json
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.client.connection import ConnectionConfig
 from worldsim.bridges.host.server import Host, HostConfig, ipc_address
+from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.engine.records import SessionSpec, StepResult
-from worldsim.envs.world_env import make_engine
+from worldsim.envs.shipped import world_path
 from worldsim.errors import BridgeError, ConfigError
 from worldsim.evaluation.bench import machine
 from worldsim.spaces import space_from_json
@@ -78,9 +79,9 @@ class StillEngine:
         self.sessions: dict[int, Any] = {}
         self.reach = 1
 
-    def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
+    def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin sessions."""
-        numbers = [len(self.sessions) + 1 + i for i in range(len(openings))]
+        numbers = [len(self.sessions) + 1 + i for i in range(len(specs))]
         for number in numbers:
             self.sessions[number] = SimpleNamespace(
                 frame=self._frames[0], step=1, prompt="", reward=0.0, ended=0.0, terminated=False
@@ -174,7 +175,7 @@ def _in_turns(ways: Mapping[str, Callable[[], Any]], steps: int) -> dict[str, di
 
 
 def _real(config: BridgeBenchConfig) -> dict[str, Any]:
-    engine = make_engine(config.world, 1024, threads=config.threads)
+    engine = make_engine(world_path(config.world), EngineConfig(threads=config.threads))
     action = engine.world.action_space.sample()
     with _process("world", config.world, str(config.threads)) as address:
         remote = RemoteEngine(address)
@@ -336,7 +337,7 @@ def _main(words: Sequence[str]) -> None:
         if kind == "still":
             engine: Any = StillEngine((int(rest[0]), int(rest[1])))
         else:
-            engine = make_engine(rest[0], 1024, threads=int(rest[1]))
+            engine = make_engine(world_path(rest[0]), EngineConfig(threads=int(rest[1])))
             _ = engine.sizes  # tried now, not by the first client
         with Host({engine.world.card.name: engine}, HostConfig(port=0)) as host:
             print(host.address, flush=True)

@@ -5,6 +5,7 @@ Sub-environment i is, bit for bit, the single environment (`WorldEnv`) with the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
+from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.engine.records import EngineLike, SessionSpec, StepResult
 from worldsim.envs.episodes import check_options, sample_spec
-from worldsim.envs.world_env import make_engine
+from worldsim.envs.shipped import world_path
 from worldsim.errors import ActionError, ConfigError, InputError, SessionError
 
 MEMORY_MB = 1024  # of the engine, at least; more where that many environments need more
@@ -76,23 +78,19 @@ class WorldVectorEnv(VectorEnv):
         self.num_envs, self.render_mode = num_envs, render_mode
         self._own_engine = engine is None
         if engine is None:
-            sampler = {
-                "num_denoising_steps": num_denoising_steps,
-                "history_sigma": history_sigma,
-                "guidance": guidance,
-                "noise_scale": noise_scale,
-            }
-            more: dict[str, Any] = {
-                **sampler,
-                "threads": threads,
-                "runtime": runtime,
-                "clips": None if starts is None else len(starts),
-            }
-            engine = make_engine(world, MEMORY_MB, **more)
-            sessions = num_envs * SPARE + (0 if starts is None else len(starts))  # of each clip the memory is kept
-            if sessions > engine.table.capacity:
-                needed = int(sessions * engine.table.session_bytes / 1e6) + 1
-                engine = make_engine(engine.world, needed, **more)
+            clips = None if starts is None else len(starts)
+            settings = EngineConfig(
+                memory_mb=MEMORY_MB,
+                min_sessions=math.ceil(num_envs * SPARE) + (clips or 0),  # of each clip the memory is stored
+                clips=clips,
+                threads=threads,
+                runtime=runtime,
+                num_denoising_steps=num_denoising_steps,
+                history_sigma=history_sigma,
+                guidance=guidance,
+                noise_scale=noise_scale,
+            )
+            engine = make_engine(world_path(world), settings)
         self.engine: EngineLike = engine
         self.starts, self.end_above = starts, end_above
         self.world = self.engine.world

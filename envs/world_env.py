@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.engine.records import EngineLike
 from worldsim.envs.episodes import check_options, sample_spec
 from worldsim.envs.shipped import world_path
 from worldsim.errors import ConfigError, SessionError
 
-if TYPE_CHECKING:  # an environment of a remote engine needs none of these, and no torch
-    from worldsim.engine.engine import Engine
-    from worldsim.world import World
-
 MEMORY_MB = 256  # of one environment's engine: its forks and snapshots
-
-
-def make_engine(
-    world: str | Path | World,
-    memory_mb: int,
-    num_denoising_steps: int | None = None,
-    history_sigma: float | None = None,
-    guidance: float | None = None,
-    threads: int | None = None,
-    runtime: str = "auto",
-    max_sessions: int | None = None,
-    isolated: bool = False,
-    noise_scale: float | None = None,
-    clips: int | None = None,
-) -> Engine:
-    """Make an engine of a world by name, with some settings of its sampler changed."""
-    from worldsim.diffusion.sampler import SamplerConfig
-    from worldsim.engine.engine import CLIPS, Engine
-    from worldsim.world import World
-
-    found = world if isinstance(world, World) else World.from_pretrained(world_path(world))
-    changes = {
-        "num_denoising_steps": num_denoising_steps,
-        "history_sigma": history_sigma,
-        "guidance": guidance,
-        "noise_scale": noise_scale,
-    }
-    sampler = SamplerConfig.of(found.card.sampler, **changes)
-    limits = {"memory_mb": memory_mb, "max_sessions": max_sessions, "clips": CLIPS if clips is None else clips}
-    return Engine(found, sampler=sampler, runtime=runtime, threads=threads, isolated=isolated, **limits)
 
 
 class WorldEnv(gym.Env[np.ndarray, Any]):
@@ -106,9 +73,16 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"render_mode is {render_mode!r}; allowed: None, 'rgb_array', 'human'.")
         self._own_engine = engine is None
-        self.engine: EngineLike = engine or make_engine(
-            world, MEMORY_MB, num_denoising_steps, history_sigma, guidance, 1, runtime, noise_scale=noise_scale
+        settings = EngineConfig(
+            memory_mb=MEMORY_MB,
+            threads=1,
+            runtime=runtime,
+            num_denoising_steps=num_denoising_steps,
+            history_sigma=history_sigma,
+            guidance=guidance,
+            noise_scale=noise_scale,
         )
+        self.engine: EngineLike = engine or make_engine(world_path(world), settings)
         self.world = self.engine.world
         card = self.world.card
         self.render_mode = render_mode

@@ -11,18 +11,18 @@ import torch
 from tiny import UNET, tiny_baseline
 from torch import Tensor
 
-from worldsim.data.episodes import Dataset
-from worldsim.diffusion import edm
-from worldsim.errors import ConfigError, DataError
-from worldsim.evaluation.baseline import BaselineEval, UNetRunner, compare, table
-from worldsim.evaluation.rollout import Segments, context_of, cut, recorded
-from worldsim.models.unet import UNetConfig, UNetDynamics, to_frames, to_pixels
-from worldsim.training.baseline import (
+from worldsim.baselines.unet import edm
+from worldsim.baselines.unet.evaluation import BaselineEval, UNetRunner, compare, table
+from worldsim.baselines.unet.model import UNetConfig, UNetDynamics, to_frames, to_pixels
+from worldsim.baselines.unet.training import (
     PixelData,
     load_baseline,
     prepare_baseline,
     train_baseline,
 )
+from worldsim.data.episodes import Dataset
+from worldsim.errors import ConfigError, DataError
+from worldsim.evaluation.rollout import Segments, context_of, cut, recorded
 from worldsim.world import World
 
 

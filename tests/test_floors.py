@@ -29,6 +29,7 @@ FLOORS = {
     "worldsim.training": 4,
     "worldsim.evaluation": 4,
     "worldsim.registry": 4,
+    "worldsim.baselines": 5,
     "worldsim.games": 5,
     "worldsim.envs": 5,
     "worldsim.agents": 6,
@@ -64,7 +65,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
@@ -78,6 +79,19 @@ def test_imports_go_down(name: str) -> None:
     assert here is not None
     too_high = {other for other in imports(modules()[name]) if (level := floor(other)) is not None and level > here}
     assert too_high == set()
+
+
+def test_nothing_depends_on_a_baseline() -> None:
+    """Only the command line (and tests, benchmarks and scripts) may import `worldsim.baselines`."""
+    above = ("worldsim.baselines", "worldsim.commands", "worldsim.cli")
+    others = {name: path for name, path in modules().items() if not name.startswith(above)}
+    assert len(others) > 200
+    wrong = {
+        name
+        for name, path in others.items()
+        if any(f"{other}.".startswith("worldsim.baselines.") for other in imports(path))
+    }
+    assert wrong == set()
 
 
 def test_public_names() -> None:

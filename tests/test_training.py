@@ -13,6 +13,7 @@ import torch
 from tiny import tiny_autoencoder, tiny_dynamics
 from torch import Tensor, nn
 
+from worldsim.baselines.unet.training import BaselineTraining
 from worldsim.commands.parsing import option, parse
 from worldsim.data.episodes import Dataset
 from worldsim.data.latents import LatentData
@@ -22,7 +23,6 @@ from worldsim.diffusion.objectives.energy import EnergyConfig
 from worldsim.diffusion.objectives.flow import FlowConfig
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
 from worldsim.training.autoencoder import AutoencoderTraining, load_run, prepare_autoencoder, train_autoencoder
-from worldsim.training.baseline import BaselineTraining
 from worldsim.training.configs import DynamicsTraining, training_of
 from worldsim.training.run import prepare, train_dynamics
 from worldsim.training.trainer import Trainer, TrainerConfig

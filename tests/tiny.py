@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from worldsim.baselines.unet.model import UNetConfig
+from worldsim.baselines.unet.training import BaselineTraining
 from worldsim.data.episodes import Dataset
 from worldsim.data.segments import BatchConfig
 from worldsim.diffusion.objectives import OBJECTIVES
 from worldsim.models.autoencoder import AutoencoderConfig
 from worldsim.models.dit import DiTConfig
-from worldsim.models.unet import UNetConfig
 from worldsim.training.autoencoder import AutoencoderTraining
-from worldsim.training.baseline import BaselineTraining
 from worldsim.training.configs import DynamicsTraining
 from worldsim.training.self_forcing import SelfForcingConfig
 from worldsim.training.trainer import TrainerConfig

@@ -10,7 +10,6 @@ starts.npz               a few recorded clips to begin from
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import zipfile
@@ -27,6 +26,7 @@ from torch import nn
 
 from worldsim.errors import WorldError, WorldFormatError, WorldNotFound
 from worldsim.models.autoencoder import FrameAutoencoder, fingerprint
+from worldsim.models.autoencoder_files import load_autoencoder, save_autoencoder
 from worldsim.models.dit import DiT
 from worldsim.models.saved import load_dynamics
 from worldsim.models.text import DEFAULT_ENCODER, PromptBook
@@ -200,49 +200,6 @@ def read_card(path: Path) -> WorldCard:
         return WorldCard(**{**data, "frame_size": tuple(data["frame_size"])})
     except (KeyError, TypeError) as error:
         raise WorldError(f"{path / 'world.json'} is incomplete: {error}.") from error
-
-
-def save_autoencoder(autoencoder: FrameAutoencoder, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write an autoencoder's folder: diffusers layout, plus the linear path beside the model."""
-    model = copy.deepcopy(autoencoder.model)
-    nn.Module.to(model, dtype)  # diffusers' own `to` warns of nothing
-    model.save_pretrained(path)
-    config = json.loads((path / "config.json").read_text())
-    config.pop("_name_or_path", None)  # where it was once loaded from is no one's business
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    parts = {
-        f"{name}.{key}": tensor.to(dtype).contiguous()
-        for name, module in zip(("down", "up"), autoencoder.linear_path(), strict=False)
-        for key, tensor in module.state_dict().items()
-    }
-    if parts:
-        save_file(parts, path / "linear.safetensors")
-
-
-def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float], path: Path) -> FrameAutoencoder:
-    """Read an autoencoder's folder with the diffusers class that `about` (see `describe_autoencoder`) names."""
-    import diffusers
-
-    name = about["class"]
-    if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
-        raise WorldError(f"the card names the autoencoder class {name!r}; allowed: diffusers' Autoencoder classes.")
-    model = getattr(diffusers, name).from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-    autoencoder = FrameAutoencoder(model, about["unshuffle"], about["linear"])
-    if autoencoder.linear:
-        parts = load_file(path / "linear.safetensors")
-        for part, module in zip(("down", "up"), autoencoder.linear_path(), strict=True):
-            module.load_state_dict({key: parts[f"{part}.{key}"].float() for key in ("weight", "bias")})
-    autoencoder.set_statistics(torch.tensor(mean), torch.tensor(std))
-    return autoencoder
-
-
-def describe_autoencoder(autoencoder: FrameAutoencoder) -> dict[str, Any]:
-    """What the card says of the autoencoder."""
-    return {
-        "class": type(autoencoder.model).__name__,
-        "unshuffle": autoencoder.unshuffle,
-        "linear": autoencoder.linear,
-    }
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:

@@ -91,7 +91,7 @@ class RemoteEngine:
         self._last = 0
         self._leaving: list[str] = []  # tokens of sessions that were closed here and not yet at the host
 
-    def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
+    def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none.
 
         Raises:
@@ -100,10 +100,10 @@ class RemoteEngine:
             PromptError: the world cannot take a prompt.
         """
         self._leave()
-        if not openings:
+        if not specs:
             return []
         buffers: dict[str, Any] = {}
-        fields = [self._opening(opening, i, buffers) for i, opening in enumerate(openings)]
+        fields = [self._fields(spec, i, buffers) for i, spec in enumerate(specs)]
         name = self.world.card.name
         if len(fields) == 1:
             return [self._opened(self._call("open", buffers, world=name, **fields[0], **self._encoding()))]
@@ -195,14 +195,14 @@ class RemoteEngine:
         quality = self.connection.config.quality if self.connection.encoding == "jpeg" else None
         return {"encoding": self.connection.encoding, "quality": quality}
 
-    def _opening(self, opening: SessionSpec, index: int, buffers: dict[str, Any]) -> dict[str, Any]:
-        fields = {k: v for k, v in vars(opening).items() if v is not None}
-        if isinstance(opening.start, Mapping):
-            if "frames" not in opening.start:
+    def _fields(self, spec: SessionSpec, index: int, buffers: dict[str, Any]) -> dict[str, Any]:
+        fields = {k: v for k, v in vars(spec).items() if v is not None}
+        if isinstance(spec.start, Mapping):
+            if "frames" not in spec.start:
                 raise InputError("start is a dict without 'frames'; allowed: 'frames' and 'actions'.")
-            buffers[f"frames{index}"] = np.asarray(opening.start["frames"])
+            buffers[f"frames{index}"] = np.asarray(spec.start["frames"])
             fields["start"] = {"frames": f"frames{index}", "actions": []}
-            actions = opening.start.get("actions", [])
+            actions = spec.start.get("actions", [])
             if isinstance(self.world.action_space, spaces.Dict):
                 raise InputError("a clip with actions of a Dict space cannot be sent; begin from one of the world's.")
             if len(actions):

@@ -14,8 +14,9 @@ from pathlib import Path
 from worldsim.bridges.host.metrics import serve_metrics
 from worldsim.bridges.host.server import LOOPBACK, Host, HostConfig, check_bind, check_free
 from worldsim.engine.engine import Engine
+from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.engine.tuning import cache_folder
-from worldsim.envs.world_env import make_engine
+from worldsim.envs.shipped import world_path
 from worldsim.errors import ConfigError
 
 log = logging.getLogger("worldsim.host")
@@ -123,15 +124,15 @@ def load(config: ServeConfig) -> dict[str, Engine]:
         ConfigError: two worlds of one name.
     """
     engines: dict[str, Engine] = {}
-    for path in config.worlds:
-        engine = make_engine(
-            path,
-            config.memory_mb,
-            threads=config.threads,
-            runtime=config.runtime,
-            max_sessions=config.max_sessions,
-            isolated=config.isolated,
-        )
+    settings = EngineConfig(
+        memory_mb=config.memory_mb,
+        max_sessions=config.max_sessions,
+        threads=config.threads,
+        runtime=config.runtime,
+        isolated=config.isolated,
+    )
+    for name_or_path in config.worlds:
+        engine = make_engine(world_path(name_or_path), settings)
         name = engine.world.card.name
         if name in engines:
             raise ConfigError(f"two worlds are called {name!r}; serve one of them on another port.")

@@ -3,9 +3,9 @@
 python tests/benchmarks/baseline.py data/car-racing --minutes 15
 
 The world's minutes hold its autoencoder, the encoding of the recording and its dynamics; the U-Net (DIAMOND's recipe,
-see worldsim/models/unet.py) draws pixels and spends all of them on itself. Minutes are of CPU time on one thread,
-compilers included, so that other work on the machine takes nothing from either. Then both draw the same held-out
-segments, without compiling.
+see worldsim/baselines/unet/model.py) draws pixels and spends all of them on itself. Minutes are of CPU time on one
+thread, compilers included, so that other work on the machine takes nothing from either. Then both draw the same
+held-out segments, without compiling.
 
 Before that, what suits the U-Net: `--sweep --minutes 2.5` trains each setting of `SWEEP` for so long, and prints how
 near it draws frames 1 and 16 of held-out segments.
@@ -28,11 +28,11 @@ import torch
 import tyro
 from torch._inductor import config as inductor
 
+from worldsim.baselines.unet.evaluation import BaselineEval, compare, table
+from worldsim.baselines.unet.training import BaselineTraining, prepare_baseline, save_baseline
 from worldsim.data.episodes import Dataset
 from worldsim.evaluation import metrics
-from worldsim.evaluation.baseline import BaselineEval, compare, table
 from worldsim.training.autoencoder import AutoencoderTask, AutoencoderTraining, train_autoencoder
-from worldsim.training.baseline import BaselineTraining, prepare_baseline, save_baseline
 from worldsim.training.configs import DynamicsTraining
 from worldsim.training.run import export, prepare
 from worldsim.training.trainer import Trainer

@@ -105,7 +105,7 @@ class Agent:
         self._seen = np.zeros((count, *self.card.frame_size, _channels(self.card)), np.uint8)
         self._noise = torch.Generator().manual_seed(seed)
         self._left = np.zeros(count, np.int64)  # steps that the last actions are still repeated for
-        self._held: np.ndarray | None = None
+        self._last: np.ndarray | None = None
 
     def look(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
         """Note the frames (N, H, W, 3); return what the network sees, (N, C * S, H, W)."""
@@ -122,14 +122,14 @@ class Agent:
     def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
         """Choose an action for each game; see `VectorPolicy.act`."""
         self._left[begun] = 0
-        kept, before = self._left > 0, self._seen
-        fresh = self._decide(self.look(frames, begun))
-        if kept.any() and self._held is not None:
-            self._seen[kept] = before[kept]  # while an action is repeated it does not look
-            fresh[kept] = self._held[kept]
-        self._left = np.where(kept, self._left, self.card.action_repeat) - 1
-        self._held = fresh
-        return fresh.copy()
+        repeating, before = self._left > 0, self._seen
+        chosen = self._decide(self.look(frames, begun))
+        if repeating.any() and self._last is not None:
+            self._seen[repeating] = before[repeating]  # while an action is repeated it does not look
+            chosen[repeating] = self._last[repeating]
+        self._left = np.where(repeating, self._left, self.card.action_repeat) - 1
+        self._last = chosen
+        return chosen.copy()
 
     def _decide(self, seen: np.ndarray) -> np.ndarray:
         """An action for each game, from what `look` gave."""

@@ -22,8 +22,8 @@ from worldsim.agents.envs import find_game, imagined_envs, real_games
 from worldsim.agents.evaluation import play_episodes
 from worldsim.data.policy import VectorPolicy
 from worldsim.engine.engine import Engine
+from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.envs.shipped import world_path
-from worldsim.envs.world_env import make_engine
 from worldsim.errors import ConfigError
 from worldsim.world import World
 
@@ -126,21 +126,21 @@ class Planner:
         """
         count, futures = len(self.actions), self.config.futures
         seeds = [int(seed) for seed in self._rng.integers(2**62, size=futures)]
-        twins: list[int] = []
+        forks: list[int] = []
         try:
-            for _ in range(count):  # twin a * S + s has the noise s
+            for _ in range(count):  # fork a * S + s has the noise s
                 for seed in seeds:
-                    twins.append(self.engine.fork(session, seed))
-            earned, done = self._imagine(twins) if self.agent is None else self._follow(twins, seen)
+                    forks.append(self.engine.fork(session, seed))
+            earned, done = self._imagine(forks) if self.agent is None else self._follow(forks, seen)
         finally:
-            for twin in twins:
-                self.engine.close(twin)
+            for fork in forks:
+                self.engine.close(fork)
         earned = earned.reshape(count, futures)
         scores = earned.mean(1) if self.config.pick == "mean" else earned.max(1)
         best = int(scores.argmax())  # of equals the first
         return done[best * futures + int(earned[best].argmax())].tolist()
 
-    def _imagine(self, twins: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _imagine(self, forks: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Futures under random actions, each repeated: what they earn (A * S,) and what was done (A * S, H)."""
         done = np.empty((len(self.actions), self.config.futures, self.config.horizon), np.int64)
         for s in range(self.config.futures):
@@ -148,12 +148,12 @@ class Planner:
             first = int(self._rng.integers(1, self.config.action_repeat + 1))
             done[:, s] = row
             done[:, s, :first] = np.arange(len(self.actions))[:, None]
-        flat = done.reshape(len(twins), -1)
-        chunks = {twin: list(self.actions.values[row]) for twin, row in zip(twins, flat, strict=True)}
+        flat = done.reshape(len(forks), -1)
+        chunks = {fork: list(self.actions.values[row]) for fork, row in zip(forks, flat, strict=True)}
         steps = self.engine.play(chunks, frames="last")
-        earned, alive = np.zeros(len(twins)), np.ones(len(twins))
+        earned, alive = np.zeros(len(forks)), np.ones(len(forks))
         for h in range(self.config.horizon):
-            now = [steps[twin][h] for twin in twins]
+            now = [steps[fork][h] for fork in forks]
             earned += self.config.gamma**h * alive * [step.reward for step in now]
             alive *= 1 - np.array([step.ended for step in now])
         return earned, flat
@@ -162,22 +162,22 @@ class Planner:
         size, most = self.config.horizon, self.config.action_repeat
         return self._rng.integers(len(self.actions), size=size), self._rng.integers(1, most + 1, size=size)
 
-    def _follow(self, twins: list[int], seen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _follow(self, forks: list[int], seen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """The same with an agent that acts after the first step."""
         if self.agent is None or seen is None:
             raise ConfigError("to look ahead with an agent, plan needs what the agent sees now.")
         # An agent of its own: the planner's sees the game, this one its futures.
         agent = Agent(self.agent.card, self.agent.policy, greedy=False)
-        agent.begin(len(twins), int(self._rng.integers(2**31)))
-        agent.recall(np.repeat(seen[None], len(twins), axis=0))
-        earned, alive = np.zeros(len(twins)), np.ones(len(twins))
-        done = np.empty((len(twins), self.config.horizon), np.int64)
-        none = np.zeros(len(twins), bool)
+        agent.begin(len(forks), int(self._rng.integers(2**31)))
+        agent.recall(np.repeat(seen[None], len(forks), axis=0))
+        earned, alive = np.zeros(len(forks)), np.ones(len(forks))
+        done = np.empty((len(forks), self.config.horizon), np.int64)
+        none = np.zeros(len(forks), bool)
         numbers, seen_now = np.repeat(np.arange(len(self.actions)), self.config.futures), seen
         for h in range(self.config.horizon):
             done[:, h] = numbers
-            steps = self.engine.step(dict(zip(twins, self.actions.values[numbers], strict=True)))
-            now = [steps[twin] for twin in twins]
+            steps = self.engine.step(dict(zip(forks, self.actions.values[numbers], strict=True)))
+            now = [steps[fork] for fork in forks]
             earned += self.config.gamma**h * alive * [step.reward for step in now]
             alive *= 1 - np.array([step.ended for step in now])
             seen_now = agent.look(np.stack([step.frame for step in now]), none)
@@ -188,12 +188,9 @@ class Planner:
 
 
 def planning_engine(world: str | Path | World, sessions: int, **settings: Any) -> Engine:
-    """An engine with room for so many sessions; `settings` are those of `make_engine`."""
-    engine = make_engine(world, 256, **settings)
-    if engine.table.capacity < sessions:
-        needed = int(sessions * engine.table.session_bytes / 1e6) + 1
-        engine = make_engine(engine.world, needed, **settings)
-    return engine
+    """Make an engine with room for so many sessions; `settings` are those of `EngineConfig`."""
+    found = world if isinstance(world, World) else world_path(world)
+    return make_engine(found, EngineConfig(memory_mb=256, min_sessions=sessions, **settings))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ class LatentData:
 
     @staticmethod
     def cached(dataset: Dataset, split: str, autoencoder: FrameAutoencoder) -> LatentData:
-        """What `encode` gives, kept in the dataset's folder: encoding again takes minutes.
+        """What `encode` gives, stored in the dataset's folder: encoding again takes minutes.
 
         Raises:
             DataError: the split is empty.
@@ -220,7 +220,7 @@ def _event_onset(prompts: list[dict[str, Any]]) -> Tensor:
 
 
 def _read(path: Path, digest: str) -> LatentData | None:
-    """The latents kept at `path`, or None where there are none of this digest."""
+    """The latents stored at `path`, or None where there are none of this digest."""
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}

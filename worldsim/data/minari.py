@@ -207,7 +207,7 @@ def _episode(
         frames = np.stack([resize_frame(frame, size) for frame in frames])
     terminated, truncated = (np.asarray(data[name], bool) for name in ("terminations", "truncations"))
     if not (terminated[-1] or truncated[-1]):
-        truncated = truncated | ended(steps, terminated=False)["truncated"]  # whoever recorded it stopped there
+        truncated = truncated | ended(steps, terminated=False)["truncated"]  # the recording stopped there
     prompts = own.get("prompts")
     if prompts is None:
         texts = [str(text) for text in data["infos"].get("prompt", [])]

@@ -185,7 +185,7 @@ class Video:
                     last = said.read().decode(errors="replace").strip().splitlines()[-1:]
                     raise DataError(f"ffmpeg cannot read the video {self.path}: {' '.join(last)}")
             finally:
-                process.kill()  # whoever reads no further does not want the rest decoded
+                process.kill()  # a reader that stopped needs no more frames
 
 
 def _ffmpeg(path: Path) -> list[str]:

@@ -1,8 +1,8 @@
 """Many sessions of one world in shared forward passes, each as if it were alone.
 
 The contract (docs/engine.md says what it means and where it ends): the same seed, prompts and actions give the same
-frames, bit for bit, whoever shares the batch; a fork costs the same at any age and shares memory until it differs; a
-session too many is refused and changes nothing for the others. A call that fails leaves all sessions as they were.
+frames, bit for bit, whatever else is in the batch; a fork costs the same at any age and shares memory until it differs;
+a session too many is refused and changes nothing for the others. A call that fails leaves all sessions as they were.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from worldsim.world import World
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ANY_SIZE = tuple(range(1, MOST_ROWS // 2 + 1))  # of batches that need not be exact; guidance doubles their rows
-CLIPS = 32  # clips to begin from whose memory is kept
+CLIPS = 32  # clips to begin from whose memory is stored
 
 
 class Engine:
@@ -53,7 +53,7 @@ class Engine:
         isolated: draw every session by itself: the same bits by construction, not by trying, at the speed of one.
         max_sessions: at most so many, besides what memory allows.
         memory_mb: for the sessions and their snapshots.
-        clips: of so many of the last clips that sessions began from the memory is kept.
+        clips: of so many of the last clips that sessions began from the memory is stored.
 
     Attributes:
         sessions: the open ones, by number; numbers are never used again.
@@ -135,21 +135,21 @@ class Engine:
         """
         return self.open_all([SessionSpec(seed=seed, prompt=prompt, start=start, guidance=guidance)])[0]
 
-    def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
+    def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none; see `open`."""
         with self._lock:
-            openings = [complete(opening, self.world, self.reach) for opening in openings]
-            self.table.admit(len(openings))
-            fresh = [opening for opening in openings if opening.start is None]
-            drawn = iter(self._compute(self.stepper.first, [fresh])[0] if fresh else [])
+            specs = [complete(spec, self.world, self.reach) for spec in specs]
+            self.table.admit(len(specs))
+            from_prompt = [spec for spec in specs if spec.start is None]
+            drawn = iter(self._compute(self.stepper.first, [from_prompt])[0] if from_prompt else [])
             sessions = []
-            for opening in openings:
-                if opening.start is None:
+            for spec in specs:
+                if spec.start is None:
                     sessions.append(next(drawn))
                     continue
-                clip = self._compute(self.stepper.clip, [opening])[0]
+                clip = self._compute(self.stepper.clip, [spec])[0]
                 self.table.pool.acquire(clip.blocks)  # before another clip takes its place
-                sessions.append(replace(clip, seed=opening.seed, guidance=self.stepper.guidance(opening)))
+                sessions.append(replace(clip, seed=spec.seed, guidance=self.stepper.guidance(spec)))
             return [self.table.add(session) for session in sessions]
 
     def close(self, session: int | None = None) -> None:
@@ -170,10 +170,10 @@ class Engine:
                 self._workers = None
 
     def fork(self, session: int, seed: int | None = None) -> int:
-        """A twin of a session, which shares its memory until they differ.
+        """Fork a session; the two share memory until they differ.
 
         Args:
-            session: whose twin.
+            session: which.
             seed: None goes on with the same noise: under the same actions both draw the same frames.
 
         Raises:

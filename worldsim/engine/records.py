@@ -56,7 +56,7 @@ class EngineLike(Protocol):
         """The open ones."""
         ...
 
-    def open_all(self, openings: Sequence[SessionSpec]) -> list[int]:
+    def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none."""
         ...
 
@@ -69,7 +69,7 @@ class EngineLike(Protocol):
         ...
 
     def fork(self, session: int, seed: int | None = None) -> int:
-        """A twin."""
+        """Fork a session; the two share nothing that either changes."""
         ...
 
     def snapshot(self, session: int) -> Any:

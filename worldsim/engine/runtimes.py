@@ -1,7 +1,7 @@
 """Runtimes: ways to compute the stages of a step, behind one function.
 
 - eager: torch, operator by operator. Needs nothing, begins at once.
-- compiled: torch's ahead-of-time compiler (AOTInductor). Needs a C++ compiler and a minute, once; what it made is kept.
+- compiled: torch's ahead-of-time compiler (AOTInductor). Needs a C++ compiler and a minute, once; the result is stored.
 - onnx: ONNX Runtime in float32. Needs the packages onnx, onnxscript and onnxruntime.
 - cudagraph: eager operators recorded once and replayed, on an NVIDIA GPU.
 
@@ -88,7 +88,7 @@ def build(
     Args:
         world: is not changed.
         name: of `RUNTIMES`.
-        folder: where what takes long to make is kept; what is there already is used.
+        folder: where what takes long to make is stored; what is there already is used.
         split_k: of long sums; None finds out.
         find_sizes: how its exact batch sizes are found (default: tried).
 

@@ -90,7 +90,7 @@ class Simulator:
         book: where prompts are looked up.
         sampler: how frames are drawn.
         stages: what computes; None is eager torch.
-        frozen: whether the weights stay as they are, so that what depends on them alone can be kept.
+        frozen: whether the weights stay as they are, so that what depends on them alone can be stored.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class Simulator:
         return self.stages.denoise(x, torch.full((len(x),), sigma, device=self.device), *inputs)
 
     def text(self, prompts: tuple[str, ...]) -> list[Tensor]:
-        """The dynamics' keys, values and masks of some prompts, a row each; the last few sets are kept."""
+        """The dynamics' keys, values and masks of some prompts, a row each; the last few sets are stored."""
         if prompts not in self._rows or not self.frozen:
             while len(self._rows) >= 16:
                 self._rows.pop(next(iter(self._rows)))

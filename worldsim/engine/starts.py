@@ -15,16 +15,16 @@ from worldsim.errors import ActionError, FrameError, InputError
 from worldsim.world import World
 
 
-def complete(opening: SessionSpec, world: World, keep: int) -> SessionSpec:
+def complete(spec: SessionSpec, world: World, keep: int) -> SessionSpec:
     """The same with a prompt that the world knows, and for a start the clip as `check_start` gives it.
 
     Raises:
         InputError: the start does not fit the world.
         PromptError: the world cannot take the prompt.
     """
-    start, prompt, starts = opening.start, opening.prompt, world.starts
+    start, prompt, starts = spec.start, spec.prompt, world.starts
     if start is None and prompt is None and starts:
-        start = int(np.random.default_rng(opening.seed % 2**64).integers(len(starts)))
+        start = int(np.random.default_rng(spec.seed % 2**64).integers(len(starts)))
     if isinstance(start, int):
         if not 0 <= start < len(starts):
             raise InputError(f"start is {start}; this world carries {len(starts)} clips, numbered from 0.")
@@ -35,7 +35,7 @@ def complete(opening: SessionSpec, world: World, keep: int) -> SessionSpec:
         prompt = str((start or {}).get("prompt", known[0] if known else ""))
     world.book.add(prompt)
     clip = None if checked is None else {"frames": checked[0], "actions": checked[1]}
-    return replace(opening, start=clip, prompt=prompt)
+    return replace(spec, start=clip, prompt=prompt)
 
 
 def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor]:
@@ -79,5 +79,5 @@ def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor
             raise ActionError(f"start['actions'] are not of the action space {world.action_space}: {error}") from error
         if flat.shape != (count, world.dynamics.config.action_size):
             raise ActionError(f"start['actions'] are not {count} actions of the space {world.action_space}.")
-    kept = frames[-keep:]
-    return kept, flat[count - (len(kept) - 1) :]
+    last = frames[-keep:]
+    return last, flat[count - (len(last) - 1) :]

@@ -28,7 +28,7 @@ class Stepper:
         simulator: steps them.
         table: where their memory is.
         autoencoder: encodes given frames.
-        clips: of so many of the last clips that sessions began from the memory is kept.
+        clips: of so many of the last clips that sessions began from the memory is stored.
     """
 
     def __init__(self, simulator: Simulator, table: SessionTable, autoencoder: Autoencoder, clips: int) -> None:
@@ -52,19 +52,19 @@ class Stepper:
         latents = self.autoencoder.encode(torch.from_numpy(frame[None].copy()))
         return self.table.advance(session, 0, state, self.simulator.take(state, latents), frame.copy())
 
-    def first(self, openings: list[SessionSpec]) -> list[Session]:
+    def first(self, specs: list[SessionSpec]) -> list[Session]:
         """Sessions whose first frame is sampled from their prompt."""
-        begun = [self.table.new_session(o.seed, o.prompt or "", self.guidance(o)) for o in openings]
+        begun = [self.table.new_session(o.seed, o.prompt or "", self.guidance(o)) for o in specs]
         state = self.table.gather(begun)
         state.push(None)
         outcome = self.simulator.draw(state, first=True)
         frames: Any = self._decoded(outcome)
         return [self.table.advance(old, row, state, outcome, frames[row].copy()) for row, old in enumerate(begun)]
 
-    def clip(self, opening: SessionSpec) -> Session:
-        """A session that has seen a clip; the last few are kept, as all that begin so can share its memory."""
-        assert isinstance(opening.start, Mapping)  # as `starts.complete` makes it
-        frames, actions, prompt = opening.start["frames"], opening.start["actions"], opening.prompt or ""
+    def clip(self, spec: SessionSpec) -> Session:
+        """A session that has seen a clip; the last few are stored, as all that begin so can share its memory."""
+        assert isinstance(spec.start, Mapping)  # as `starts.complete` makes it
+        frames, actions, prompt = spec.start["frames"], spec.start["actions"], spec.prompt or ""
         digest = hashlib.blake2b(frames.tobytes(), digest_size=16)
         digest.update(actions.numpy().tobytes())
         key = (digest.hexdigest(), self.simulator.book.key(prompt))
@@ -90,9 +90,9 @@ class Stepper:
         while self._kept:
             self._kept.popitem()[1].close()
 
-    def guidance(self, opening: SessionSpec) -> float:
+    def guidance(self, spec: SessionSpec) -> float:
         """The guidance of a session that begins, the sampler's where it has none of its own."""
-        return self.simulator.sampler.guidance if opening.guidance is None else opening.guidance
+        return self.simulator.sampler.guidance if spec.guidance is None else spec.guidance
 
     def _decoded(self, outcome: ModelOutput) -> np.ndarray:
         return self.simulator.stages.decode(outcome.latents).cpu().numpy()

@@ -122,11 +122,11 @@ class SessionTable:
         del self.open[number]
 
     def fork(self, number: int, seed: int | None) -> int:
-        """A twin that shares all blocks."""
-        twin = self.get(number)
+        """Fork a session; the two share all blocks."""
+        source = self.get(number)
         self.admit(1)
-        self.pool.acquire(twin.blocks)
-        return self.add(twin if seed is None else replace(twin, seed=seed))
+        self.pool.acquire(source.blocks)
+        return self.add(source if seed is None else replace(source, seed=seed))
 
     def snapshot(self, number: int) -> Snapshot:
         """A session as it is now; its blocks are held until the snapshot is closed.

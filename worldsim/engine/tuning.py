@@ -1,8 +1,8 @@
 """Which runtime a world runs on: measured on this machine, then remembered.
 
 Building and timing all of them takes minutes, so that `tune` (on the command line `worldsim tune`) is asked for by
-hand; a world that was not tuned runs eager. What was found is kept in a cache folder, under a name made of all that it
-depends on.
+hand; a world that was not tuned runs eager. What was found is stored in a cache folder, under a name made of all that
+it depends on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TuneConfig:
 
 
 def cache_folder() -> Path:
-    """Where what was built and measured is kept."""
+    """Where what was built and measured is stored."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get(CACHE) or Path(home) / "worldsim")
 

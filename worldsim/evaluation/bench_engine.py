@@ -127,10 +127,10 @@ def forks_and_snapshots(engine: Engine, number: int) -> dict[str, Any]:
     used, blocks, times = engine.table.pool.used, 0, []
     for _ in range(50):
         begin = time.perf_counter()
-        twin = engine.fork(number)
+        fork = engine.fork(number)
         times.append(time.perf_counter() - begin)
         blocks = engine.table.pool.used - used
-        engine.close(twin)
+        engine.close(fork)
     found: dict[str, Any] = {"step": engine.sessions[number].step, "fork_ms": 1000 * statistics.median(times)}
     found["fork_share_of_memory"] = (blocks * engine.table.block_bytes + 4096) / engine.table.session_bytes
     assert engine.world.path is not None
@@ -175,7 +175,7 @@ def soak(world: World, config: EngineBenchConfig) -> dict[str, float]:
     """Random joins, leaves, forks, snapshots and bad calls; what is left in the end should be what was there."""
     rng = random.Random(config.seed)
     engine = Engine(world, runtime=config.runtimes[0], threads=config.threads, max_sessions=48)
-    kept: list[Snapshot] = []
+    snapshots: list[Snapshot] = []
     counts = {"operations": 0, "refused": 0}
 
     def operate(numbers: list[int]) -> None:
@@ -185,18 +185,18 @@ def soak(world: World, config: EngineBenchConfig) -> dict[str, float]:
             (0.01, lambda: engine.open(seed=rng.randrange(2**62), prompt=rng.choice(world.card.prompts or [""]))),
             (0.50, lambda: _walk(engine, rng.sample(numbers, rng.randint(1, min(16, len(numbers)))), 1)),
             (0.08, lambda: engine.fork(some)),
-            (0.06, lambda: kept.append(engine.snapshot(some))),
-            (0.05, lambda: engine.restore(rng.choice(kept), some)),
+            (0.06, lambda: snapshots.append(engine.snapshot(some))),
+            (0.05, lambda: engine.restore(rng.choice(snapshots), some)),
             (0.12, lambda: engine.close(some)),
             (0.03, lambda: engine.step({some: "nonsense"})),
         ]
         rng.choices([deed for _, deed in deeds], [weight for weight, _ in deeds])[0]()
-        while len(kept) > 30:
-            kept.pop(0).close()
+        while len(snapshots) > 30:
+            snapshots.pop(0).close()
 
     def clear() -> float:
-        while kept:
-            kept.pop().close()
+        while snapshots:
+            snapshots.pop().close()
         for number in list(engine.sessions):
             engine.close(number)
         gc.collect()

@@ -223,7 +223,7 @@ class Minute:
 
     @functools.cached_property
     def reference(self) -> measures.Reference:
-        """What the real game shows of itself, whoever of the beginners plays."""
+        """What the real game shows of itself, under all beginners together."""
         plays = [self.real(name) for name in self.config.beginners]
         return measures.Reference.of(plays, self.probe, self.world.autoencoder)
 
@@ -232,7 +232,7 @@ class Minute:
         return max(self.steps, *self.config.rest_ages) if name == "rest" else self.steps
 
     def ages(self, name: str) -> list[int]:
-        """At which frames are kept, from 0."""
+        """At which frames are stored, from 0."""
         more = (*self.config.rest_ages, measures.turn_age(self.length(name))) if name == "rest" else ()
         return measures.kept_ages((*self.config.ages, *more), self.length(name))
 
@@ -292,9 +292,9 @@ class Minute:
         report |= measures.moving(world, probe) | {f"real_{k}": v for k, v in measures.moving(real, probe).items()}
         truth = real if not probe.recipe.protect else self.game.play(name, real.steps, (), self.config.seed, False)
         report |= measures.outcome(world) | {f"real_{k}": v for k, v in measures.outcome(truth).items()}
-        if (kept := probe.palette_kept(world.at(ages)[0], world.labels)) is not None:
-            report["palette"] = measures.mean_interval(kept)["mean"]
-            report["palette_interval"] = measures.mean_interval(kept)["interval"]
+        if (palette := probe.palette_kept(world.at(ages)[0], world.labels)) is not None:
+            report["palette"] = measures.mean_interval(palette)["mean"]
+            report["palette_interval"] = measures.mean_interval(palette)["interval"]
         self.save_worst(name, origin, world, real, self.badness(name, world, worst, ages))
         return report
 

@@ -43,10 +43,10 @@ def pair_ages(steps: int) -> list[int]:
 
 def kept_ages(ages: tuple[int, ...], steps: int) -> list[int]:
     """All ages at which the measures need frames."""
-    kept = {0} | {one for age in ages if age <= steps for one in window(age, steps)}
-    kept |= {one for age in pair_ages(steps) for one in (age, age + 1)}
-    kept |= {age for age in (stillness.SETTLED, stillness.TURN_AT, *stillness.AGES, *ages) if age <= steps}
-    return sorted(kept)
+    found = {0} | {one for age in ages if age <= steps for one in window(age, steps)}
+    found |= {one for age in pair_ages(steps) for one in (age, age + 1)}
+    found |= {age for age in (stillness.SETTLED, stillness.TURN_AT, *stillness.AGES, *ages) if age <= steps}
+    return sorted(found)
 
 
 def sessions(played: Played, ages: list[int]) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
 A start is a moment of a real episode: the game's seed, the options of its reset and the actions up to there, so that
 the real game can be played on from it by any policy, as often as one likes; and the last frames before it, which a
-world begins from. Frames are kept at some ages only; an age is the number of steps since the start.
-Legend: S sessions, C context frames, K kept ages, T steps, H W pixels.
+world begins from. Frames are stored at some ages only; an age is the number of steps since the start.
+Legend: S sessions, C context frames, K stored ages, T steps, H W pixels.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Played:
     """Some sessions that were played for T steps.
 
     Attributes:
-        ages: that frames were kept at, ascending.
+        ages: that frames were stored at, ascending.
         frames: uint8 (S, K, H, W, 3).
         present: which of them there are, bool (S, K): the real game draws none after its end.
         rewards: (S, T), nan after the real game's end.
@@ -86,7 +86,7 @@ class Played:
         return self.rewards.shape[1]
 
     def at(self, ages: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """The frames at some kept ages and which of them there are, uint8 (S, k, H, W, 3) and bool (S, k)."""
+        """The frames at some stored ages and which of them there are, uint8 (S, k, H, W, 3) and bool (S, k)."""
         columns = [self.ages.index(age) for age in ages if age in self.ages]
         return self.frames[:, columns], self.present[:, columns]
 
@@ -165,7 +165,7 @@ def _again(
 
 
 def segments_of(starts: Sequence[Start], space: spaces.Space, context: int) -> Segments:
-    """The last `context` frames before each start, for a world to begin from. Raises DataError for more than kept."""
+    """The last `context` frames before each start, for a world to begin from. Raises DataError for more than stored."""
     if context > len(starts[0].frames):
         raise DataError(f"a start keeps {len(starts[0].frames)} frames; the world has a context of {context}.")
     taken = [start.actions[len(start.actions) - context + 1 :] for start in starts]
@@ -195,15 +195,15 @@ def play_real(
         starts: where to begin.
         policy: gives the policy of a session by its number.
         steps: to play in each, or fewer where the game ends.
-        ages: at which frames are kept, within 1..steps; none: no frame is drawn that the policy does not look at.
+        ages: at which frames are stored, within 1..steps; none: no frame is drawn that the policy does not look at.
         size: height and width of the frames.
         protect: whether the player is protected from what ends an episode, where the game can do that.
     """
     env = probe.open()
     space = env.action_space
-    kept = sorted(set(ages))
-    frames = torch.zeros(len(starts), len(kept), *size, 3, dtype=torch.uint8)
-    present = torch.zeros(len(starts), len(kept), dtype=torch.bool)
+    stored = sorted(set(ages))
+    frames = torch.zeros(len(starts), len(stored), *size, 3, dtype=torch.uint8)
+    present = torch.zeros(len(starts), len(stored), dtype=torch.bool)
     rewards, ends = torch.full((len(starts), steps), float("nan")), torch.full((len(starts),), steps + 1)
     taken = []
     try:
@@ -215,7 +215,7 @@ def play_real(
             info: dict[str, Any] = {}
             for step in range(1, steps + 1):
                 actions.append(player.act(env, seen, info))
-                wanted = step in kept
+                wanted = step in stored
                 probe.draw(env, wanted or looks)
                 observation, reward, terminated, truncated, info = env.step(actions[-1])
                 rewards[i, step - 1] = float(reward)
@@ -226,12 +226,12 @@ def play_real(
                 if wanted or looks:
                     seen = resize_frame(observation, size)
                 if wanted:
-                    frames[i, kept.index(step)], present[i, kept.index(step)] = torch.from_numpy(seen), True
+                    frames[i, stored.index(step)], present[i, stored.index(step)] = torch.from_numpy(seen), True
             flat = torch.from_numpy(ActionCodec(space).flatten_list(actions))
             taken.append(torch.cat([flat, flat.new_zeros(steps - len(flat), flat.shape[1])]))
     finally:
         env.close()
-    return Played(kept, frames, present, rewards, ends, torch.stack(taken), [start.labels for start in starts])
+    return Played(stored, frames, present, rewards, ends, torch.stack(taken), [start.labels for start in starts])
 
 
 Forks = dict[int, dict[str, list[Any]]]
@@ -256,13 +256,13 @@ def play_world(
         labels: of the sessions, see `Probe.labels`.
         policy: gives the policy of a session by its number.
         steps: to play in each.
-        ages: at which frames are kept, within 0..steps.
+        ages: at which frames are stored, within 0..steps.
         forks: see `Forks`.
         title: of the progress bar.
     """
     forks, space, (height, width) = forks or {}, runner.world.action_space, runner.world.card.frame_size
-    count, kept = len(begin), sorted(set(ages))
-    frames = torch.zeros(count, len(kept), height, width, 3, dtype=torch.uint8)
+    count, stored = len(begin), sorted(set(ages))
+    frames = torch.zeros(count, len(stored), height, width, 3, dtype=torch.uint8)
     rewards, ends = torch.zeros(count, steps), torch.full((count,), steps + 1)
     taken, beside = torch.zeros(count, steps, runner.world.dynamics.config.action_size), {}
     chunks = [list(range(i, min(i + runner.batch, count))) for i in range(0, count, runner.batch)]
@@ -280,13 +280,13 @@ def play_world(
                     over = noise.ends(outcome.ended.cpu(), state.keys, state.step)
                     ends[rows] = torch.where(over & (ends[rows] > steps), step, ends[rows])
                     bar.update()
-                if step in kept:
-                    frames[rows, kept.index(step)] = last
+                if step in stored:
+                    frames[rows, stored.index(step)] = last
                 for name, script in forks.get(step, {}).items():
                     shown = _script(runner, replace(state), script, len(rows))
                     beside.setdefault(name, torch.zeros(count, *shown.shape[1:], dtype=torch.uint8))[rows] = shown
-    present = torch.ones(count, len(kept), dtype=torch.bool)
-    return Played(kept, frames, present, rewards, ends, taken, labels, beside)
+    present = torch.ones(count, len(stored), dtype=torch.bool)
+    return Played(stored, frames, present, rewards, ends, taken, labels, beside)
 
 
 def _begin(runner: Runner, begin: Segments | Sequence[str], rows: list[int]) -> tuple[State, Tensor]:

@@ -217,7 +217,7 @@ class Runner:
         title: str = "free running",
         before: Callable[[State], None] | None = None,
     ) -> Iterator[tuple[list[int], int, Tensor]]:
-        """What `free` draws, one step of a batch at a time, so that nothing needs to be kept.
+        """What `free` draws, one step of a batch at a time, so that nothing needs to be stored.
 
         Args:
             segments: whose contexts are begun from.
@@ -255,7 +255,7 @@ class Runner:
                 for n in range(segments.length):
                     state.prompts = [segments.prompts[row][segments.context + n] for row in rows]
                     for out, taken in zip(drawn, actions, strict=True):
-                        out[rows, n] = self._draw(replace(state), taken[rows, n])  # of a twin
+                        out[rows, n] = self._draw(replace(state), taken[rows, n])  # of a fork
                     truth = self._encode(segments.truth[rows, n])
                     self.simulator.observe(state, truth, segments.taken[rows, n])
                     bar.update()

@@ -2,7 +2,7 @@
 
 The turn between two frames is found by trying: the first frame is moved by each of some amounts, and the one that makes
 it most like the second wins. What moves how is a matter of the camera: through eyes, a turn shifts the picture
-sideways; from above, it rotates the picture about whoever is steered.
+sideways; from above, it rotates the picture about the player.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from worldsim.data.episodes import Dataset, FrameTable
 from worldsim.errors import ConfigError
 from worldsim.models.autoencoder import AutoencoderConfig, FrameAutoencoder
+from worldsim.models.autoencoder_files import describe_autoencoder, load_autoencoder, save_autoencoder
 from worldsim.training.trainer import Trainer, TrainerConfig
-from worldsim.world import describe_autoencoder, load_autoencoder, save_autoencoder
 
 GRID_FRAMES = 16
 

@@ -12,6 +12,7 @@ from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError
 from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.autoencoder_files import describe_autoencoder
 from worldsim.models.config import GATE_START
 from worldsim.models.initialise import set_gate
 from worldsim.models.text import PromptBook
@@ -21,7 +22,7 @@ from worldsim.training.configs import DynamicsTraining
 from worldsim.training.dynamics import DynamicsTask
 from worldsim.training.latent_metric import latent_metric
 from worldsim.training.trainer import Trainer
-from worldsim.world import World, WorldCard, describe_autoencoder
+from worldsim.world import World, WorldCard
 
 PICTURE_FRAMES = 32  # frames that say what latents change in the picture
 SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from worldsim.baselines.unet import edm
+from worldsim.baselines.unet.model import UNetConfig, UNetDynamics, to_pixels
 from worldsim.data.episodes import Dataset
-from worldsim.diffusion import edm
 from worldsim.errors import ConfigError, DataError
 from worldsim.models.text import PromptBook
-from worldsim.models.unet import UNetConfig, UNetDynamics, to_pixels
 from worldsim.spaces import ActionCodec
 from worldsim.training.precision import choose
 from worldsim.training.trainer import Trainer, TrainerConfig
@@ -228,7 +228,7 @@ def load_baseline(out: Path, dtype: torch.dtype = torch.float32) -> UNetDynamics
     """
     folder = Path(out) / "unet"
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"no trained U-Net in {out}; make one with worldsim.training.baseline.train_baseline.")
+        raise ConfigError(f"no trained U-Net in {out}; make one with worldsim.baselines.unet.training.train_baseline.")
     config = json.loads((folder / "config.json").read_text())
     settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     model = UNetConfig(**settings).build()

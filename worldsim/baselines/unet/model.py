@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldsim.diffusion import edm
+from worldsim.baselines.unet import edm
 from worldsim.diffusion.schedules import euler
 from worldsim.errors import ConfigError
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from worldsim.baselines.unet.model import UNetDynamics, to_pixels
+from worldsim.baselines.unet.training import load_baseline, prompt_means
 from worldsim.diffusion.noise import SAMPLE, keys_of, normal
 from worldsim.engine.simulator import State
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation.report import EvalConfig, Evaluation
 from worldsim.evaluation.rollout import RolloutPolicy, Runner, Segments, context_of, recorded
-from worldsim.models.unet import UNetDynamics, to_pixels
-from worldsim.training.baseline import load_baseline, prompt_means
 from worldsim.world import World, default_dtype
 
 WARM_UP = 5  # frames that are not timed

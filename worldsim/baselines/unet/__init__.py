@@ -1,0 +1,1 @@
+"""A U-Net that stacks frames: the model, its diffusion, its training, and its comparison with a world."""
