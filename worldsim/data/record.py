@@ -1,8 +1,8 @@
 """Record any Gymnasium environment that shows RGB frames into a dataset of episodes.
 
-Episode k of a dataset is a function of (settings, seed, k) alone, and so is its split; and which episodes a recording
-of so many frames has follows from their lengths. So a recording that was stopped goes on where it was, and the files
-are the same whatever the number of workers.
+Episode k of a dataset and its split are a function of (settings, seed, k) alone. The lengths of the episodes determine
+which episodes a recording of so many frames has. So a recording that was stopped can be resumed, and the files are the
+same whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MIXED_IN = ("no_op_fraction", "beginners", "rests")  # settings that need a reci
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig:
-    """What to record, how much of it, and where to."""
+    """What to record, how many frames, and where to."""
 
     game: str
     """A recipe (see --list), PACKAGE:RECIPE of a folder of yours, or the id of any Gymnasium environment."""

@@ -102,11 +102,11 @@ class EvalConfig:
 
     @property
     def segments(self) -> int:
-        """Places in the recording to begin from."""
+        """Number of segments of the recording."""
         return 48 if self.starts is None else self.starts
 
     def minute(self, out: Path) -> FirstMinute:
-        """What is asked for of the first minute, with its sheets in `out`."""
+        """Return the settings of the first minute, with its contact sheets in `out`."""
         names = (
             "seconds",
             "prompt_seconds",
