@@ -31,9 +31,9 @@ class AgentEvalConfig:
     episodes: int = 100
     """How many whole episodes."""
     policy: Literal["agent", "random"] = "agent"
-    """"random" draws among the agent's actions instead."""
+    """"random" samples the agent's actions instead."""
     greedy: bool = True
-    """Take the likeliest action; without, draw one."""
+    """Take the most probable action; otherwise, sample one."""
     game: str | None = None
     """Play this game (default: the one that the agent learned for)."""
     world: str | None = None

@@ -188,7 +188,7 @@ class Planner:
 
 
 def planning_engine(world: str | Path | World, sessions: int, **settings: Any) -> Engine:
-    """Make an engine with room for so many sessions; `settings` are those of `make_engine`."""
+    """An engine with room for so many sessions; `settings` are those of `make_engine`."""
     engine = make_engine(world, 256, **settings)
     if engine.table.capacity < sessions:
         needed = int(sessions * engine.table.session_bytes / 1e6) + 1
