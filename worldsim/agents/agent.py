@@ -78,9 +78,9 @@ class Agent:
     """Plays by a network, as a `VectorPolicy`. It stores the last frames of each game itself.
 
     Args:
-        card: what it says of itself.
+        card: its description.
         policy: the network; None makes a new one.
-        greedy: take the likeliest action; False draws one.
+        greedy: take the most probable action; False samples one.
 
     Attributes:
         actions: what it chooses among, or None.
@@ -195,7 +195,7 @@ class RandomVectorPolicy:
     Args:
         space: the game's action space.
         actions: what to choose among; None samples the space.
-        action_repeat: repeat an action for 1 to so many steps.
+        action_repeat: repeat an action for 1 to `action_repeat` steps.
     """
 
     def __init__(self, space: spaces.Space, actions: DiscreteActions | None, action_repeat: int = 1) -> None:
@@ -248,7 +248,7 @@ def read_agent_card(path: Path) -> AgentCard:
     """Read `agent.json`.
 
     Raises:
-        DataError: there is none, or it is of another format version.
+        DataError: there is no agent, or it has another format version.
     """
     if not (path / "agent.json").is_file():
         raise DataError(f"there is no agent at {path} (no agent.json there). Make one with: worldsim agent train")
@@ -268,7 +268,7 @@ def load_weights(policy: nn.Module, path: Path) -> None:
     """Read the network of the agent at `path`; tied parameters are stored once.
 
     Raises:
-        DataError: there is none, or it is of another shape.
+        DataError: there is no network, or it has another shape.
     """
     try:
         weights, own = load_file(path / "policy.safetensors"), dict(policy.named_parameters())

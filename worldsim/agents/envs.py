@@ -95,7 +95,7 @@ def world_of(env: VecEnv) -> WorldVectorEnv:
     """Get the world under some wrappers.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no world.
     """
     inner = env.unwrapped
     if not isinstance(inner, SB3VecEnv):

@@ -49,7 +49,7 @@ class AgentEvalConfig:
     num_envs: int = 8
     """Episodes played at once in a world; real games are played one after another."""
     max_episode_steps: int | None = None
-    """Cut episodes after so many steps (default: what the recipe says)."""
+    """Cut episodes after so many steps (default: as in the recipe)."""
     seed: int = 1_000_000
     """Of the episodes."""
     threads: int = 1

@@ -215,9 +215,9 @@ class PlanConfig:
     prompt: str | None = None
     """Of the world (default: its first)."""
     noise_scale: float | None = None
-    """Scale of the noise that the futures are drawn from (default: the world's)."""
+    """Scale of the noise that the futures are sampled from (default: the world's)."""
     max_episode_steps: int | None = None
-    """Cut episodes after so many steps (default: what the recipe or the world says)."""
+    """Cut episodes after so many steps (default: as in the recipe or the world)."""
     seed: int = 1_000_000
     """Of the episodes and of the futures."""
     threads: int = 1

@@ -59,7 +59,7 @@ class AgentConfig:
     world: str | None = None
     """Learn in this world: a shipped one or a folder. Without one: in the real game."""
     out: Path | None = None
-    """The folder of the agent (default: runs/agent-GAME-dream or -real). One that is there goes on learning."""
+    """The folder of the agent (default: runs/agent-GAME-dream or -real). An agent in it resumes its training."""
     init_from: Path | None = None
     """Begin from this agent's network."""
     steps: int = 1_000_000
@@ -87,7 +87,7 @@ class AgentConfig:
     stack: int = 3
     """Frames that the agent sees at once."""
     frame_size: tuple[int, int] | None = None
-    """Height and width of the real game's frames (default: what the recipe says); a world has its own."""
+    """Height and width of the real game's frames (default: as in the recipe); a world has its own."""
     grayscale: bool = False
     """See frames without colour."""
     discrete_actions: bool = True
@@ -97,7 +97,7 @@ class AgentConfig:
     action_repeat: int = 1
     """Steps that each action is repeated for; `steps` and `n_steps` then count actions."""
     noise_scale: float | None = None
-    """Scale of the noise that the world's frames are drawn from (default: the world's)."""
+    """Scale of the noise that the world's frames are sampled from (default: the world's)."""
     num_denoising_steps: int | None = None
     """Denoising steps of the world (default: the world's)."""
     starts_from: Path | None = None
@@ -111,7 +111,7 @@ class AgentConfig:
     sample_end: bool = True
     """Draw the world's ends by their learned probability; without, an episode ends when that passes a half."""
     max_episode_steps: int | None = None
-    """Cut episodes after so many steps (default: what the recipe says)."""
+    """Cut episodes after so many steps (default: as in the recipe)."""
     seed: int = 0
     """Of the network, the episodes and the updates."""
     threads: int = 1
@@ -145,7 +145,7 @@ class AgentConfig:
 def train_agent(config: AgentConfig) -> Agent:
     """Train until the steps or minutes are spent; resume an agent that is in the folder already.
 
-    Ctrl-C leaves an agent that can be loaded and goes on.
+    Ctrl-C leaves an agent that can be loaded and resumed.
 
     Raises:
         DataError: there is no such game, recording or agent.

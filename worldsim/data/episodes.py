@@ -188,7 +188,7 @@ class Dataset:
     """A folder of episodes.
 
     Attributes:
-        card: what it says of itself, `dataset.json`.
+        card: the description, `dataset.json`.
         action_space: the recorded Gymnasium action space.
         frame_size: (height, width) of every frame.
     """

@@ -66,7 +66,7 @@ class RecordConfig:
     frame_size: tuple[int, int] | None = None
     """Height and width (default: what the recipe says, or 64 64)."""
     max_episode_steps: int | None = None
-    """Cut episodes after so many steps (default: what the recipe or the environment says)."""
+    """Cut episodes after so many steps (default: as in the recipe or the environment)."""
     prompt: str = ""
     """The words for every frame, where the game has none of its own."""
 

@@ -44,7 +44,7 @@ class BatchConfig:
     """These frames, and segments that begin from nothing, are of the first so many frames of episodes, as play begins
     there: later ones may show what no session should begin with, such as a car off the road (0: of all frames)."""
     evenness: float = 0.0
-    """How evenly segments are sampled over clusters of what is seen (`data.coverage`): 0 as recorded, 1 even."""
+    """How evenly segments are sampled over clusters of frames and actions (`data.coverage`): 0 as recorded, 1 even."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

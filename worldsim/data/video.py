@@ -109,7 +109,7 @@ def find_log(video: Path) -> Path:
     """Find the action log beside a video.
 
     Raises:
-        DataError: there is none, or more than one.
+        DataError: there is no log, or more than one.
     """
     found = [path for suffix in LOGS if (path := video.with_suffix(suffix)).is_file() and path != video]
     if len(found) != 1:

@@ -41,7 +41,7 @@ class BenchConfig:
     world: Path
     """A world's folder or hub id, or the name of a shipped world."""
     steps: int = 1000
-    """Frames to draw."""
+    """Frames to generate."""
     sessions: int = 1
     """Sessions that are stepped together."""
     threads: int = 1

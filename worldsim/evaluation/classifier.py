@@ -57,7 +57,7 @@ class Classifier(nn.Module):
     """Predicts the values of labels from frames.
 
     Attributes:
-        labels: what it tells.
+        labels: the labels that it predicts.
         thresholds: for each yes-or-no label, the probability from which it says yes.
     """
 
@@ -108,9 +108,9 @@ def labels_of(episodes: list[Episode]) -> Labels:
 def examples(
     episode: Episode, labels: Labels, every: int = 1, begin: int = 0, eventful: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Take every so-many-th frame with the number of each label's value, uint8 (N, H, W, 3) and (N, labels).
+    """Take each `every`-th frame with the number of each label's value, uint8 (N, H, W, 3) and (N, labels).
 
-    `eventful` adds frames in which an event is being told.
+    `eventful` adds frames in which the prompt names an event.
     """
     numbers = np.array(
         [[labels[name].index(prompt[name]) for name in labels] for prompt in episode.prompts], dtype=np.int64

@@ -48,7 +48,7 @@ class EvalConfig:
     prompt_seconds: float = 20.0
     """Length of those that begin from a prompt alone, where prompts name colors (0: none)."""
     ages: tuple[int, ...] = (16, 64, 256)
-    """Steps after which a beginner's frames are told from real ones and held against the reference ranges."""
+    """Steps after which a beginner's frames are told from real ones and compared with the reference ranges."""
     rest_ages: tuple[int, ...] = (64, 128, 256, 400)
     """Steps of rest after which stillness is measured; the resting sessions last until the last of them."""
     beginners: tuple[str, ...] = ("hold", "tap", "steer", "rest")
@@ -74,7 +74,7 @@ class EvalConfig:
     batch: int = 16
     """Sessions that are stepped together."""
     basics: bool = True
-    """Measure next frames, horizons, the free run and fresh starts; off leaves only what is asked for beside them."""
+    """Measure next frames, horizons, the free run and fresh starts; off measures only what other options ask for."""
     runtime: str = "eager"
     """The runtime: eager, auto (the fastest that `worldsim tune` found), or another one by name."""
     seed: int = 0

@@ -115,10 +115,10 @@ class Events:
 
     Args:
         book: the game's events.
-        runner: draws.
+        runner: predicts the frames.
         dataset: of the game.
         episodes: that the world was not trained on.
-        classifier: the judge.
+        classifier: detects the events.
         context: frames that the world sees before.
         seed: of the places, wordings and actions.
     """

@@ -79,8 +79,8 @@ def judge(
     the truth gets there in place of the drawn clips: the floor that a perfect world would reach, with the same bias.
 
     Args:
-        drawn: what the world drew.
-        truth: what was recorded under the same actions.
+        drawn: the predicted clips.
+        truth: the recorded clips under the same actions.
         most: frames of each set to look at; 1,000 take half a minute on one core.
         clips: so many clips get a VMAF (0: none); 32 frames of 64x64 take about a second.
         seed: for the halves and the kernel distance's subsets.

@@ -21,7 +21,7 @@ def first_frames(
     """Sample first frames from the prompts that a world knows, in turn.
 
     Args:
-        runner: draws.
+        runner: predicts the frames.
         probe: of the game.
         starts: recorded frames to hold them against, uint8 (S, H, W, 3).
         count: how many.

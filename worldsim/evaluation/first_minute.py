@@ -42,13 +42,13 @@ class FirstMinute:
     prompt_seconds: float = 20.0
     """Length of those that begin from a prompt (0: none)."""
     ages: tuple[int, ...] = (16, 64, 256)
-    """Ages, in steps, at which frames are told from real ones and held against the reference ranges."""
+    """Ages, in steps, at which frames are told from real ones and compared with the reference ranges."""
     rest_ages: tuple[int, ...] = stillness.AGES
     """Ages at which stillness is measured; the resting sessions last until the last of them."""
     beginners: tuple[str, ...] = BEGINNERS
     """Which of hold, tap, steer, rest play."""
     first_frames: int = 60
-    """First frames that are drawn from prompts (0: none)."""
+    """First frames that are sampled from prompts (0: none)."""
     probes: bool = True
     """Also measure whether the world follows its actions and heals a patch of noise."""
     batch: int = 16

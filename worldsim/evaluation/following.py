@@ -130,7 +130,7 @@ def following(runner: Runner, segments: Segments, actions: Tensor, truth: Tensor
     """Replay real sessions in a world, with their own actions and with those of the next session.
 
     Args:
-        runner: draws.
+        runner: predicts the frames.
         segments: contexts of the sessions.
         actions: that the real game was played with, flattened, (S, N, action_size).
         truth: its frames, one for each action, uint8 (S, N, H, W, 3).

@@ -25,9 +25,9 @@ def bootstrap(sums: np.ndarray, groups: Sequence[int], statistic: Statistic, see
 
     Args:
         sums: what the figure is made of, for each segment, (S, K).
-        groups: the episode of each segment: those of one episode are drawn together.
+        groups: the episode of each segment: those of one episode are resampled together.
         statistic: the figure of the summed rows.
-        seed: of the draws.
+        seed: of the resampling.
 
     Returns:
         Low and high end, or None where there are fewer than two episodes, which say nothing of each other.

@@ -85,7 +85,7 @@ class LongRollout:
     """Long-horizon rollouts of one world; `run` gives the report.
 
     Attributes:
-        runner: draws.
+        runner: predicts the frames.
         segments: a recorded context for each session to begin from.
         episodes: whose actions the pattern "recorded" plays.
         reference: ranges of the recording.

@@ -251,7 +251,7 @@ def play_world(
     """Let a policy play sessions of a world, beyond all terminations of the world.
 
     Args:
-        runner: draws.
+        runner: predicts the frames.
         begin: contexts to begin from, or prompts whose first frames are drawn.
         labels: of the sessions, see `Probe.labels`.
         policy: gives the policy of a session by its number.

@@ -38,7 +38,7 @@ class Probe:
         turn_keys: keys that turn left and right.
         camera: how a turn moves the picture.
         right: the sign of a turn's amount (see `steering.turns`) when the player turns right.
-        colored: whether prompts name colors that can be seen, and first frames are drawn from words.
+        colored: whether prompts name visible colors, and first frames are sampled from prompts.
         delay: steps after which the steering beginner acts on what it saw, about 300 ms.
         settle: steps without a key after which a player that walked stands still.
         key_layout: the layout measure, of those that are yes or no, that tells a bad session; "" for none.
@@ -142,7 +142,7 @@ class Probe:
         """Measure whether a world shows what its prompts name; None: this game has no such prompts.
 
         Args:
-            runner: draws.
+            runner: predicts the frames.
             episodes: recorded ones.
             segments: recorded contexts to change the prompt in.
             count: starts from prompts alone, of each kind.

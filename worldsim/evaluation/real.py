@@ -19,7 +19,7 @@ ATTEMPTS = 10  # episodes that may end too soon
 
 
 def find_recipe(name: str) -> Recipe | None:
-    """Find the recipe of that name; None where there is none or its game is not installed."""
+    """Find the recipe of that name; None without a recipe, or if its game is not installed."""
     try:
         return registry.find_recipe(name)
     except MissingDependency:
@@ -27,7 +27,7 @@ def find_recipe(name: str) -> Recipe | None:
 
 
 def open_game(recipe: Recipe | None) -> gym.Env | None:
-    """Get the game of a recipe, or None where there is none or it is not installed."""
+    """Make the game of a recipe; None without a recipe, or if the game is not installed."""
     try:
         return None if recipe is None else recipe.make_env()
     except MissingDependency:

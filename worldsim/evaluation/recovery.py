@@ -84,10 +84,10 @@ def recovery(
     """Paste a patch of noise, and measure its place afterwards.
 
     Args:
-        runner: draws.
+        runner: predicts the frames.
         segments: contexts of moving sessions.
         actions: played after them, flattened, (S, n, action_size).
-        real: real frames that the place is held against, decoded by the world's own decoder, uint8 (N, H, W, 3).
+        real: real frames that the place is compared with, decoded by the world's own decoder, uint8 (N, H, W, 3).
         after: frames after which to look; later ones than there are actions are left out.
 
     Returns:

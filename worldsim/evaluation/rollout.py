@@ -175,7 +175,7 @@ class Runner:
 
     Args:
         world: what to run.
-        sampler: how frames are drawn; None is what the world's card says.
+        sampler: how frames are sampled; None: as in the world's card.
         batch: sessions that are stepped together.
         seed: of the noise; segment i of a call has the session seed `seed + i`.
         runtime: what computes: "eager", or "auto" for what `worldsim tune` found fastest, or one by name.
