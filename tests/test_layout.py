@@ -92,3 +92,19 @@ def test_the_page_names_nothing_else() -> None:
     named = {word for word in re.findall(r"`([^`\s]+)`", ARCHITECTURE) if "/" in word}
     assert len(named) > 80
     assert {word for word in named if not (TOP / word).exists()} == set()
+
+
+README = (TOP / "README.md").read_text()
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150, "move the rest to docs/"
+
+
+def test_each_result_of_the_readme_has_its_command() -> None:
+    section = README.split("\n## Results\n")[1].split("\n## ")[0]
+    _, _, *rows = [line for line in section.splitlines() if line.startswith("|")]  # without the head and its rule
+    assert 0 < len(rows) <= 12, "move rows to docs/results.md"
+    for row in rows:
+        command = row.strip("| ").split(" | ")[-1]
+        assert re.fullmatch(r"`(worldsim|python -m worldsim\.)[^`]+`", command), row

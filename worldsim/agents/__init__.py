@@ -1,1 +1,1 @@
-"""Agents that learn inside a world, or in its game, and planners that look ahead in one."""
+"""Agents that learn inside a world, or in its game, and planners that search ahead in a world."""

@@ -1,9 +1,9 @@
-"""An agent on disk and at play: a small network over the last frames, and the actions it chooses among.
+"""An agent on disk and in play: a small network over the last frames, and its discrete action set.
 
     runs/agent/
-      agent.json            what it plays, what it sees, its actions, how it learned
+      agent.json            its game, its frames, its actions, its training
       policy.safetensors    the network of Stable-Baselines3's policy; nothing is unpickled
-      optimizer.safetensors to go on learning (not needed to play)
+      optimizer.safetensors to resume training (not needed to play)
 
 Legend: N games, H W frame, C channels of a frame, S frames stacked.
 """
@@ -36,10 +36,10 @@ SMALLEST = 20  # pixels of a frame's side that the network can see
 
 
 class SmallCnn(BaseFeaturesExtractor):
-    """Two convolutions: a third of the work of the usual network for Atari, so that the world's step stays the cost."""
+    """Two convolutions, a third of the work of the usual network for Atari: the step of the world should dominate."""
 
     def __init__(self, observation_space: spaces.Box, features: int = 256) -> None:
-        """For frames (C * S, H, W)."""
+        """Initialize for frames (C * S, H, W)."""
         super().__init__(observation_space, features)
         channels, height, width = observation_space.shape
         self.look = nn.Sequential(
@@ -50,7 +50,7 @@ class SmallCnn(BaseFeaturesExtractor):
         self.sum_up = nn.Sequential(nn.Linear(size, features), nn.ReLU())
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Features (N, features) of frames scaled to 0..1."""
+        """Compute features (N, features) of frames scaled to 0..1."""
         return self.sum_up(self.look(observations))
 
 
@@ -59,7 +59,7 @@ POLICY_SETTINGS: dict[str, Any] = {"features_extractor_class": SmallCnn, "net_ar
 
 @dataclass(frozen=True, kw_only=True)
 class AgentCard:
-    """What an agent says of itself; `agent.json`."""
+    """The description of an agent, in `agent.json`."""
 
     game: str  # what it plays: a recipe or a Gymnasium id
     frame_size: tuple[int, int]  # (height, width)
@@ -75,12 +75,12 @@ class AgentCard:
 
 
 class Agent:
-    """Plays by a network, as a `VectorPolicy`. It keeps the last frames of each game itself.
+    """Plays by a network, as a `VectorPolicy`. It stores the last frames of each game itself.
 
     Args:
-        card: what it says of itself.
+        card: its description.
         policy: the network; None makes a new one.
-        greedy: take the likeliest action; False draws one.
+        greedy: take the most probable action; False samples one.
 
     Attributes:
         actions: what it chooses among, or None.
@@ -101,14 +101,14 @@ class Agent:
         self.begin(1)
 
     def begin(self, count: int, seed: int = 0) -> None:
-        """Get ready for `count` games."""
+        """Prepare for `count` games."""
         self._seen = np.zeros((count, *self.card.frame_size, _channels(self.card)), np.uint8)
         self._noise = torch.Generator().manual_seed(seed)
         self._left = np.zeros(count, np.int64)  # steps that the last actions are still repeated for
         self._last: np.ndarray | None = None
 
     def look(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """Note the frames (N, H, W, 3); return what the network sees, (N, C * S, H, W)."""
+        """Append the frames (N, H, W, 3); return the input of the network, (N, C * S, H, W)."""
         if frames.shape[1:3] != tuple(self.card.frame_size):
             raise FrameError(f"frames have shape {frames.shape}; this agent sees frames of {self.card.frame_size}.")
         if len(frames) != len(self._seen):
@@ -132,7 +132,7 @@ class Agent:
         return chosen.copy()
 
     def _decide(self, seen: np.ndarray) -> np.ndarray:
-        """An action for each game, from what `look` gave."""
+        """Choose an action for each game, from the output of `look`."""
         if self.actions is not None:
             return self.actions.values[self.choose(seen)]
         distribution = self.policy.get_distribution(_tensor(seen)).distribution
@@ -145,19 +145,19 @@ class Agent:
 
     @torch.no_grad()
     def choose(self, seen: np.ndarray) -> np.ndarray:
-        """Get the numbers (N,) of the actions for what `look` gave."""
+        """Choose the numbers (N,) of the actions for the output of `look`."""
         likely: Tensor = self.policy.get_distribution(_tensor(seen)).distribution.probs  # type: ignore[union-attr]
         picked = likely.argmax(1) if self.greedy else torch.multinomial(likely, 1, generator=self._noise)[:, 0]
         return picked.numpy()
 
     @torch.no_grad()
     def value(self, seen: np.ndarray) -> np.ndarray:
-        """Say what the critic expects to earn from here on, (N,), in the game's own rewards."""
+        """Estimate the return with the critic, (N,), in the game's own rewards."""
         scale = float(self.card.progress.get("reward_scale", 1.0))  # it learned with rewards divided by this
         return self.policy.predict_values(_tensor(seen))[:, 0].numpy() * scale
 
     def recall(self, seen: np.ndarray) -> None:
-        """Go on from what `look` gave, here or elsewhere."""
+        """Continue from the output of `look`, of this agent or another."""
         self._seen = seen.transpose(0, 2, 3, 1).copy()
 
     def save(self, path: str | Path) -> None:
@@ -190,21 +190,21 @@ class Agent:
 
 
 class RandomVectorPolicy:
-    """Draws among the same actions, each step anew or repeated for some steps.
+    """Samples the same actions, each for one step or repeated for some.
 
     Args:
         space: the game's action space.
         actions: what to choose among; None samples the space.
-        action_repeat: repeat an action for 1 to so many steps.
+        action_repeat: repeat an action for 1 to `action_repeat` steps.
     """
 
     def __init__(self, space: spaces.Space, actions: DiscreteActions | None, action_repeat: int = 1) -> None:
-        """Get ready for one game."""
+        """Prepare for one game."""
         self.space, self.actions, self.action_repeat = space, actions, action_repeat
         self.begin(1)
 
     def begin(self, count: int, seed: int = 0) -> None:
-        """Get ready for `count` games."""
+        """Prepare for `count` games."""
         self._rng, self._left = np.random.default_rng(seed), np.zeros(count, np.int64)
         self.space.seed(seed)
         self._held: list[Any] = [None] * count
@@ -248,7 +248,7 @@ def read_agent_card(path: Path) -> AgentCard:
     """Read `agent.json`.
 
     Raises:
-        DataError: there is none, or it is of another format version.
+        DataError: there is no agent, or it has another format version.
     """
     if not (path / "agent.json").is_file():
         raise DataError(f"there is no agent at {path} (no agent.json there). Make one with: worldsim agent train")
@@ -265,10 +265,10 @@ def read_agent_card(path: Path) -> AgentCard:
 
 
 def load_weights(policy: nn.Module, path: Path) -> None:
-    """Read the network of the agent at `path`; parts that are known by several names are there once.
+    """Read the network of the agent at `path`; tied parameters are stored once.
 
     Raises:
-        DataError: there is none, or it is of another shape.
+        DataError: there is no network, or it has another shape.
     """
     try:
         weights, own = load_file(path / "policy.safetensors"), dict(policy.named_parameters())

@@ -1,6 +1,6 @@
-"""Discrete action sets: a few actions of a game that an agent chooses among, by the keys that mean them.
+"""Discrete action sets: a few actions of a game that an agent chooses among, by their keys.
 
-An action is remembered by its keys ("left+up"), so that an agent that learned in a world finds the same actions in the
+An action is stored by its keys ("left+up"), so that an agent that learned in a world finds the same actions in the
 real game.
 """
 
@@ -30,14 +30,14 @@ class DiscreteActions:
     values: np.ndarray
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of actions."""
         return len(self.names)
 
 
 def find_actions(
     space: spaces.Space, keys: Mapping[str, Any], wanted: Sequence[str] = (), discrete: bool = True
 ) -> DiscreteActions | None:
-    """Get the actions to choose among, or None where the agent gives the numbers of a Box itself.
+    """Find the discrete action set, or None if the agent uses the numbers of a Box.
 
     Args:
         space: of the game.

@@ -1,4 +1,4 @@
-"""The environments an agent learns and plays in: a world's frames or the real game's, through the same wrappers."""
+"""The environments that an agent learns and plays in: a world or the real game, in the same wrappers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def imagined_envs(world: str | Path, count: int, **settings: Any) -> SB3VecEnv:
 
 
 def frame_size(env: VecEnv) -> tuple[int, int]:
-    """Height and width of the frames that some games show."""
+    """Get the height and width of the frames of some games."""
     height, width, *_ = env.observation_space.shape or (0, 0)
     return int(height), int(width)
 
@@ -95,7 +95,7 @@ def world_of(env: VecEnv) -> WorldVectorEnv:
     """Get the world under some wrappers.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no world.
     """
     inner = env.unwrapped
     if not isinstance(inner, SB3VecEnv):
@@ -112,7 +112,7 @@ class DiscreteEnvs(VecEnvWrapper):
         self.values = actions.values
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Pass on the actions chosen."""
+        """Pass on the chosen actions."""
         self.venv.step_async(self.values[np.asarray(actions)])
 
     def reset(self) -> Any:
@@ -120,12 +120,12 @@ class DiscreteEnvs(VecEnvWrapper):
         return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Get what the games show."""
+        """Return the results of the games."""
         return self.venv.step_wait()
 
 
 class ActionRepeat(VecEnvWrapper):
-    """Games where each action is repeated: a learner that acts at random gets somewhere, and sees further."""
+    """Repeats each action: a random policy then moves further, and effects are fewer actions away."""
 
     def __init__(self, venv: VecEnv, steps: int) -> None:
         """Repeat each action for `steps` steps, or until the episode ends."""
@@ -141,7 +141,7 @@ class ActionRepeat(VecEnvWrapper):
         return self.venv.reset()
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Take the steps; the rewards of an episode's steps are summed up.
+        """Take the steps; add up the rewards of an episode's steps.
 
         A game that began anew meanwhile has a few steps behind it, whose rewards belong to no action.
         """
@@ -168,7 +168,7 @@ class Grayscale(VecEnvWrapper):
         return to_grayscale(np.asarray(self.venv.reset()))
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Get what the games show."""
+        """Return the results of the games."""
         frames, rewards, over, infos = self.venv.step_wait()
         for info in infos:
             if "terminal_observation" in info:

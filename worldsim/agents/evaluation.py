@@ -1,4 +1,4 @@
-"""How well something plays: whole episodes, in the real game or in a world, with an interval for the mean."""
+"""Evaluate a policy on whole episodes, in the real game or in a world, with an interval for the mean."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class AgentEvalConfig:
     episodes: int = 100
     """How many whole episodes."""
     policy: Literal["agent", "random"] = "agent"
-    """"random" draws among the agent's actions instead."""
+    """"random" samples the agent's actions instead."""
     greedy: bool = True
-    """Take the likeliest action; without, draw one."""
+    """Take the most probable action; otherwise, sample one."""
     game: str | None = None
     """Play this game (default: the one that the agent learned for)."""
     world: str | None = None
@@ -49,7 +49,7 @@ class AgentEvalConfig:
     num_envs: int = 8
     """Episodes played at once in a world; real games are played one after another."""
     max_episode_steps: int | None = None
-    """Cut episodes after so many steps (default: what the recipe says)."""
+    """Cut episodes after so many steps (default: as in the recipe)."""
     seed: int = 1_000_000
     """Of the episodes."""
     threads: int = 1
@@ -81,7 +81,7 @@ class Played:
     seconds: float
 
     def summary(self) -> dict[str, Any]:
-        """Mean, standard deviation, 95 % interval of the mean (bootstrap over episodes) and more, as plain data."""
+        """Compute the mean, standard deviation, 95 % interval of the mean (bootstrap over episodes) and more."""
         returns = np.asarray(self.returns)
         return {
             "episodes": len(returns),
@@ -143,7 +143,7 @@ def play_episodes(policy: VectorPolicy, games: VecEnv, episodes: int, seed: int 
 def play_steps(
     policy: VectorPolicy, games: VecEnv, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]]:
-    """Let a policy play on and on: the frames (N, H, W, 3) it saw; the rewards, ends and infos of what it did then."""
+    """Let a policy play without end; yield the frames (N, H, W, 3), and the rewards, ends and infos of its actions."""
     games.seed(seed)
     frames, over = np.asarray(games.reset()), np.ones(games.num_envs, bool)
     policy.begin(games.num_envs, seed)
@@ -155,7 +155,7 @@ def play_steps(
 
 
 def _endless(policy: VectorPolicy, games: VecEnv, seed: int) -> Iterator[tuple[int, tuple[float, int, bool]]]:
-    """The number of a game, and the return, the length and whether it was cut, of each episode that ends."""
+    """Yield the number of a game, and the return, the length and whether it was cut, of each episode that ends."""
     sums, lengths = np.zeros(games.num_envs), np.zeros(games.num_envs, np.int64)
     for _, rewards, over, infos in play_steps(policy, games, seed):
         sums, lengths = sums + rewards, lengths + 1
@@ -203,7 +203,7 @@ def evaluate_agent(config: AgentEvalConfig) -> dict[str, Any]:
 
 
 def line(report: dict[str, Any]) -> str:
-    """A report in one line."""
+    """Format a report in one line."""
     interval, lengths = report["interval"], report["length_interval"]
     ends = "" if interval is None else f" (95 % interval of the mean {interval[0]:.1f} to {interval[1]:.1f})"
     spread = "" if lengths is None else f" ({lengths[0]:.0f} to {lengths[1]:.0f})"

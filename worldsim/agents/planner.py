@@ -1,8 +1,8 @@
-"""Look ahead in a world before each step, and take the action whose futures turn out best.
+"""Plan ahead in a world before each step, and take the action with the best futures.
 
-The world follows the game: each real frame goes into its session (`Engine.observe`). A plan forks that session, for
-each action a few times, lets all futures run in shared passes, and compares what they earn until they end. Futures of
-different actions share their noise and what is done later, so that chance does not decide between them.
+The world follows the game: each real frame is appended to its session (`Engine.observe`). A plan forks that session a
+few times for each action, runs all forks in shared passes, and compares their rewards until they terminate. Forks of
+different actions share their noise and their later actions, so that chance does not decide between the actions.
 Legend: A first actions, S futures of each, H steps.
 """
 
@@ -30,7 +30,7 @@ from worldsim.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerConfig:
-    """How far and how wide to look."""
+    """How far and how wide to plan."""
 
     futures: int = 8
     """Futures of each first action."""
@@ -57,7 +57,7 @@ class PlannerConfig:
 
 
 class Planner:
-    """Plays games by looking ahead in a world; a `VectorPolicy`.
+    """Plays games by planning ahead in a world; a `VectorPolicy`.
 
     Args:
         engine: of the world. `planning_engine` makes one with room for all futures.
@@ -75,14 +75,14 @@ class Planner:
         agent: Agent | None = None,
         prompt: str | None = None,
     ) -> None:
-        """Get ready for one game."""
+        """Prepare for one game."""
         self.engine, self.actions, self.config = engine, actions, config or PlannerConfig()
         self.agent, self.prompt = agent, prompt
         self._sessions: list[int | None] = []
         self.begin(1)
 
     def begin(self, count: int, seed: int = 0) -> None:
-        """Get ready for `count` games."""
+        """Prepare for `count` games."""
         self.close()
         self._rng = np.random.default_rng(seed)
         self._sessions = [None] * count
@@ -99,7 +99,7 @@ class Planner:
         self._sessions = []
 
     def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
-        """An action for each game; see `VectorPolicy.act`."""
+        """Choose an action for each game; see `VectorPolicy.act`."""
         seen = None if self.agent is None else self.agent.look(frames, begun)
         for i, frame in enumerate(frames):
             session = self._sessions[i]
@@ -118,7 +118,7 @@ class Planner:
         return np.stack(self._last)
 
     def plan(self, session: int, seen: np.ndarray | None = None) -> list[int]:
-        """The numbers of the actions of the best future, from its first step on; the session is left as it is.
+        """Return the numbers of the actions of the best future, from its first step; the session does not change.
 
         Args:
             session: where to look ahead from.
@@ -141,7 +141,7 @@ class Planner:
         return done[best * futures + int(earned[best].argmax())].tolist()
 
     def _imagine(self, forks: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Futures under random actions, each repeated: what they earn (A * S,) and what was done (A * S, H)."""
+        """Run futures under random actions, each repeated; return the rewards (A * S,) and the actions (A * S, H)."""
         done = np.empty((len(self.actions), self.config.futures, self.config.horizon), np.int64)
         for s in range(self.config.futures):
             row = np.repeat(*self._segments())[: self.config.horizon]
@@ -163,7 +163,7 @@ class Planner:
         return self._rng.integers(len(self.actions), size=size), self._rng.integers(1, most + 1, size=size)
 
     def _follow(self, forks: list[int], seen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """The same with an agent that acts after the first step."""
+        """Run futures in which an agent acts after the first step."""
         if self.agent is None or seen is None:
             raise ConfigError("to look ahead with an agent, plan needs what the agent sees now.")
         # An agent of its own: the planner's sees the game, this one its futures.
@@ -195,7 +195,7 @@ def planning_engine(world: str | Path | World, sessions: int, **settings: Any) -
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """What to play by looking ahead, and in which world to look."""
+    """What to play by planning, and in which world to plan."""
 
     world: str
     """The world to look ahead in."""
@@ -212,9 +212,9 @@ class PlanConfig:
     prompt: str | None = None
     """Of the world (default: its first)."""
     noise_scale: float | None = None
-    """Scale of the noise that the futures are drawn from (default: the world's)."""
+    """Scale of the noise that the futures are sampled from (default: the world's)."""
     max_episode_steps: int | None = None
-    """Cut episodes after so many steps (default: what the recipe or the world says)."""
+    """Cut episodes after so many steps (default: as in the recipe or the world)."""
     seed: int = 1_000_000
     """Of the episodes and of the futures."""
     threads: int = 1
@@ -224,7 +224,7 @@ class PlanConfig:
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
-    """Play whole episodes by looking ahead; return the report, and write it where `config.out` says.
+    """Play whole episodes by planning ahead; write the report to `config.out`, and return it.
 
     Raises:
         ConfigError: the game's actions are not those of the world, or the agent chooses among others.

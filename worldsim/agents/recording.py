@@ -1,4 +1,4 @@
-"""An agent that plays while a game is recorded, so that a world can be trained on what its agent sees."""
+"""An agent as the policy of a recording, so that a world can be trained on the situations that its agent reaches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTION_REPEAT = 8  # steps that a random action is repeated for, at most
 
 
 class AgentPolicy:
-    """Plays by a saved agent that draws its actions; now and then random ones, repeated for a few steps.
+    """Plays by a saved agent that samples its actions; mixes in random ones, repeated for a few steps.
 
     Args:
         agent: its folder.
@@ -61,7 +61,7 @@ class AgentPolicy:
 
 
 def policy_for(config: RecordConfig) -> Callable[[], Policy]:
-    """Give what makes the agent that `config` names as its policy.
+    """Return the function that makes the agent that `config` names as its policy.
 
     Raises:
         DataError: there is no such agent.

@@ -1,4 +1,4 @@
-"""Let an agent learn by PPO, in a world or in the real game: the same wrappers, network and settings for both."""
+"""Train an agent by PPO, in a world or in the real game, with the same wrappers, network and settings."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class AgentConfig:
     world: str | None = None
     """Learn in this world: a shipped one or a folder. Without one: in the real game."""
     out: Path | None = None
-    """The folder of the agent (default: runs/agent-GAME-dream or -real). One that is there goes on learning."""
+    """The folder of the agent (default: runs/agent-GAME-dream or -real). An agent in it resumes its training."""
     init_from: Path | None = None
     """Begin from this agent's network."""
     steps: int = 1_000_000
@@ -87,7 +87,7 @@ class AgentConfig:
     stack: int = 3
     """Frames that the agent sees at once."""
     frame_size: tuple[int, int] | None = None
-    """Height and width of the real game's frames (default: what the recipe says); a world has its own."""
+    """Height and width of the real game's frames (default: as in the recipe); a world has its own."""
     grayscale: bool = False
     """See frames without colour."""
     discrete_actions: bool = True
@@ -97,7 +97,7 @@ class AgentConfig:
     action_repeat: int = 1
     """Steps that each action is repeated for; `steps` and `n_steps` then count actions."""
     noise_scale: float | None = None
-    """Scale of the noise that the world's frames are drawn from (default: the world's)."""
+    """Scale of the noise that the world's frames are sampled from (default: the world's)."""
     num_denoising_steps: int | None = None
     """Denoising steps of the world (default: the world's)."""
     starts_from: Path | None = None
@@ -111,7 +111,7 @@ class AgentConfig:
     sample_end: bool = True
     """Draw the world's ends by their learned probability; without, an episode ends when that passes a half."""
     max_episode_steps: int | None = None
-    """Cut episodes after so many steps (default: what the recipe says)."""
+    """Cut episodes after so many steps (default: as in the recipe)."""
     seed: int = 0
     """Of the network, the episodes and the updates."""
     threads: int = 1
@@ -137,15 +137,15 @@ class AgentConfig:
             raise ConfigError("starts_from and noise_scale are for learning in a world; name one with world.")
 
     def folder(self) -> Path:
-        """Where the agent lies."""
+        """Folder of the agent."""
         name = self.game.split(":")[-1].split("/")[-1]
         return self.out or Path("runs") / f"agent-{name}-{'dream' if self.world else 'real'}"
 
 
 def train_agent(config: AgentConfig) -> Agent:
-    """Learn until the steps or minutes are spent; go on with an agent that is in the folder already.
+    """Train until the steps or minutes are spent; resume an agent that is in the folder already.
 
-    Ctrl-C leaves an agent that can be loaded and goes on.
+    Ctrl-C leaves an agent that can be loaded and resumed.
 
     Raises:
         DataError: there is no such game, recording or agent.
@@ -189,7 +189,7 @@ def _learn(model: PPO, steps: int, learning: Learning) -> None:
 
 
 def make_envs(config: AgentConfig) -> tuple[VecEnv, DiscreteActions | None]:
-    """The environments that `config` asks for, and the actions to choose among in them."""
+    """Make the environments that `config` asks for, and find the discrete action set in them."""
     if config.world is None:
         recipe = find_game(config.game, config.frame_size)
         space, keys = game_keys(recipe)
@@ -214,7 +214,7 @@ def make_envs(config: AgentConfig) -> tuple[VecEnv, DiscreteActions | None]:
 
 
 def world_context(world: str) -> int:
-    """How many frames of a clip a world looks at."""
+    """Compute the number of frames of a clip that a world uses."""
     from worldsim.envs.shipped import world_path
     from worldsim.world import find_world
 
@@ -223,7 +223,7 @@ def world_context(world: str) -> int:
 
 
 def new_card(config: AgentConfig, envs: VecEnv, actions: DiscreteActions | None) -> AgentCard:
-    """The card of an agent that learns in `envs`, before any wrapper."""
+    """Make the card of an agent that learns in `envs`, before any wrapper."""
     training = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     size = frame_size(envs)
     about = {"stack": config.stack, "grayscale": config.grayscale, "action_repeat": config.action_repeat}
@@ -231,7 +231,7 @@ def new_card(config: AgentConfig, envs: VecEnv, actions: DiscreteActions | None)
 
 
 def make_ppo(config: AgentConfig, envs: VecEnv) -> PPO:
-    """Stable-Baselines3's PPO with the settings of `config`."""
+    """Make Stable-Baselines3's PPO with the settings of `config`."""
     model = PPO(
         "CnnPolicy",
         envs,
@@ -252,10 +252,10 @@ def make_ppo(config: AgentConfig, envs: VecEnv) -> PPO:
 
 
 class Learning(BaseCallback):
-    """Shows how far it is, writes log.jsonl and saves the agent."""
+    """Shows progress, writes log.jsonl and saves the agent."""
 
     def __init__(self, config: AgentConfig, card: AgentCard, folder: Path, model: PPO, scaled: VecNormalize) -> None:
-        """Begin to count."""
+        """Start to count."""
         super().__init__()
         self.config, self.card, self.folder, self.model, self.scaled = config, card, folder, model, scaled
         self.bar = tqdm(
@@ -271,7 +271,7 @@ class Learning(BaseCallback):
 
     @property
     def seconds(self) -> float:
-        """Spent on learning, in all runs."""
+        """Seconds spent on training, in all runs."""
         return self.spent + time.perf_counter() - self.begun
 
     def late(self) -> bool:
@@ -304,7 +304,7 @@ class Learning(BaseCallback):
         self.save()
 
     def save(self) -> None:
-        """Write the agent and what it needs to go on."""
+        """Write the agent and its state of training."""
         self.saved = time.perf_counter()
         rms = self.scaled.ret_rms
         progress = {
@@ -321,7 +321,7 @@ class Learning(BaseCallback):
 
 
 def _go_on(model: PPO, scaled: VecNormalize, card: AgentCard, folder: Path, all_of_it: bool) -> None:
-    """Take an agent's network; with `all_of_it` also its optimizer, its count of steps and its scale of rewards."""
+    """Load an agent's network; with `all_of_it` also its optimizer, its count of steps and its scale of rewards."""
     load_weights(model.policy, folder)
     if not all_of_it:
         return

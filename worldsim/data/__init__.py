@@ -1,1 +1,1 @@
-"""Recorded gameplay: making it, reading it, and turning it into latents."""
+"""Recorded gameplay: record it, read it, and turn it into latents."""

@@ -1,6 +1,6 @@
-"""Action logs: what was pressed at each frame of a video, as CSV or JSON lines, turned into actions.
+"""Action logs: the keys or numbers at each frame of a video, as CSV or JSON lines, converted to actions.
 
-A row for each frame. The columns say what kind of actions there are:
+A log has a row for each frame. Its columns determine the action space:
 
     action                  whole numbers, a choice among --num-actions (default: the largest, and 1): Discrete
     action_0, action_1 ...  numbers within --low and --high: Box
@@ -45,7 +45,7 @@ class ActionLog:
     prompts: list[str]  # (N,)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self.prompts)
 
 
@@ -88,13 +88,13 @@ def read_log(path: Path, prompt: str = "") -> ActionLog:
 
 
 def is_action(name: str) -> bool:
-    """Whether a column of this name is (a part of) the action."""
+    """Say whether a column of this name is (a part of) the action."""
     return name in ("action", "keys", *KEYS) or (name.startswith("action_") and name[7:].isdigit())
 
 
 @dataclass(frozen=True)
 class Actions:
-    """The action space of several logs, the actions of each, and the keys that mean them."""
+    """The action space of several logs, the actions of each, and the keys of the actions."""
 
     space: spaces.Space
     of_log: list[np.ndarray]
@@ -104,7 +104,7 @@ class Actions:
 def read_actions(
     logs: Sequence[ActionLog], num_actions: int | None = None, low: float = -1.0, high: float = 1.0
 ) -> Actions:
-    """One action space for all logs, and their actions in it.
+    """Find one action space for all logs, and convert their rows to its actions.
 
     Raises:
         DataError: logs of different kinds, or a value outside the space.
@@ -163,7 +163,7 @@ def _keys(logs: Sequence[ActionLog]) -> Actions:
 
 
 def _held(log: ActionLog) -> list[frozenset[str]]:
-    """The keys held in each row."""
+    """Read the keys held in each row."""
     if "keys" not in log.actions:
         flags = {key: [_flag(log.path, key, row, v) for row, v in enumerate(vs)] for key, vs in log.actions.items()}
         return [frozenset(key for key in flags if flags[key][row]) for row in range(len(log))]
@@ -177,7 +177,7 @@ def _held(log: ActionLog) -> list[frozenset[str]]:
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """Columns of text by name."""
+    """Read columns of text by name."""
     if path.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
         raise DataError(f"the action log {path} is neither .csv nor .jsonl.")
     try:

@@ -1,4 +1,4 @@
-"""What a recording says of itself: the file `dataset.json`, one reader and one writer of it."""
+"""The description of a recording: reads and writes `dataset.json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """What a recording says of itself.
+    """The description of a recording.
 
     Raises:
         DataError: a field that no recording can have, such as a frame size of one number.

@@ -1,4 +1,4 @@
-"""Many frames on one picture, to look at."""
+"""Contact sheets: many frames in one picture."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def contact_sheet(
 
 
 def _fit(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """`text`, or as much of its beginning as is at most `width` pixels wide."""
+    """Return as much of the beginning of `text` as is at most `width` pixels wide."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
@@ -76,7 +76,7 @@ def _fit(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFo
 
 @dataclass(frozen=True, kw_only=True)
 class ContactSheet:
-    """A picture of a dataset."""
+    """What to draw of a dataset."""
 
     dataset: Path
     """The folder of the dataset."""

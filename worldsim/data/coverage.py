@@ -1,8 +1,8 @@
-"""Which frames of a recording are alike, so that training can see rare situations as often as common ones.
+"""Clusters of the frames of a recording, so that training can sample rare situations as often as common ones.
 
-Most of any recording shows the same few situations. Sampling segments evenly over clusters of what is seen and done,
-in place of evenly over frames, makes long rollouts better at equal compute (MMBench2, arXiv:2606.27326: re-sampling,
-not re-weighting the loss).
+Most of a recording shows the same few situations. Sampling segments evenly over clusters of frames and actions, instead
+of evenly over frames, improves long rollouts at equal compute (MMBench2, arXiv:2606.27326: re-sampling, not
+re-weighting the loss).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cluster(latents: Tensor, actions: Tensor, count: int = CLUSTERS, seed: int =
 
 
 def odds(groups: Tensor, evenness: float) -> Tensor:
-    """How often each frame is to be sampled, of what a plain sample would, mean 1, (N,).
+    """Compute how often to sample each frame, relative to a uniform sample, mean 1, (N,).
 
     Args:
         groups: of each frame, (N,).
@@ -55,6 +55,6 @@ def odds(groups: Tensor, evenness: float) -> Tensor:
 
 
 def _features(latents: Tensor, actions: Tensor) -> Tensor:
-    """What frames are compared by, (n, C SIDE SIDE + action_size): both parts count alike."""
+    """Compute the features that frames are compared by, (n, C SIDE SIDE + action_size); both parts count alike."""
     seen = F.adaptive_avg_pool2d(latents.float(), SIDE).flatten(1)
     return torch.cat([seen / seen.shape[1] ** 0.5, actions.float() / max(1, actions.shape[1]) ** 0.5], dim=1)

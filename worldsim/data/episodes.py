@@ -46,11 +46,11 @@ class Episode:
     meta: dict[str, Any] = field(default_factory=dict)  # seed, split, ...
 
     def __len__(self) -> int:
-        """Number of steps, one less than the number of frames."""
+        """Return the number of steps, one less than the number of frames."""
         return len(self.rewards)
 
     def texts(self) -> list[str]:
-        """The prompt in force at each frame."""
+        """List the prompt in force at each frame."""
         return [self.prompts[i]["text"] for i in self.prompt_index]
 
 
@@ -102,7 +102,7 @@ def read_episode(path: Path, start: int = 0, stop: int | None = None) -> Episode
 
 
 def count_steps(path: Path) -> int:
-    """The length of an episode, without reading its arrays.
+    """Read the length of an episode, without its arrays.
 
     Raises:
         DataError: the file is missing, damaged or not one of ours.
@@ -115,7 +115,7 @@ def count_steps(path: Path) -> int:
 
 
 class FrameTable:
-    """The frames of some episodes, one after the other, read from disk when asked for: they need not fit in memory."""
+    """The frames of some episodes, in order, read from disk on demand: they need not fit in memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Count the frames.
@@ -129,11 +129,11 @@ class FrameTable:
         self.ends = np.cumsum([count_steps(path) + 1 for path in self.paths])  # rows at which each is over
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return int(self.ends[-1])
 
     def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The frames `rows`, each in 0..len - 1, in this order, uint8 (N, H, W, 3).
+        """Read the frames `rows`, each in 0..len - 1, in this order, uint8 (N, H, W, 3).
 
         Raises:
             DataError: an episode is damaged.
@@ -154,7 +154,7 @@ class FrameTable:
         return np.stack(found)
 
     def evenly(self, count: int) -> np.ndarray:
-        """About `count` frames, at equal distances, uint8 (N, H, W, 3)."""
+        """Read about `count` frames, at equal distances, uint8 (N, H, W, 3)."""
         return self.read(np.arange(0, len(self), max(1, len(self) // count)))
 
 
@@ -188,7 +188,7 @@ class Dataset:
     """A folder of episodes.
 
     Attributes:
-        card: what it says of itself, `dataset.json`.
+        card: the description, `dataset.json`.
         action_space: the recorded Gymnasium action space.
         frame_size: (height, width) of every frame.
     """
@@ -205,13 +205,13 @@ class Dataset:
         self.frame_size = self.card.frame_size
 
     def episodes(self, split: str = "train") -> list[Path]:
-        """The episode files of a split, in the order of their numbers."""
+        """List the episode files of a split, in the order of their numbers."""
         if split not in SPLITS:
             raise DataError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}.")
         return sorted((self.path / split).glob("*.safetensors"))
 
     def read(self, split: str = "train", limit: int | None = None) -> list[Episode]:
-        """All episodes of a split, or the first `limit`.
+        """Read all episodes of a split, or the first `limit`.
 
         Raises:
             DataError: the split is empty or an episode is damaged.

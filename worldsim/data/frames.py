@@ -1,4 +1,4 @@
-"""Frames in and out of shape."""
+"""Check, resize and extract frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_frames(frames: np.ndarray, name: str = "frame", dims: int = 3) -> np.n
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A new array with an RGB frame at `size` (height, width): area average when shrinking, bicubic when growing.
+    """Resize an RGB frame to `size` (height, width): area average when shrinking, bicubic when growing.
 
     Raises:
         FrameError: `frame` is not uint8 (H, W, 3).
@@ -39,7 +39,7 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def see_frame(env: gym.Env, observation: Any, size: tuple[int, int]) -> np.ndarray:
-    """What `env` shows, at `size` (height, width): the observation where that is a frame, else what it renders.
+    """Return the frame of `env`, at `size` (height, width): the observation if it is a frame, else the rendering.
 
     Raises:
         FrameError: neither is uint8 (H, W, 3).

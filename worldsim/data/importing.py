@@ -1,4 +1,4 @@
-"""Datasets made from what somebody else recorded: all of it arrives, or nothing."""
+"""Import a dataset that was recorded elsewhere, completely or not at all."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Importer:
 
 @contextmanager
 def importing(out: Path, card: DatasetCard) -> Iterator[Importer]:
-    """Make the dataset `out` of the episodes that are added within; after an error there is none.
+    """Make the dataset `out` of the episodes that are added within; after an error it does not exist.
 
     Raises:
         DataError: `out` is there already, or no episode was added.
@@ -98,7 +98,7 @@ def importing(out: Path, card: DatasetCard) -> Iterator[Importer]:
 
 
 def check_free(out: Path) -> None:
-    """Nothing must be at `out` yet.
+    """Refuse a path `out` that exists.
 
     Raises:
         DataError: something is.
@@ -108,6 +108,6 @@ def check_free(out: Path) -> None:
 
 
 def ended(steps: int, terminated: bool) -> dict[str, np.ndarray]:
-    """Make `terminated` and `truncated` of an episode that ends at the last of so many steps, one way or the other."""
+    """Make `terminated` and `truncated` of an episode that ends at the last of so many steps, in one of both ways."""
     last = np.arange(steps) == steps - 1
     return {"terminated": last & terminated, "truncated": last & (not terminated)}

@@ -1,6 +1,6 @@
-"""A recording as one table of latents, so that a training step is an index away.
+"""A recording as one table of latents, so that training reads segments by index.
 
-Frames of all episodes follow each other; row i holds a frame, the action that led to it and what came with it.
+Frames of all episodes follow each other; row i holds a frame, the action that led to it, and its reward and flags.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class LatentData:
 
     @staticmethod
     def join(parts: list[LatentData]) -> LatentData:
-        """Several recordings of one game as one, in this order."""
+        """Join several recordings of one game, in this order."""
         if len(parts) == 1:
             return parts[0]
         prompts = list(dict.fromkeys(text for part in parts for text in part.prompts))
@@ -117,7 +117,7 @@ class LatentData:
 
     @staticmethod
     def cached(dataset: Dataset, split: str, autoencoder: FrameAutoencoder) -> LatentData:
-        """What `encode` gives, stored in the dataset's folder: encoding again takes minutes.
+        """Return the result of `encode`, stored in the dataset's folder: encoding takes minutes.
 
         Raises:
             DataError: the split is empty.
@@ -142,13 +142,13 @@ class LatentData:
         return data
 
     def some_frames(self) -> Tensor:
-        """Some thousand frames at equal distances, (N', C, h, w)."""
+        """Return some thousand frames at equal distances, (N', C, h, w)."""
         return self.latents[:: max(1, len(self.latents) // SOME)].float()
 
     def sample_starts(
         self, rows: int, frames: int, generator: torch.Generator, before: int = 0, odds: Tensor | None = None
     ) -> Tensor:
-        """Rows (rows,) from which `frames` frames follow in the same episode and `before` frames precede.
+        """Sample rows (rows,) that `frames` frames follow and `before` frames precede in the same episode.
 
         `odds` (N,) says how often each row is to be taken, of what a plain sample would.
 
@@ -169,7 +169,7 @@ class LatentData:
         return fits[torch.searchsorted(sums, places).clamp(max=len(fits) - 1)]
 
     def sample_rests(self, rows: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Rows (R,) at which the picture stands still, and does so for `frames` frames.
+        """Sample rows (R,) at which the picture stands still, and does so for `frames` frames.
 
         R is `rows`, or 0 where it never does.
         """
@@ -177,14 +177,14 @@ class LatentData:
         return found[torch.randint(max(len(found), 1), (rows if len(found) else 0,), generator=generator)]
 
     def rests(self, starts: Tensor, frames: int) -> Tensor:
-        """At which of `starts` (R,) the picture stands still, and does so for `frames` frames, bool (R,)."""
+        """Say at which of `starts` (R,) the picture stands still for `frames` frames, bool (R,)."""
         if self._still is None:
             self._still = _still(self.latents, self.first)
         start, last = (rows.clamp(max=len(self.first) - 1) for rows in (starts, starts + frames - 1))
         return (self._still[start] > 0) & (self._still[last] == self._still[start] + frames - 1)
 
     def sample_around(self, happened: Tensor, rows: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Rows (R,) from which `frames` frames follow, at one of which, any of them, something `happened`, (N,).
+        """Sample rows (R,) whose next `frames` frames include one, at any place, that `happened`, (N,).
 
         What follows may be of another episode. R is `rows`, or 0 where it never happened.
         """
@@ -198,7 +198,7 @@ class LatentData:
 
 
 def _still(latents: Tensor, first: Tensor) -> Tensor:
-    """For how many frames in a row nothing at all has changed in the same episode, at each, (N,)."""
+    """Count the frames in a row in which nothing at all has changed in the same episode, at each frame, (N,)."""
     rows = torch.arange(len(latents))
     same = torch.cat([(a == b).flatten(1).all(dim=1) for a, b in _neighbours(latents)])
     same = torch.cat([torch.zeros(1, dtype=torch.bool), same]) & (rows > first)
@@ -206,12 +206,12 @@ def _still(latents: Tensor, first: Tensor) -> Tensor:
 
 
 def _neighbours(latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each frame but the last and the one after it, some thousand at a time."""
+    """Yield each frame but the last with the one after it, some thousand at a time."""
     return zip(latents[:-1].split(4096), latents[1:].split(4096), strict=True)
 
 
 def _event_onset(prompts: list[dict[str, Any]]) -> Tensor:
-    """With which frames of an episode an event begins, (T,), by the prompts in force at each."""
+    """Find the frames of an episode at which an event begins, (T,), by the prompts in force at each."""
     onset = [
         now["event"] not in ("", was.get("event", "")) if "event" in now else now["text"] != was["text"]
         for was, now in pairwise(prompts)
@@ -220,7 +220,7 @@ def _event_onset(prompts: list[dict[str, Any]]) -> Tensor:
 
 
 def _read(path: Path, digest: str) -> LatentData | None:
-    """The latents stored at `path`, or None where there are none of this digest."""
+    """Read the latents stored at `path`; None if there are none of this digest."""
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}

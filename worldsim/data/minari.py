@@ -1,8 +1,8 @@
-"""Datasets to and from Minari, the Farama Foundation's format for offline reinforcement learning.
+"""Export datasets to Minari, the Farama Foundation's format for offline reinforcement learning, and import them.
 
-What goes out and comes back is equal to the bit: frames are stored raw (arrow, no JPEG), prompts and labels go along in
-infos and metadata, and the dataset's card in the metadata of the whole. Of a dataset that others made, what is needed
-are image observations.
+An exported dataset is bitwise equal after import: frames are stored raw (arrow, no JPEG), prompts and labels in the
+infos and the metadata, and the dataset's card in the metadata of the whole. Other Minari datasets can be imported if
+they have image observations.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MinariExport:
     email: str = ""
 
     def folder(self) -> Path:
-        """Where the dataset will lie; Minari finds it there by its id, if MINARI_DATASETS_PATH is the root."""
+        """Folder of the exported dataset; Minari finds it there by its id if MINARI_DATASETS_PATH is the root."""
         return minari_root(self.root) / self.name()
 
     def name(self) -> str:
@@ -73,7 +73,7 @@ class MinariImport:
 
 
 def minari_root(root: Path | None) -> Path:
-    """Where Minari keeps its datasets, unless `root` says otherwise."""
+    """Return the folder where Minari stores its datasets, unless `root` gives another."""
     found = root or Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
     return found.absolute()  # Minari's storage looks for its files in the wrong place under a relative path
 
@@ -229,7 +229,7 @@ def _episode(
 
 
 def _typed(space: spaces.Space, actions: Any) -> Any:
-    """Actions in the types in which worldsim records them; what is no array or dict of arrays is refused elsewhere."""
+    """Convert actions to the types in which worldsim records them; other values are refused elsewhere."""
     if isinstance(space, spaces.Dict):
         return {key: _typed(inner, actions[key]) for key, inner in space.spaces.items()}
     dtype = np.int64 if isinstance(space, spaces.Discrete) else space.dtype
@@ -237,7 +237,7 @@ def _typed(space: spaces.Space, actions: Any) -> Any:
 
 
 def _image(space: spaces.Space, config: MinariImport) -> tuple[Callable[[Any], np.ndarray], tuple[int, int]]:
-    """How to get at the frames (T, H, W, 3) of observations, and their height and width."""
+    """Find out how to read frames (T, H, W, 3) from observations, and their height and width."""
     if not isinstance(space, spaces.Dict):
         if config.observation is not None:
             raise ConfigError(
@@ -275,7 +275,7 @@ def _rgb(frames: np.ndarray) -> np.ndarray:
 
 
 def _find(config: MinariImport) -> Path:
-    """The folder in which Minari's storage lies."""
+    """Find the folder of Minari's storage."""
     tried = []
     for folder in (Path(config.source), minari_root(config.root) / config.source):
         for path in (folder / "data", folder):

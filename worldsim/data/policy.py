@@ -1,4 +1,4 @@
-"""Policies: whatever chooses the actions of a session, and the generic ones that a recording mixes in."""
+"""Policies, which choose the actions of a session, and the generic policies of a recording."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VectorPolicy(Protocol):
     """Plays N sessions at once, from their frames."""
 
     def begin(self, count: int, seed: int) -> None:
-        """Get ready for `count` sessions."""
+        """Prepare for `count` sessions."""
         ...
 
     def act(self, frames: np.ndarray, begun: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ class RandomPolicy:
         return {}
 
     def act(self, env: Any, observation: Any, info: dict[str, Any]) -> Any:
-        """Repeat the last action, or sample the action space when its time is over."""
+        """Repeat the last action, or sample a new one when its steps are over."""
         if self.left == 0:
             env.action_space.seed(int(self.rng.integers(2**31)))
             self.action, self.left = env.action_space.sample(), int(self.rng.integers(1, self.action_repeat + 1))
@@ -94,7 +94,7 @@ class NoOpSpans:
 
 
 class BeginnerPolicy:
-    """Plays as somebody who has never seen the game: holds one key for long, or taps any of them now and then.
+    """Plays like a person who has never seen the game: holds one key for long, or taps random keys.
 
     A world that was only trained on a skilled policy does not know what follows from this, and it is how most people
     meet it first. In half of the episodes that policy plays for a while before, so that a key is held in motion too.

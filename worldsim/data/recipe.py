@@ -1,4 +1,4 @@
-"""What it takes to record one game: an environment, a policy that plays it, and words for what is seen."""
+"""How to record one game: an environment, a policy that plays it, and prompts for its frames."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Record any Gymnasium environment that shows RGB frames into a dataset of episodes.
 
-Episode k of a dataset is a function of (settings, seed, k) alone, and so is its split; and which episodes a recording
-of so many frames has follows from their lengths. So a recording that was stopped goes on where it was, and the files
-are the same whatever the number of workers.
+Episode k of a dataset and its split are a function of (settings, seed, k) alone. The lengths of the episodes determine
+which episodes a recording of so many frames has. So a recording that was stopped can be resumed, and the files are the
+same whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MIXED_IN = ("no_op_fraction", "beginners", "rests")  # settings that need a reci
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig:
-    """What to record, how much of it, and where to."""
+    """What to record, how many frames, and where to."""
 
     game: str
     """A recipe (see --list), PACKAGE:RECIPE of a folder of yours, or the id of any Gymnasium environment."""
@@ -66,7 +66,7 @@ class RecordConfig:
     frame_size: tuple[int, int] | None = None
     """Height and width (default: what the recipe says, or 64 64)."""
     max_episode_steps: int | None = None
-    """Cut episodes after so many steps (default: what the recipe or the environment says)."""
+    """Cut episodes after so many steps (default: as in the recipe or the environment)."""
     prompt: str = ""
     """The words for every frame, where the game has none of its own."""
 

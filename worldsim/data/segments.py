@@ -1,4 +1,4 @@
-"""Batches of segments of a recording: which are sampled, and all that a loss needs of them.
+"""Batches of segments of a recording, with everything that a loss needs of them.
 
 Legend: B segments, D futures, T frames, K history frames, A action history, C h w latent.
 """
@@ -44,7 +44,7 @@ class BatchConfig:
     """These frames, and segments that begin from nothing, are of the first so many frames of episodes, as play begins
     there: later ones may show what no session should begin with, such as a car off the road (0: of all frames)."""
     evenness: float = 0.0
-    """How evenly segments are sampled over clusters of what is seen (`data.coverage`): 0 as recorded, 1 even."""
+    """How evenly segments are sampled over clusters of frames and actions (`data.coverage`): 0 as recorded, 1 even."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -84,7 +84,7 @@ class SegmentSampler:
     """
 
     def __init__(self, config: BatchConfig, data: LatentData, book: PromptBook, model: DiTConfig, seed: int) -> None:
-        """Find the clusters, and the frames that play could begin with."""
+        """Find the clusters, and the frames that play could start from."""
         self.config, self.data, self.model, self.seed = config, data, model, seed
         self.states, self.mask = book.batch(data.prompts)
         age = torch.arange(len(data.first)) - data.first
@@ -124,20 +124,20 @@ class SegmentSampler:
         return self._batch("segments", step, starts, frames, no_history, sampled, own, futures)
 
     def images(self, step: int, generator: torch.Generator) -> SegmentBatch:
-        """Sample single frames that begin from nothing but their prompt: how a session without a clip begins."""
+        """Sample single frames without history, from their prompt alone: the start of a session without a clip."""
         starts = self._early(self.config.image_samples, 1, generator)
         nothing = torch.ones(len(starts), dtype=torch.bool)
         return self._batch("images", step, starts, 1, nothing, torch.ones(len(starts)), 0, 1)
 
     def _early(self, count: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Rows (count,) that play could begin with, each with `frames` frames of the recording from there on."""
+        """Sample rows (count,) that play could start from, each followed by `frames` frames of the recording."""
         chosen = torch.randint(len(self.early), (count,), generator=generator)
         return self.early[chosen].clamp(max=len(self.data.first) - frames)
 
     def _batch(
         self, kind, step: int, starts: Tensor, frames: int, no_history: Tensor, sampled: Tensor, own: int, futures: int
     ) -> SegmentBatch:
-        """The segments of `frames` frames that begin at rows `starts` (B,)."""
+        """Make the segments of `frames` frames that start at rows `starts` (B,)."""
         data, history = self.data, self.model.history
         wide = starts.unsqueeze(1) + torch.arange(-max(history, 1), frames)  # (B, K + T); at least the frame before
         recorded = data.latents[wide.clamp(min=0)].float()
@@ -171,7 +171,7 @@ class SegmentSampler:
         )
 
     def _text(self, prompt: Tensor) -> TextContext:
-        """The prompts in force (B, T) as text tokens, the empty one first, as others are dropped for it."""
+        """Look up the text tokens of the prompts in force (B, T); the empty prompt is first, for prompt dropout."""
         found, index = torch.unique(
             torch.cat([torch.zeros(1, dtype=torch.long), prompt.flatten()]), return_inverse=True
         )

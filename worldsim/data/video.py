@@ -1,8 +1,8 @@
-"""Datasets from plain video and a log of what was pressed.
+"""Make datasets from plain video and a log of actions.
 
-A video is a file that ffmpeg reads (mp4, avi, gif, webm, ...) or a folder of PNGs in the order of their names, and its
-log lies beside it under the same name: play.mp4 and play.csv, or run1/ and run1.jsonl. `worldsim.data.actionlog` says
-what a log has. Time: `align` says which step a row is about; no other guess is made.
+A video is a file that ffmpeg reads (mp4, avi, gif, webm, ...) or a folder of PNGs in the order of their names. Its log
+is beside it and has the same name: play.mp4 and play.csv, or run1/ and run1.jsonl. `worldsim.data.actionlog` specifies
+the log. Time: `align` says which step a row is about; worldsim makes no other guess.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ def import_video(config: VideoImport) -> Dataset:
 
 
 def find_log(video: Path) -> Path:
-    """The action log that lies beside a video.
+    """Find the action log beside a video.
 
     Raises:
-        DataError: there is none, or more than one.
+        DataError: there is no log, or more than one.
     """
     found = [path for suffix in LOGS if (path := video.with_suffix(suffix)).is_file() and path != video]
     if len(found) != 1:
@@ -128,7 +128,7 @@ class Video:
     """
 
     def __init__(self, path: Path) -> None:
-        """Look at what is at `path`.
+        """Read the properties of the video at `path`.
 
         Raises:
             DataError: nothing is, or it is no video.
@@ -152,7 +152,7 @@ class Video:
             raise DataError(f"there is no video {path}.")
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The frames, uint8 (H, W, 3), one after the other.
+        """Yield the frames, uint8 (H, W, 3), in order.
 
         Raises:
             DataError: a frame cannot be read.
@@ -189,7 +189,7 @@ class Video:
 
 
 def _ffmpeg(path: Path) -> list[str]:
-    """The beginning of a command that reads the first stream of pictures of a file."""
+    """Make the beginning of a command that reads the first video stream of a file."""
     try:
         import imageio_ffmpeg
     except ImportError as error:
@@ -218,7 +218,7 @@ def _import(video: Video, log: ActionLog, actions: np.ndarray, config: VideoImpo
 
 
 def _ends(log: ActionLog, config: VideoImport) -> np.ndarray:
-    """Which frames are the last of an episode, bool (N,)."""
+    """Say which frames are the last of an episode, bool (N,)."""
     ends = np.zeros(len(log), bool)
     length = 0
     for index in range(len(log)):
@@ -247,5 +247,5 @@ def _episode(frames: list[np.ndarray], start: int, log: ActionLog, actions: np.n
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:
-    """frame2 before frame10."""
+    """Make a sort key that puts frame2 before frame10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]

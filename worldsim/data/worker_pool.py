@@ -1,4 +1,4 @@
-"""Processes that work through numbered tasks and may be stopped, or die, at any time.
+"""Processes that work through numbered tasks, and that may be stopped or die at any time.
 
 The executors of the standard library are not used: they do not say which task a dead process was at, and they finish
 the tasks under way when the user stops the program.
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """The environment variables of a worker, for as long as it lasts."""
+    """Set the environment variables of a worker within a `with` block."""
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     try:
@@ -43,7 +43,7 @@ def _environment() -> Iterator[None]:
 
 
 class Alone:
-    """The interface of `WorkerPool` in this process, for one worker: no other process has to import anything."""
+    """The interface of `WorkerPool` in this process, for one worker: no other process has to import modules."""
 
     free, busy = True, 0
 
@@ -65,7 +65,7 @@ class Alone:
         self.free, self.busy = False, 1
 
     def wait(self) -> list[int]:
-        """What the task begun last returned."""
+        """Return the result of the last task."""
         self.free, self.busy = True, 0
         return [self.result]
 
@@ -81,12 +81,12 @@ class WorkerPool:
 
     @property
     def free(self) -> bool:
-        """Whether a task can begin at once."""
+        """Say whether a task can begin at once."""
         return self.busy < self.workers
 
     @property
     def busy(self) -> int:
-        """How many tasks are under way."""
+        """Count the tasks under way."""
         return len(self.tasks)
 
     def __enter__(self) -> WorkerPool:
@@ -94,7 +94,7 @@ class WorkerPool:
         return self
 
     def __exit__(self, *details: object) -> None:
-        """Stop all processes, whatever they are at."""
+        """Stop all processes, also in the middle of a task."""
         for process in self.processes.values():
             process.terminate()
         for connection, process in self.processes.items():
@@ -113,7 +113,7 @@ class WorkerPool:
         connection.send(task)
 
     def wait(self) -> list[int]:
-        """Wait until a task is done; return what those that are done returned.
+        """Wait until a task is done; return the results of all tasks that are done.
 
         Raises:
             DataError: a task failed, or its process died.
@@ -153,7 +153,7 @@ class WorkerPool:
 
 
 def _serve(connection: Connection, work: Callable[[int], int]) -> None:
-    """Work in a process of its own until told to stop."""
+    """Work in a process of its own until it is told to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then stops us
     signal.signal(signal.SIGTERM, _leave)
     try:

@@ -1,1 +1,1 @@
-"""How good and how fast a world is."""
+"""Measure the quality and the speed of a world."""

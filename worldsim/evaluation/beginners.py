@@ -1,6 +1,6 @@
 """Four scripted policies that play as people do in their first minute, from frames alone.
 
-The same objects play a world and the real game. Each session has a policy of its own, with noise of its own.
+The same policies play a world and the real game. Each session has its own policy with its own noise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NOISE = 0.03  # deviation of the steering beginner's hand
 
 
 class HoldPolicy:
-    """Holds one action for good."""
+    """Holds one action throughout the session."""
 
     needs_frames = False
 
@@ -28,7 +28,7 @@ class HoldPolicy:
         self.action = action
 
     def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
-        """Start a session; nothing is drawn."""
+        """Start a session; there is nothing to sample."""
         return {}
 
     def act(self, env: Any, observation: Any, info: dict[str, Any]) -> Any:
@@ -37,7 +37,7 @@ class HoldPolicy:
 
 
 class TapPolicy:
-    """Presses any key for a few steps, then none for a few."""
+    """Presses a random key for a few steps, then no key for a few steps."""
 
     needs_frames = False
 
@@ -51,7 +51,7 @@ class TapPolicy:
         return {}
 
     def act(self, env: Any, observation: Any, info: dict[str, Any]) -> Any:
-        """Press the key that is down, or none."""
+        """Press the current key, or none."""
         if self.left == 0:
             names = [name for name in self.keys if name]
             self.key = "" if self.key else names[int(self.rng.integers(len(names)))]
@@ -61,20 +61,20 @@ class TapPolicy:
 
 
 class SteerPolicy:
-    """Steers towards what it sees, late by some 300 ms and with an unsteady hand."""
+    """Steers towards what it sees, with a delay of some 300 ms and an unsteady hand."""
 
     def __init__(self, probe: Probe, space: gym.Space, labels: Labels) -> None:
         """Steer by the sight of a probe."""
         self.probe, self.space, self.labels = probe, space, labels
 
     def begin(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
-        """Start a session straight on."""
+        """Start a session straight ahead."""
         self.rng, self.step = rng, 0
         self.targets: deque[float] = deque([0.0] * self.probe.delay, maxlen=self.probe.delay + 1)
         return {}
 
     def act(self, env: Any, observation: np.ndarray, info: dict[str, Any]) -> Any:
-        """Steer where it wanted to go some steps ago."""
+        """Steer to the target of some steps ago."""
         self.targets.append(self.probe.steer(observation, self.labels, self.targets[-1]))
         target = self.targets[0] + NOISE * float(self.rng.standard_normal())
         action = self.probe.steered(target, self.step, self.space)
@@ -83,7 +83,7 @@ class SteerPolicy:
 
 
 class ScriptPolicy:
-    """Plays given actions, then the last one of them."""
+    """Plays a list of actions, then repeats the last one."""
 
     needs_frames = False
 

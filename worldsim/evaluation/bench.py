@@ -1,7 +1,7 @@
-"""How fast a world is on this machine, and where the time goes.
+"""Time a world on this machine, and show where the time goes.
 
-A step here is what an environment does: an action in, a uint8 frame out. The machine's own speed is measured in the
-same run, as timings mean little without it.
+A step here is what an environment does: an action in, a uint8 frame out. The speed of the machine is measured in the
+same run, because timings mean little without it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BenchConfig:
     world: Path
     """A world's folder or hub id, or the name of a shipped world."""
     steps: int = 1000
-    """Frames to draw."""
+    """Frames to generate."""
     sessions: int = 1
     """Sessions that are stepped together."""
     threads: int = 1
@@ -61,7 +61,7 @@ class BenchConfig:
 
 
 def timed(stages: Stages, spent: dict[str, float]) -> Stages:
-    """The same stages, which add to `spent` how long they take, in seconds."""
+    """Return the same stages; they add the seconds that they take to `spent`."""
 
     def wrap(name: str) -> Callable[..., Any]:
         call = getattr(stages, name)
@@ -157,7 +157,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 
 
 def gemm_peak(dtype: torch.dtype) -> float:
-    """The most GFLOP/s that a matrix product reaches here, with torch as it is set now."""
+    """Measure the most GFLOP/s of a matrix product here, with torch as it is set now."""
     best = 0.0
     for m, k, n in GEMMS:
         a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
@@ -166,7 +166,7 @@ def gemm_peak(dtype: torch.dtype) -> float:
 
 
 def _seconds(call: Callable[[], Any], budget: float = 0.2) -> float:
-    """The median time of a call, repeated for `budget` seconds after a first one that does not count."""
+    """Measure the median time of a call, repeated for `budget` seconds after a first call that does not count."""
     call()
     times, end = [], time.perf_counter() + budget
     while not times or time.perf_counter() < end:
@@ -182,7 +182,7 @@ def _noise(simulator: Simulator, state: State) -> None:
 
 
 def _flops(runtime: Runtime, simulator: Simulator, state: State) -> dict[str, int]:
-    """Floating-point operations of a step's passes and of its decode."""
+    """Count the floating-point operations of the passes of a step and of its decoding."""
     stages = eager(runtime.dynamics, runtime.autoencoder)  # whose operators can be counted
     simulator = Simulator(runtime.dynamics, simulator.book, simulator.sampler, stages)
     custom = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
@@ -196,7 +196,7 @@ def _flops(runtime: Runtime, simulator: Simulator, state: State) -> dict[str, in
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    """Of attention over shapes (B, H, N, E): scores and sums."""
+    """Count the operations of attention over shapes (B, H, N, E): scores and sums."""
     batch, heads, length, width = query
     return 2 * batch * heads * length * key[2] * (width + value[3])
 
@@ -211,7 +211,7 @@ def _bytes(state: State) -> int:
 
 
 def _memory() -> dict[str, float]:
-    """Resident memory of this process and its peak, in megabytes."""
+    """Return the resident memory of this process and its peak, in megabytes."""
     try:
         lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
         return {line[0].rstrip(":"): int(line[1]) * 1024 / 1e6 for line in lines if line[0] in ("VmRSS:", "VmHWM:")}
@@ -221,12 +221,12 @@ def _memory() -> dict[str, float]:
 
 
 def memory_mb() -> float:
-    """Resident memory of this process in megabytes."""
+    """Return the resident memory of this process in megabytes."""
     return _memory()["VmRSS"]
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What a report says of where it was made."""
+    """Describe the machine that a report was made on."""
     return {"cpu": _cpu(), "threads": threads, "torch": torch.__version__}
 
 
@@ -239,7 +239,7 @@ def _cpu() -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Format the report."""
     step, memory, size, gemm = (report[name] for name in ("step_ms", "memory_mb", "size", "gemm_gflops"))
     parts = ("denoise", "decode", "noise", "python")
     share = report["share_of_peak"]

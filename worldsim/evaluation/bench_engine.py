@@ -1,4 +1,4 @@
-"""What an engine does on this machine: many sessions, forks and snapshots by age, flatness, and a soak.
+"""Time an engine on this machine: many sessions, forks and snapshots by age, cost of late steps, and a soak test.
 
 A step is what a server does: actions in, uint8 frames out. Speeds are given as ratios to one session of the same run.
 """
@@ -103,7 +103,7 @@ def bench_engine(config: EngineBenchConfig) -> dict[str, Any]:
 
 
 def speeds(engine: Engine, config: EngineBenchConfig) -> dict[str, dict[str, float]]:
-    """Steps of 1, 8, 32... sessions."""
+    """Time steps of 1, 8, 32... sessions."""
     found: dict[str, dict[str, float]] = {}
     for count in config.sessions:
         numbers = engine.open_all([SessionSpec(seed=config.seed + i) for i in range(count)])
@@ -123,7 +123,7 @@ def speeds(engine: Engine, config: EngineBenchConfig) -> dict[str, dict[str, flo
 
 
 def forks_and_snapshots(engine: Engine, number: int) -> dict[str, Any]:
-    """What it costs to fork a session, and to move it to another process."""
+    """Time forks of a session, and snapshots that are restored in another process."""
     used, blocks, times = engine.table.pool.used, 0, []
     for _ in range(50):
         begin = time.perf_counter()
@@ -151,7 +151,7 @@ def forks_and_snapshots(engine: Engine, number: int) -> dict[str, Any]:
 
 
 def replayed(engine: Engine, number: int) -> str:
-    """A hash of a session's next frames, rewards and ends under fixed actions; the session is closed."""
+    """Hash a session's next frames, rewards and terminations under fixed actions, then close the session."""
     digest, space = hashlib.sha256(), engine.world.action_space
     space.seed(1)
     for _ in range(REPLAYED):
@@ -162,7 +162,7 @@ def replayed(engine: Engine, number: int) -> str:
 
 
 def flat_run(engine: Engine, number: int, steps: int) -> dict[str, float]:
-    """Many steps of one session: does the last cost what the first did?"""
+    """Time many steps of one session, and compare the last steps with the first."""
     before = memory_mb()
     times = _walk(engine, [number], steps, progress=True)
     window = min(500, max(1, steps // 3))
@@ -172,7 +172,7 @@ def flat_run(engine: Engine, number: int, steps: int) -> dict[str, float]:
 
 
 def soak(world: World, config: EngineBenchConfig) -> dict[str, float]:
-    """Random joins, leaves, forks, snapshots and bad calls; what is left in the end should be what was there."""
+    """Run random opens, closes, forks, snapshots and bad calls; at the end the memory should be as at the start."""
     rng = random.Random(config.seed)
     engine = Engine(world, runtime=config.runtimes[0], threads=config.threads, max_sessions=48)
     snapshots: list[Snapshot] = []
@@ -223,7 +223,7 @@ def soak(world: World, config: EngineBenchConfig) -> dict[str, float]:
 
 
 def _walk(engine: Engine, numbers: list[int], steps: int, progress: bool = False) -> list[float]:
-    """Random actions; how long each step took, in seconds."""
+    """Step with random actions; return the seconds of each step."""
     space, times = engine.world.action_space, []
     for _ in tqdm(range(steps), desc="steps", leave=False, disable=None if progress else True):
         actions = {number: space.sample() for number in numbers}
@@ -234,7 +234,7 @@ def _walk(engine: Engine, numbers: list[int], steps: int, progress: bool = False
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Format the report."""
     lines = [f"{report['world']} on {report['machine']['threads']} core(s) of {report['machine']['cpu']}", ""]
     for name, rows in report["speeds"].items():
         if "unavailable" in rows:

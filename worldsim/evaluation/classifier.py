@@ -1,8 +1,8 @@
-"""A small network that tells from a frame what a recording's labels say of it: what is in view, the light, the place.
+"""A small network that predicts a recording's labels from a frame: what is in view, the light, the place.
 
-It is trained on real frames, with the labels that the game itself gave, also on half of those that are held out of the
-training of worlds; and it is judged on real frames that it never saw before it judges a world's. Whether a thing is in
-view is decided at a threshold that few real frames without it pass.
+It is trained on real frames with the labels of the game, including half of the frames that are held out of the training
+of worlds. It is tested on real frames that it has not seen before it classifies frames of a world. Whether an object is
+in view is decided at a threshold that few real frames without the object pass.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ Labels = Mapping[str, tuple[Any, ...]]
 
 
 class Classifier(nn.Module):
-    """Frames to the values of labels.
+    """Predicts the values of labels from frames.
 
     Attributes:
-        labels: what it tells.
+        labels: the labels that it predicts.
         thresholds: for each yes-or-no label, the probability from which it says yes.
     """
 
     def __init__(self, labels: Labels, width: int = 16, thresholds: dict[str, float] | None = None) -> None:
-        """With random weights."""
+        """Initialize with random weights."""
         super().__init__()
         self.labels, self.width, self.thresholds = dict(labels), width, dict(thresholds or {})
         sizes = [3, width, 2 * width, 4 * width, 6 * width]
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
         self.heads = nn.Linear(2 * sizes[-1], sum(len(values) for values in labels.values()))
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
-        """Logits of each label's values, (N, values), of frames uint8 (N, H, W, 3) or float 0..1 (N, 3, H, W)."""
+        """Compute logits of each label's values, (N, values), of uint8 (N, H, W, 3) or float 0..1 (N, 3, H, W)."""
         x = frames.permute(0, 3, 1, 2).float() / 255 if frames.dtype == torch.uint8 else frames
         seen = self.trunk(2 * x - 1)
         pooled = torch.cat([seen.amax(dim=(2, 3)), seen.mean(dim=(2, 3))], dim=1)  # a small thing, or all of it
@@ -82,12 +82,12 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def shares(self, frames: Tensor) -> dict[str, Tensor]:
-        """Probability of each label's values, (N, values), of frames uint8 (N, H, W, 3)."""
+        """Compute the probability of each label's values, (N, values), of frames uint8 (N, H, W, 3)."""
         parts = [self(part) for part in frames.split(256)]
         return {name: torch.cat([part[name] for part in parts]).softmax(dim=1) for name in self.labels}
 
     def shows(self, frames: Tensor, label: str, value: Any) -> Tensor:
-        """Which frames (N, H, W, 3) show a value of a label, bool (N,)."""
+        """Say which frames (N, H, W, 3) show a value of a label, bool (N,)."""
         shares = self.shares(frames)[label]
         if self.labels[label] == (False, True):
             return (shares[:, 1] >= self.thresholds.get(label, 0.5)) == bool(value)
@@ -95,7 +95,7 @@ class Classifier(nn.Module):
 
 
 def labels_of(episodes: list[Episode]) -> Labels:
-    """All labels of some episodes that take more than one value and that a frame can show."""
+    """Find the labels of some episodes that take more than one value and that a frame can show."""
     found: dict[str, set[Any]] = {}
     for episode in episodes:
         for prompt in episode.prompts:
@@ -108,9 +108,9 @@ def labels_of(episodes: list[Episode]) -> Labels:
 def examples(
     episode: Episode, labels: Labels, every: int = 1, begin: int = 0, eventful: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Every so-many-th frame and the number of each label's value, uint8 (N, H, W, 3) and (N, labels).
+    """Take each `every`-th frame with the number of each label's value, uint8 (N, H, W, 3) and (N, labels).
 
-    `eventful` adds frames in which an event is being told.
+    `eventful` adds frames in which the prompt names an event.
     """
     numbers = np.array(
         [[labels[name].index(prompt[name]) for name in labels] for prompt in episode.prompts], dtype=np.int64
@@ -127,7 +127,7 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def train(dataset: Dataset, config: ClassifierConfig) -> Classifier:
-    """A classifier of the dataset's labels.
+    """Train a classifier of the dataset's labels.
 
     Raises:
         DataError: too few episodes, or they have no labels.
@@ -161,7 +161,7 @@ def train(dataset: Dataset, config: ClassifierConfig) -> Classifier:
 def _fit(
     model: Classifier, frames: Tensor, numbers: Tensor, config: ClassifierConfig, rng: np.random.Generator
 ) -> None:
-    """Half of each batch is drawn from all frames, half so that every value of every label comes equally often."""
+    """Fit: half of each batch comes from all frames, half takes every value of every label equally often."""
     rare = [
         torch.nonzero(numbers[:, k] == v)[:, 0] for k, vs in enumerate(model.labels.values()) for v in range(len(vs))
     ]
@@ -188,7 +188,7 @@ def _fit(
 
 
 def accuracy(model: Classifier, frames: Tensor, numbers: Tensor) -> dict[str, dict[str, float]]:
-    """How often each label is told right, of frames and what `examples` says of them.
+    """Compute how often each label is predicted right, of frames and their labels from `examples`.
 
     Returns:
         For a yes-or-no label "found" (of the frames that show it) and "invented" (of those that do not), for others
@@ -218,7 +218,7 @@ def save(model: Classifier, path: Path, config: ClassifierConfig) -> None:
 
 
 def load(path: Path, config: ClassifierConfig) -> Classifier | None:
-    """The classifier at `path`, or None where there is none that was trained like this."""
+    """Read the classifier at `path`; None if there is none that was trained with these settings."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["classifier"])
@@ -233,7 +233,7 @@ def load(path: Path, config: ClassifierConfig) -> Classifier | None:
 
 
 def trained(dataset: Dataset, path: Path, config: ClassifierConfig | None = None) -> Classifier:
-    """The classifier at `path`, trained first where it is not there."""
+    """Read the classifier at `path`; train it first if it does not exist."""
     config = config or ClassifierConfig()
     model = load(path, config)
     if model is None:

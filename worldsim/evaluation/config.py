@@ -19,13 +19,13 @@ class EvalConfig:
     data: Path | None = None
     """The folder of a dataset of the same game (default: data/NAME)."""
     split: str = "heldout"
-    """Which of its episodes: heldout, unseen or train."""
+    """The split of its episodes: heldout, unseen or train."""
     prompts: Literal["recorded", "held"] = "recorded"
-    """Under which prompts to draw: those recorded with each frame, or the last one before the first drawn frame."""
+    """The prompts in force: those recorded with each frame, or the last one before the first predicted frame."""
     episodes: int = 64
-    """At most so many of them."""
+    """The most episodes to read."""
     horizons: tuple[int, ...] = (1, 16, 64, 256)
-    """Frames of free running after which to measure; those longer than the episodes are cut to fit."""
+    """Frames of free-running rollouts after which to measure; those longer than the episodes are cut to fit."""
     starts: int | None = None
     """Places to begin from: in the recording, for each horizon (default: 48), or in the real game, for each beginner of
     the first minute (default: 16)."""
@@ -48,35 +48,35 @@ class EvalConfig:
     prompt_seconds: float = 20.0
     """Length of those that begin from a prompt alone, where prompts name colors (0: none)."""
     ages: tuple[int, ...] = (16, 64, 256)
-    """Steps after which a beginner's frames are told from real ones and held against the reference ranges."""
+    """Steps after which a beginner's frames are told from real ones and compared with the reference ranges."""
     rest_ages: tuple[int, ...] = (64, 128, 256, 400)
     """Steps of rest after which stillness is measured; the resting sessions last until the last of them."""
     beginners: tuple[str, ...] = ("hold", "tap", "steer", "rest")
     """Which of the four."""
     first_frames: int = 60
-    """First frames that the first minute draws from prompts (0: none)."""
+    """First frames that the first minute samples from prompts (0: none)."""
     probes: bool = True
-    """Whether the first minute also measures how the world follows its actions and heals a patch of noise."""
+    """Whether the first minute also measures how the world follows its actions and recovers from a patch of noise."""
     events: bool = False
-    """Type events while playing, for games that have them; trains a judge first, in a minute or two."""
+    """Type the prompts of events in play, for games that have events; trains a classifier first, in a minute or two."""
     event_starts: int = 16
     """Tries of each event in known places, and as many in places it was held out of."""
     fresh: int = 64
     """Fresh starts from prompts of training, and as many from unseen ones, where a game measures that (0: none)."""
     features: bool = False
-    """Also judge clips of 64 frames by a network's features and VMAF (needs the extra `judge`)."""
+    """Also measure clips of 64 frames by a network's features and VMAF (needs the extra `judge`)."""
     num_denoising_steps: int | None = None
     """Denoising steps of a frame (default: what the world says; so too the next two)."""
     history_sigma: float | None = None
     guidance: float | None = None
     noise_scale: float | None = None
-    """Scale of the noise that frames are drawn from (default: the world's)."""
+    """Scale of the noise that frames are sampled from (default: the world's)."""
     batch: int = 16
     """Sessions that are stepped together."""
     basics: bool = True
-    """Measure next frames, horizons, the free run and fresh starts; off leaves only what is asked for beside them."""
+    """Measure next frames, horizons, the free run and fresh starts; off measures only what other options ask for."""
     runtime: str = "eager"
-    """What computes: eager, or auto for what `worldsim tune` found fastest, or another one by name."""
+    """The runtime: eager, auto (the fastest that `worldsim tune` found), or another one by name."""
     seed: int = 0
     threads: int | None = None
     """CPU threads (default: all)."""
@@ -102,11 +102,11 @@ class EvalConfig:
 
     @property
     def segments(self) -> int:
-        """Places in the recording to begin from."""
+        """Number of segments of the recording."""
         return 48 if self.starts is None else self.starts
 
     def minute(self, out: Path) -> FirstMinute:
-        """What is asked for of the first minute, with its sheets in `out`."""
+        """Return the settings of the first minute, with its contact sheets in `out`."""
         names = (
             "seconds",
             "prompt_seconds",

@@ -1,8 +1,8 @@
-"""How far one set of feature vectors is from another.
+"""Distances between two sets of feature vectors.
 
-Neither number means anything by itself: it depends on the features. The Frechet distance also depends on how many
-vectors there are, so compare only what was measured with equal numbers of them, and have several times more of them
-than they are wide. The kernel distance has no such bias, so it is the one for few frames.
+The meaning of both numbers depends on the features. The Frechet distance also depends on the number of vectors: compare
+only sets of equal size, with several times more vectors than dimensions. The kernel distance has no such bias, so use
+it for few frames.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SUBSETS, SUBSET = 50, 256  # of the kernel distance: how many times it is measur
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """A kernel distance, as measured on several subsets."""
+    """A kernel distance, measured on several subsets."""
 
     mean: float  # unbiased: around 0, also below, for two sets from one distribution
     deviation: float  # standard deviation over the subsets; they overlap, so it says too little about the mean
@@ -28,7 +28,7 @@ class KernelDistance:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Squared Frechet (2-Wasserstein) distance between Gaussians fitted to two sets of vectors, (N, D) and (M, D).
+    """Compute the squared Frechet (2-Wasserstein) distance between Gaussians fitted to vectors (N, D) and (M, D).
 
     0 for equal sets. Biased upwards when N or M is not much larger than D.
 
@@ -46,7 +46,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def kernel_distance(
     a: Tensor, b: Tensor, subset: int = SUBSET, subsets: int = SUBSETS, seed: int = 0
 ) -> KernelDistance:
-    """Squared maximum mean discrepancy between two sets of vectors, (N, D) and (M, D), with the kernel (x.y / D + 1)^3.
+    """Compute the squared maximum mean discrepancy of vectors (N, D) and (M, D), kernel (x.y / D + 1)^3.
 
     The unbiased estimate, averaged over `subsets` random subsets of `subset` vectors of each set (fewer where a set is
     smaller).
@@ -70,7 +70,7 @@ def kernel_distance(
 
 
 def check_sets(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in double precision, if they are two sets of at least two finite vectors of one width.
+    """Return both sets in double precision, if each has at least two finite vectors and their widths are equal.
 
     Raises:
         InputError: they are not.
@@ -86,7 +86,7 @@ def check_sets(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _square_root(x: Tensor) -> Tensor:
-    """The smaller R with R^T R = X^T X."""
+    """Return the smaller R with R^T R = X^T X."""
     return torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x
 
 

@@ -1,4 +1,4 @@
-"""What a game says of the events that its prompts bring about; `events` measures whether a world obeys."""
+"""The events of a game that its prompts cause; `events` measures whether a world shows them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Event(Protocol):
-    """Something that words bring about at once: a thing appears, or a lasting state changes."""
+    """An event that a prompt causes at once: an object appears, or a lasting state changes."""
 
     @property
     def words(self) -> Sequence[str]:

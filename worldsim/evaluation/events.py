@@ -1,9 +1,9 @@
-"""Does what is typed happen? For games with events that prompts bring about: things that appear, lights, fog, places.
+"""Measure whether a world shows the events of a prompt: objects that appear, lights, fog, places.
 
-The judge is a classifier trained on real frames with the game's own labels (`classifier`). An event has happened if at
-least STEADY of the frames after its words were typed, about a second of them, show it. The same starts without the
-words say how often it would have seemed to happen anyway, and the recording's own events how often the judge sees a
-real one. Which events there are is in the game's `EventBook`.
+A classifier that was trained on real frames with the game's own labels (`classifier`) detects events. An event has
+happened if at least STEADY of the frames after its prompt, about a second of them, show it. The same starts without the
+prompt give the rate of false detections, and the events of the recording give the rate at which the classifier detects
+a real one. The events are those of the game's `EventBook`.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ class Events:
 
     Args:
         book: the game's events.
-        runner: draws.
+        runner: predicts the frames.
         dataset: of the game.
         episodes: that the world was not trained on.
-        classifier: the judge.
+        classifier: detects the events.
         context: frames that the world sees before.
         seed: of the places, wordings and actions.
     """
@@ -166,7 +166,7 @@ class Events:
         return report, pictures, captions
 
     def judge(self) -> dict[str, Any]:
-        """Say how far to trust the classifier: on real frames, the same through the autoencoder, and real events."""
+        """Measure the classifier: on real frames, on the same frames through the autoencoder, and on real events."""
         encode, decode = self.runner.world.autoencoder.encode, self.runner.world.autoencoder.decode
         parts = [examples(episode, self.classifier.labels, every=8) for episode in self.episodes]
         frames, numbers = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -227,7 +227,7 @@ class Events:
         return drawn, control, told
 
     def scenarios(self, count: int) -> dict[str, Any] | None:
-        """Measure the share of starts from a place's words that show it, at once and LATER frames on."""
+        """Measure the share of starts from a place's prompt that show it, at once and LATER frames on."""
         known = [name for name in self.book.places if name in self.classifier.labels.get("scenario", ())]
         if not known:  # of a recording of one scenario
             return None
@@ -244,12 +244,12 @@ class Events:
         return report
 
     def _judged(self, name: str) -> bool:
-        """Whether the classifier has learned what an event changes: in a small recording it may not be there."""
+        """Say whether the classifier has learned what an event changes: a small recording may not contain it."""
         label, value = target(self.book.events[name])
         return value in self.classifier.labels.get(label, ())
 
     def _recorded(self, episode: Episode) -> Iterator[tuple[str, Tensor]]:
-        """Real events by name, and the frames from each on."""
+        """Find the real events by name, and the frames from each on."""
         names = [episode.prompts[k]["event"] for k in episode.prompt_index]
         for at in range(1, len(names) + 1 - self.book.frames):
             name = names[at]
@@ -258,7 +258,7 @@ class Events:
 
 
 def _summary(tries: list[Try], hits: Tensor, false: Tensor) -> dict[str, Any]:
-    """Shares over all tries and by event."""
+    """Compute shares over all tries and by event."""
     report: dict[str, Any] = {
         "tries": len(tries),
         "happened": float(hits.float().mean()),
@@ -283,7 +283,7 @@ def has_events(book: EventBook, episodes: list[Episode]) -> bool:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report."""
     if "skipped" in report:
         return f"events: {report['skipped']}"
     judge, scenarios = report["judge"], report["scenarios"]

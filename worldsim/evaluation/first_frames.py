@@ -1,4 +1,4 @@
-"""The frames that a world draws from words alone, before anything has been played."""
+"""Measure the first frames that a world samples from prompts alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from worldsim.evaluation.rollout import Runner
 def first_frames(
     runner: Runner, probe: Probe, starts: Tensor, count: int
 ) -> tuple[dict[str, Any], list[Any], list[str]]:
-    """Draw first frames from the prompts that a world knows, in turn.
+    """Sample first frames from the prompts that a world knows, in turn.
 
     Args:
-        runner: draws.
+        runner: predicts the frames.
         probe: of the game.
         starts: recorded frames to hold them against, uint8 (S, H, W, 3).
         count: how many.
@@ -48,7 +48,7 @@ def first_frames(
 
 
 def sharpness(frames: Tensor, starts: Tensor) -> dict[str, Any]:
-    """Mean sharpness of frames over that of recorded ones, with its interval over the former."""
+    """Compute the mean sharpness of frames over that of recorded ones, with its interval over the former."""
     values, truth = metrics.sharpness(frames).double(), float(metrics.sharpness(starts).double().mean())
     sums = torch.stack([values, torch.full_like(values, truth)], dim=1).numpy()
     return {
@@ -58,5 +58,5 @@ def sharpness(frames: Tensor, starts: Tensor) -> dict[str, Any]:
 
 
 def captions(prompts: Sequence[str], columns: int) -> list[str]:
-    """A caption for each row of a contact sheet."""
+    """Make a caption for each row of a contact sheet."""
     return ["; ".join(prompts[i : i + columns]) for i in range(0, len(prompts), columns)]

@@ -1,6 +1,6 @@
-"""The first minute: four beginners play a world and the real game from the same starts, and all is compared.
+"""Compare a world with its real game in the first minute: four beginners play both from the same starts.
 
-In worlds whose prompts name colors, shorter sessions also begin from the first frames that their prompts draw.
+In worlds whose prompts name colors, shorter sessions also start from first frames that are sampled from prompts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORST, COLUMNS = 4, 12  # sessions of each beginner on its contact sheet, and fr
 
 @dataclass(frozen=True, kw_only=True)
 class FirstMinute:
-    """How much of the first minute to measure."""
+    """What to measure of the first minute."""
 
     starts: int = 16
     """Sessions of each beginner."""
@@ -42,13 +42,13 @@ class FirstMinute:
     prompt_seconds: float = 20.0
     """Length of those that begin from a prompt (0: none)."""
     ages: tuple[int, ...] = (16, 64, 256)
-    """Ages, in steps, at which frames are told from real ones and held against the reference ranges."""
+    """Ages, in steps, at which frames are told from real ones and compared with the reference ranges."""
     rest_ages: tuple[int, ...] = stillness.AGES
     """Ages at which stillness is measured; the resting sessions last until the last of them."""
     beginners: tuple[str, ...] = BEGINNERS
     """Which of hold, tap, steer, rest play."""
     first_frames: int = 60
-    """First frames that are drawn from prompts (0: none)."""
+    """First frames that are sampled from prompts (0: none)."""
     probes: bool = True
     """Also measure whether the world follows its actions and heals a patch of noise."""
     batch: int = 16
@@ -74,7 +74,7 @@ class FirstMinute:
 
 @dataclass
 class RealGame:
-    """The real game under the beginners, played once for all worlds of it that one process measures.
+    """The real game under the beginners, played once for all worlds that one process measures.
 
     Attributes:
         probe: of the game.
@@ -89,7 +89,7 @@ class RealGame:
     played: dict[tuple[Any, ...], Played] = field(default_factory=dict)
 
     def play(self, name: str, steps: int, ages: Sequence[int], seed: int, protect: bool = True) -> Played:
-        """Sessions of a beginner, see `play_real`."""
+        """Play the sessions of a beginner, see `play_real`."""
         key = (name, steps, tuple(ages), seed, protect)
         if key not in self.played:
             policy = policies(self.probe, [start.labels for start in self.starts], name, seed)
@@ -97,7 +97,7 @@ class RealGame:
         return self.played[key]
 
     def turn(self, key: str) -> Played:
-        """What the real game shows when the player rests for SETTLED steps and then turns by holding a key."""
+        """Play SETTLED steps without a key, then turn by holding a key."""
         settled, name = stillness.SETTLED, f"turn {key}"
         script = [self.probe.recipe.keys[""]] * settled + [self.probe.recipe.keys[key]] * stillness.TURN_STEPS
         if (name,) not in self.played:
@@ -112,7 +112,7 @@ _GAMES: dict[tuple[Any, ...], RealGame] = {}
 
 
 def real_game(world: World, probe: Probe, count: int, seed: int) -> RealGame:
-    """The real game of a world with `count` starts, the same object each time it is asked for."""
+    """Return the real game of a world with `count` starts, the same object at each call."""
     height, width = world.card.frame_size
     prompts = probe.prompts(world.card.prompts)
     key = (probe.recipe.name, (height, width), repr(prompts), count, seed)
@@ -122,7 +122,7 @@ def real_game(world: World, probe: Probe, count: int, seed: int) -> RealGame:
 
 
 def policies(probe: Probe, labels: list[dict[str, Any]], name: str, seed: int):
-    """Give the policy of a session by its number; each has a seed of its own, the same in world and game."""
+    """Make the policy of a session by its number; each has a seed of its own, the same in world and game."""
     env = probe.open()
     space = env.action_space
     env.close()
@@ -159,7 +159,7 @@ class Minute:
         self.power = realism.power()
 
     def run(self) -> dict[str, Any]:
-        """All beginners."""
+        """Run all beginners."""
         config = self.config
         report: dict[str, Any] = {
             "world": self.world.card.name,
@@ -186,13 +186,13 @@ class Minute:
         return report
 
     def write(self, report: dict[str, Any]) -> None:
-        """Keep what is measured so far: a whole minute takes long."""
+        """Write the figures so far: a whole minute takes long."""
         if self.config.out is not None:
             self.config.out.mkdir(parents=True, exist_ok=True)
             (self.config.out / "first_minute.json").write_text(json.dumps(report, indent=2) + "\n")
 
     def from_starts(self, name: str) -> dict[str, Any]:
-        """A beginner from the recorded starts."""
+        """Measure a beginner from the recorded starts."""
         steps, forks = self.length(name), None
         keys: dict[str, str] = dict(zip(("left", "right"), self.probe.turn_keys, strict=True))
         scripts = {
@@ -213,7 +213,7 @@ class Minute:
         return report
 
     def from_prompts(self, name: str, steps: int) -> dict[str, Any]:
-        """A beginner from the first frames that the starts' prompts draw."""
+        """Measure a beginner from the first frames of the starts' prompts."""
         real = self.real(name)
         ages = [age for age in self.ages(name) if age <= steps]
         prompts = [start.prompt for start in self.game.starts]
@@ -223,25 +223,25 @@ class Minute:
 
     @functools.cached_property
     def reference(self) -> measures.Reference:
-        """What the real game shows of itself, under all beginners together."""
+        """Collect real frames for the reference ranges, from all beginners."""
         plays = [self.real(name) for name in self.config.beginners]
         return measures.Reference.of(plays, self.probe, self.world.autoencoder)
 
     def length(self, name: str) -> int:
-        """Steps of a beginner's sessions: long enough for the ages of rest."""
+        """Compute the steps of a beginner's sessions: long enough for the ages of rest."""
         return max(self.steps, *self.config.rest_ages) if name == "rest" else self.steps
 
     def ages(self, name: str) -> list[int]:
-        """At which frames are stored, from 0."""
+        """List the steps at which frames are stored, from 0."""
         more = (*self.config.rest_ages, measures.turn_age(self.length(name))) if name == "rest" else ()
         return measures.kept_ages((*self.config.ages, *more), self.length(name))
 
     def real(self, name: str) -> Played:
-        """The real game under a beginner."""
+        """Play the real game with a beginner."""
         return self.game.play(name, self.length(name), self.ages(name)[1:], self.config.seed)
 
     def probes(self) -> dict[str, Any]:
-        """Whether the world follows its actions, and whether it heals."""
+        """Measure whether the world follows its actions, and whether it recovers from noise."""
         seed, starts = self.config.seed, self.game.starts
         begin = segments_of(starts, self.world.action_space, context_of(self.world))
         tapped = self.game.play("tap", following.FRAMES, range(1, following.FRAMES + 1), seed)
@@ -257,7 +257,7 @@ class Minute:
         return report
 
     def first_frames(self) -> dict[str, Any]:
-        """First frames from words, and a contact sheet of them."""
+        """Measure first frames from prompts, and write a contact sheet of them."""
         last = torch.from_numpy(np.stack([start.frames[-1] for start in self.game.starts]))
         report, frames, prompts = first_frames(self.runner, self.probe, last, self.config.first_frames)
         if self.config.out is not None:
@@ -267,7 +267,7 @@ class Minute:
         return report
 
     def compare(self, name: str, origin: str, world: Played, real: Played) -> dict[str, Any]:
-        """The report of some sessions; their worst are put on a contact sheet."""
+        """Report some sessions; put the worst on a contact sheet."""
         probe, refused = self.probe, self.power < realism.POWER
         report: dict[str, Any] = {"steps": world.steps, "at": {}}
         pooled: list[list[Tensor]] = []
@@ -299,7 +299,7 @@ class Minute:
         return report
 
     def baselines(self, real: Played, pooled: list[list[Tensor]]) -> dict[str, Any]:
-        """What the decoder alone gives away, and what is told of real sessions from other real ones, at all ages."""
+        """Measure what the decoder alone reveals, and how well real sessions are told from other real ones."""
         ages = [measures.window(age, real.steps) for age in self.config.ages if age <= real.steps][: len(pooled)]
         raw = [torch.cat(parts) for parts in zip(*(measures.sessions(real, some) for some in ages), strict=True)]
         seen = [torch.cat(parts) for parts in zip(*pooled, strict=True)]
@@ -313,7 +313,7 @@ class Minute:
         }
 
     def badness(self, name: str, world: Played, told: Tensor, ages: list[int]) -> Tensor:
-        """How bad each session looks: by its drift at rest, by its key layout, or by how it is told from real."""
+        """Score how bad sessions look: by drift at rest, by the key layout measure, or as told from real."""
         if name == "rest" and stillness.SETTLED in world.ages and world.steps > stillness.SETTLED:
             frames, _ = world.at([stillness.SETTLED, world.ages[-1]])
             return stillness.distance(frames[:, -1], frames[:, 0])
@@ -325,7 +325,7 @@ class Minute:
         return told
 
     def save_worst(self, name: str, origin: str, world: Played, real: Played, bad: Tensor) -> None:
-        """A picture of the worst sessions, each below the real one from the same start."""
+        """Write a picture of the worst sessions, each below the real one from the same start."""
         if self.config.out is None:
             return
         self.config.out.mkdir(parents=True, exist_ok=True)

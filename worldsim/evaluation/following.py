@@ -1,8 +1,8 @@
-"""Does a world follow its actions, and not only its momentum?
+"""Measure whether a world follows its actions, and not only its momentum.
 
-The truth is the real game under a beginner who taps at random. The world begins where that began and plays the same
-actions; with those of another session its error must grow. And a small network that was trained on real frames reads
-from drawn ones which keys are down.
+The truth is the real game, played by a beginner who taps random keys. The world starts from the same frames and plays
+the same actions; under the actions of another session its error must grow. A small network that was trained on real
+frames predicts the pressed keys from frames of the world.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ STEPS, BATCH, RATE = 200, 24, 4e-3  # of the reader's training
 
 
 class Reader(nn.Module):
-    """Two frames to the key that was down between them."""
+    """Predicts the key that was pressed between two frames."""
 
     def __init__(self, keys: int) -> None:
-        """With random weights."""
+        """Initialize with random weights."""
         super().__init__()
         layers: list[nn.Module] = []
         for few, many in zip((9, *WIDTHS[:-1]), WIDTHS, strict=True):
@@ -35,7 +35,7 @@ class Reader(nn.Module):
         self.trunk, self.head = nn.Sequential(*layers), nn.LazyLinear(keys)
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """Logits (N, keys) of pairs of frames uint8 (N, 2, H, W, 3)."""
+        """Compute logits (N, keys) of pairs of frames uint8 (N, 2, H, W, 3)."""
         first, second = (x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in pairs.unbind(dim=1))
         if first.shape[2] > 64:
             first, second = (F.interpolate(x, (64, 64), mode="area") for x in (first, second))
@@ -44,7 +44,7 @@ class Reader(nn.Module):
 
 
 def train_reader(pairs: Tensor, keys: Tensor, count: int, seed: int = 0) -> Reader:
-    """A reader of pairs uint8 (N, 2, H, W, 3) and the number of the key between each, (N,)."""
+    """Train a reader on pairs uint8 (N, 2, H, W, 3) and the number of the key between each, (N,)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Reader(count)
@@ -65,7 +65,7 @@ def train_reader(pairs: Tensor, keys: Tensor, count: int, seed: int = 0) -> Read
 def read_keys(
     real: tuple[Tensor, Tensor], drawn: tuple[Tensor, Tensor], sources: tuple[list[int], list[int]]
 ) -> dict[str, Any]:
-    """How often the keys are read right.
+    """Measure how often the keys are predicted right.
 
     Args:
         real: pairs uint8 (N, 2, H, W, 3) of real frames and the number of the key between each, (N,).
@@ -98,7 +98,7 @@ def read_keys(
 
 
 def pairs_of(frames: Tensor, keys: Tensor, before: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """Pairs of frames GAP apart between which one key was down all the time.
+    """Find pairs of frames GAP apart between which one key was pressed all the time.
 
     Args:
         frames: uint8 (S, N, H, W, 3), one for each step.
@@ -121,16 +121,16 @@ def pairs_of(frames: Tensor, keys: Tensor, before: Tensor) -> tuple[Tensor, Tens
 
 
 def key_numbers(actions: Tensor) -> Tensor:
-    """A number for each different action of (S, N, action_size), (S, N)."""
+    """Number the different actions of (S, N, action_size), (S, N)."""
     flat, numbers = torch.unique(actions.flatten(0, 1), dim=0, return_inverse=True)
     return numbers.unflatten(0, actions.shape[:2])
 
 
 def following(runner: Runner, segments: Segments, actions: Tensor, truth: Tensor) -> dict[str, Any]:
-    """Play real sessions again in a world, with their own actions and with those of the next session.
+    """Replay real sessions in a world, with their own actions and with those of the next session.
 
     Args:
-        runner: draws.
+        runner: predicts the frames.
         segments: contexts of the sessions.
         actions: that the real game was played with, flattened, (S, N, action_size).
         truth: its frames, one for each action, uint8 (S, N, H, W, 3).

@@ -1,6 +1,6 @@
-"""How sure a figure is: 95 % intervals over episodes, not over frames, which are too alike to count one by one.
+"""95 % intervals of figures over episodes, not over frames: frames of one episode are too similar to count separately.
 
-A figure is a function of sums over segments, so that drawing other episodes is only adding up other sums.
+A figure is a function of sums over segments, so that a resample of the episodes only adds up other sums.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NORMAL = 1.959964  # quantile of the normal distribution for LEVEL
 
 
 def bootstrap(sums: np.ndarray, groups: Sequence[int], statistic: Statistic, seed: int = 0) -> Interval | None:
-    """The percentile interval of a figure when other episodes had been drawn (Efron 1979, doi:10.1214/aos/1176344552).
+    """Compute the percentile interval of a figure under resampled episodes (Efron 1979, doi:10.1214/aos/1176344552).
 
     Args:
         sums: what the figure is made of, for each segment, (S, K).
-        groups: the episode of each segment: those of one episode are drawn together.
+        groups: the episode of each segment: those of one episode are resampled together.
         statistic: the figure of the summed rows.
-        seed: of the draws.
+        seed: of the resampling.
 
     Returns:
         Low and high end, or None where there are fewer than two episodes, which say nothing of each other.
@@ -48,7 +48,7 @@ def bootstrap(sums: np.ndarray, groups: Sequence[int], statistic: Statistic, see
 
 
 def wilson(hits: float, count: int) -> Interval | None:
-    """The interval of a share of independent tries (Wilson 1927); 20 of 20 are not "certainly all". None for none."""
+    """Compute the interval of a share of independent tries (Wilson 1927); 20 of 20 is not certainty. None for none."""
     if count < 1:
         return None
     share, z = hits / count, NORMAL**2 / count
@@ -57,19 +57,19 @@ def wilson(hits: float, count: int) -> Interval | None:
 
 
 def ratio(top: int = 0, bottom: int = 1) -> Statistic:
-    """The statistic that divides one sum by another."""
+    """Make the statistic that divides one sum by another."""
     return lambda sums: sums[..., top] / sums[..., bottom]
 
 
 def decibels(error: int, values: int) -> Statistic:
-    """The statistic PSNR, of a sum of squared errors and the number of values."""
+    """Make the statistic PSNR, of a sum of squared errors and the number of values."""
     return lambda sums: 10 * np.log10(255**2 * sums[..., values] / sums[..., error])
 
 
 def psnr_intervals(
     drawn: Tensor, truth: Tensor, baselines: dict[str, Tensor], groups: Sequence[int]
 ) -> dict[str, float | Interval | None]:
-    """Pooled PSNR with its interval, and by how much it is above baselines, segment by segment the same ones.
+    """Compute pooled PSNR with its interval, and its gain over baselines on the same segments.
 
     Args:
         drawn: frames uint8 (S, N, H, W, 3).
@@ -99,18 +99,18 @@ def psnr_intervals(
 
 
 def share_interval(hits: Tensor, groups: Sequence[int]) -> Interval | None:
-    """The interval of the share of frames of which something holds, bool (S, N)."""
+    """Compute the interval of the share of true values, bool (S, N)."""
     sums = np.stack([hits.double().sum(dim=1).numpy(), np.full(len(hits), hits.shape[1], float)], axis=1)
     return bootstrap(sums, groups, ratio())
 
 
 def squared(frames: Tensor, truth: Tensor) -> np.ndarray:
-    """The sum of squared errors of each segment, for frames (S, ...), as float64 (S,)."""
+    """Sum the squared errors of each segment, for frames (S, ...), as float64 (S,)."""
     return np.array([float((a.float() - b.float()).square().sum()) for a, b in zip(frames, truth, strict=True)])
 
 
 def shown(value: float | None, interval: Sequence[float] | None, digits: int = 2) -> str:
-    """A figure for people: "29.20 [28.91, 29.48]", without brackets where there is no interval."""
+    """Format a figure: "29.20 [28.91, 29.48]", without brackets if there is no interval."""
     if value is None:
         return "-"
     if interval is None:

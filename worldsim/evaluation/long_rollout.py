@@ -1,10 +1,10 @@
-"""Long-horizon rollouts under several patterns of input: does the picture stay one that the real game could show?
+"""Long-horizon rollouts under several patterns of input: do the frames stay within the reference ranges?
 
-A session is judged at checkpoints. At each, its last WINDOW frames are looked at, and it is in range if the medians of
-all measures over them lie within the reference ranges (`ranges`): sharpness, brightness, histogram distance, and the
-layout where the game's is known. Told from real is not among them: no real session is as old, or plays alike.
-It has stayed if it was so at every checkpoint up to there. Motion, the mean absolute difference of consecutive frames,
-is reported beside that: a world that has come to rest looks fine otherwise.
+A session is measured at checkpoints. At each, it is in range if the medians of all measures over its last WINDOW frames
+lie within the reference ranges (`ranges`): sharpness, brightness, histogram distance, and the layout if the game's is
+known. "Told from real" is not among them: no real session is as old, or plays the same actions.
+A session has stayed in range if it was in range at every checkpoint so far. Motion, the mean absolute difference of
+consecutive frames, is reported too, because a world that has stopped moving passes all other measures.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ PER_PATTERN = 2  # sessions of each pattern on the contact sheet
 
 
 def checkpoints(frames: int) -> list[int]:
-    """Say where a run of so many frames is judged: the usual places, and its end."""
+    """List the checkpoints of a run of so many frames: the usual ones, and its end."""
     return sorted({*(point for point in CHECKPOINTS if point < frames), frames})
 
 
 def actions_of(keys: dict[str, Any], space: spaces.Space) -> tuple[Any | None, list[Any]]:
-    """Get the action of no key (None: unknown) and those of all combinations of keys; without keys some random ones."""
+    """Get the action of no key (None: unknown) and those of all key combinations; without keys some random ones."""
     if keys and not isinstance(space, spaces.Dict):
         found = {name: np.asarray(action, space.dtype) for name, action in keys.items()}
         return found.get(""), [action for name, action in found.items() if name] or list(found.values())
@@ -64,7 +64,7 @@ def plan(pattern: str, keys: dict[str, Any], space: spaces.Space, frames: int, r
 
 
 def plain_starts(segments: Segments, count: int) -> Segments:
-    """Choose those `count` whose last prompt is shortest: it is held, and should not tell of what was in view then.
+    """Choose the `count` segments with the shortest last prompt: it is held, and should not describe a passing view.
 
     Rows come back in the order of their length.
     """
@@ -85,7 +85,7 @@ class LongRollout:
     """Long-horizon rollouts of one world; `run` gives the report.
 
     Attributes:
-        runner: draws.
+        runner: predicts the frames.
         segments: a recorded context for each session to begin from.
         episodes: whose actions the pattern "recorded" plays.
         reference: ranges of the recording.
@@ -105,7 +105,7 @@ class LongRollout:
     seed: int = 0
 
     def run(self, frames: int) -> tuple[dict[str, Any], list[np.ndarray], list[str]]:
-        """Draw `frames` frames of every session under every pattern, all together.
+        """Predict `frames` frames of every session under every pattern, all together.
 
         Returns:
             The report; pictures at the checkpoints, a row for each of some sessions; and the rows' captions.
@@ -138,7 +138,7 @@ class LongRollout:
         return report, list(pictures[some].flatten(0, 1).numpy()), captions
 
     def judge(self, found: dict[str, Track], frames: int) -> dict[str, Any]:
-        """Make the report of some sessions by pattern."""
+        """Report some sessions by pattern."""
         report: dict[str, Any] = {
             "frames": frames,
             "sessions": len(self.segments),
@@ -170,7 +170,7 @@ class LongRollout:
         return report
 
     def _acts(self, frames: int) -> dict[str, RolloutPolicy]:
-        """Policies by pattern; those that the world has no input for are left out."""
+        """Make the policies by pattern, without those that the world has no input for."""
         space, keys = self.runner.world.action_space, self.runner.world.card.keys
         rng = np.random.default_rng([self.seed, 20])
         prompts = [texts[self.segments.context - 1] for texts in self.segments.prompts]
@@ -185,7 +185,7 @@ class LongRollout:
         return acts
 
     def _real(self, env: gym.Env | None, pattern: str) -> tuple[Limits, tuple[float, float], dict[str, Any] | None]:
-        """Reference ranges for a pattern, and what the real game itself reaches under it.
+        """Measure the reference ranges for a pattern, and the real game itself under it.
 
         The recording's ranges are widened to what the game shows under this pattern, which a recording may not contain;
         motion is judged by the game under this pattern alone.
@@ -215,7 +215,7 @@ class LongRollout:
 
 
 def _line(track: Track, window: slice, limits: Limits, motion: tuple[float, float]) -> dict[str, float]:
-    """Medians over a window, and the shares of its frames within the ranges."""
+    """Compute medians over a window, and the shares of its frames within the ranges."""
     values, moves = track.values[:, window].flatten(0, 1), track.motion[:, window].flatten()
     good = fits(values, limits)
     line = dict(zip(limits, values.nanmedian(dim=0).values.tolist(), strict=True)) | {"motion": float(moves.median())}
@@ -226,12 +226,12 @@ def _line(track: Track, window: slice, limits: Limits, motion: tuple[float, floa
 
 
 def _flat(space: spaces.Space, actions: list[Any]) -> np.ndarray:
-    """Flattened, (frames, action_size)."""
+    """Flatten actions to (frames, action_size)."""
     return ActionCodec(space).flatten_list(actions)
 
 
 def _played(actions: Tensor, prompts: list[str]) -> RolloutPolicy:
-    """Actions (S, frames, action_size) under one prompt each."""
+    """Play actions (S, frames, action_size) under one prompt each."""
 
     def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
         return actions[rows, n], [prompts[row] for row in rows]
@@ -240,7 +240,7 @@ def _played(actions: Tensor, prompts: list[str]) -> RolloutPolicy:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write the report for people."""
+    """Format the report."""
     names = [*report["in_range_of"], "motion"]
     columns = (*names, "in_range", "sessions_in_range", "sessions_stayed")
     head = (*(name.replace("_", " ") for name in names), "frames in", "sessions in", "stayed")

@@ -1,9 +1,9 @@
-"""Look away and back: is it the same place?
+"""Measure memory: look away and back, and compare the view on return.
 
-The truth is the real game: someone who stands still turns away, waits, and turns back by the same steps, and only
-those segments count where the game then shows the same picture again and another one between. The world sees the true
-frames up to the moment of turning, and draws all that follows under the same actions. How much of that is memory is
-seen by comparing with the same world whose memory is emptied before each step: it has its last few frames and no more.
+The truth is the real game: a player who stands still turns away, waits, and turns back by the same steps. Only those
+segments count in which the game then shows the same view again, and another view in between. The world sees the true
+frames up to the first turn, and predicts all later frames under the same actions. The baseline is the same world with
+its memory emptied before each step, so that it has its last few frames only; the difference is the effect of memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRIES = 8  # segments tried for each that is wanted
 
 
 def script(keys: dict[str, Any], away: int) -> list[list[Any]]:
-    """Ways to look away for `away` steps (at least 4) and be back, as actions; empty where no keys turn."""
+    """List the ways to look away for `away` steps (at least 4) and back, as actions; empty if no keys turn."""
     if not {"", "left", "right"} <= set(keys):
         return []
     turns = min(TURNS, away // 2 - 1)
@@ -45,7 +45,7 @@ def script(keys: dict[str, Any], away: int) -> list[list[Any]]:
 def look_aways(
     recipe: Recipe, env: gym.Env, away: int, count: int, context: int, size: tuple[int, int], rng: np.random.Generator
 ) -> Segments | None:
-    """Up to `count` segments of the real game in which someone looks away and is back after `away` steps.
+    """Find up to `count` segments of the real game that look away and are back after `away` steps.
 
     Returns:
         Segments of `away` frames after their context, the last of which shows what the last of the context showed;
@@ -78,7 +78,7 @@ def look_aways(
 
 
 def forgetful(runner: Runner, segments: Segments) -> Tensor:
-    """What `runner.free` draws when memory is emptied before each step, uint8 (S, N, H, W, 3)."""
+    """Predict what `runner.free` does with memory emptied before each step, uint8 (S, N, H, W, 3)."""
 
     def forget(state: State) -> None:
         latent = state.history.shape[-2:]
@@ -94,7 +94,7 @@ def forgetful(runner: Runner, segments: Segments) -> Tensor:
 
 
 def compare(runner: Runner, segments: Segments) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The views on return.
+    """Compare the views on return.
 
     Returns:
         psnr: of the world's view on return against the truth's, in dB; and of others in its place: emptied_psnr, the
@@ -133,7 +133,7 @@ def compare(runner: Runner, segments: Segments) -> tuple[dict[str, Any], list[np
 def memory(
     runner: Runner, recipe: Recipe | None, count: int, seed: int = 0, away: tuple[int, ...] = AWAY
 ) -> tuple[dict[str, Any], list[np.ndarray], list[str]]:
-    """Look away for each of some numbers of steps.
+    """Look away for each of some numbers of steps, and measure the views on return.
 
     Returns:
         By number of steps what `compare` says, or {"skipped": why}; pictures in rows of five, and the rows' captions.
@@ -160,7 +160,7 @@ def memory(
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Format the report."""
     if "skipped" in report:
         return f"look away and back: {report['skipped']}"
     lines = ["look away and back, PSNR of the view on return:"]

@@ -1,6 +1,6 @@
-"""How far frames are from other frames, and what a frame is like by itself.
+"""Distances between frames and their truth, and measures of single frames.
 
-Errors are pooled: a mean of per-frame PSNR would be ruled by the frames in which nothing happens.
+Errors are pooled: a mean of per-frame PSNR would be dominated by frames in which nothing happens.
 All frames are uint8 tensors (N, H, W, 3).
 """
 
@@ -19,12 +19,12 @@ MOVING = 2.0  # mean absolute difference in grey levels of 255; less is hard to 
 
 
 def grayscale(frames: Tensor) -> Tensor:
-    """Luminance 0..255 of frames (..., H, W, 3), float32 (..., H, W)."""
+    """Compute the luminance 0..255 of frames (..., H, W, 3), float32 (..., H, W)."""
     return frames.float() @ torch.tensor(LUMA)
 
 
 def psnr(frames: Tensor, truth: Tensor) -> float:
-    """PSNR in dB of the mean squared error over all frames and pixels; infinite for equal frames, nan for none."""
+    """Compute PSNR in dB of the mean squared error over all pixels; infinite for equal frames, nan without frames."""
     if not len(frames):
         return math.nan
     total = sum(float((a.float() - b.float()).square().sum(dtype=torch.float64)) for a, b in _parts(frames, truth))
@@ -32,7 +32,7 @@ def psnr(frames: Tensor, truth: Tensor) -> float:
 
 
 def ssim(frames: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of the luminances, -1..1, (N,) (Wang et al. 2004, doi:10.1109/TIP.2003.819861).
+    """Compute the structural similarity of luminances, -1..1, (N,) (Wang et al. 2004, doi:10.1109/TIP.2003.819861).
 
     The usual Gaussian window of 11 pixels is cut to the frame's size where that is smaller.
     """
@@ -55,19 +55,19 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
 
 
 def sharpness(frames: Tensor) -> Tensor:
-    """Mean absolute luminance step between neighbouring pixels, in grey levels, (N,)."""
+    """Compute the mean absolute luminance step between neighbouring pixels, in grey levels, (N,)."""
     parts = [grayscale(part) for part in frames.split(256)]
     steps = [(p.diff(dim=1).abs().mean(dim=(1, 2)) + p.diff(dim=2).abs().mean(dim=(1, 2))) / 2 for p in parts]
     return torch.cat(steps)
 
 
 def brightness(frames: Tensor) -> Tensor:
-    """Mean luminance, 0..255, (N,)."""
+    """Compute the mean luminance, 0..255, (N,)."""
     return torch.cat([grayscale(part).mean(dim=(1, 2)) for part in frames.split(256)])
 
 
 def entropy(frames: Tensor) -> Tensor:
-    """Entropy in bits of the luminances' histogram, (N,): 0 for one colour, at most 3."""
+    """Compute the entropy in bits of the luminances' histogram, (N,): 0 for one colour, at most 3."""
     bins = torch.cat([grayscale(part).mul(ENTROPY_BINS / 256).long().flatten(1) for part in frames.split(256)])
     counts = torch.zeros(len(frames), ENTROPY_BINS).scatter_add_(1, bins, torch.ones(bins.shape))
     shares = counts / counts.sum(dim=1, keepdim=True)
@@ -75,29 +75,29 @@ def entropy(frames: Tensor) -> Tensor:
 
 
 def motion(frames: Tensor, before: Tensor) -> Tensor:
-    """Mean absolute difference from the frames `before`, in grey levels, (N,)."""
+    """Compute the mean absolute difference from the frames `before`, in grey levels, (N,)."""
     parts = [(a.float() - b.float()).abs().mean(dim=(1, 2, 3)) for a, b in _parts(frames, before)]
     return torch.cat(parts) if parts else torch.empty(0)
 
 
 def moving(frames: Tensor, before: Tensor) -> Tensor:
-    """Which frames clearly differ from those `before`, bool (N,)."""
+    """Say which frames clearly differ from those `before`, bool (N,)."""
     return motion(frames, before) > MOVING
 
 
 def reference_range(values: Tensor, share: float = 0.98) -> tuple[float, float]:
-    """The range in which the middle `share` of `values` lies."""
+    """Compute the range in which the middle `share` of `values` lies."""
     low, high = torch.quantile(values.double(), torch.tensor([(1 - share) / 2, (1 + share) / 2]).double()).tolist()
     return low, high
 
 
 def inside(values: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Which values lie within `limits`, bool (N,)."""
+    """Say which values lie within `limits`, bool (N,)."""
     return (values >= limits[0]) & (values <= limits[1])
 
 
 def compare(drawn: Tensor, truth: Tensor, copy: Tensor, shuffled: Tensor) -> dict[str, float]:
-    """Drawn frames and two baselines against the truth, all uint8 (S, n, H, W, 3).
+    """Compare predicted frames and two baselines with the truth, all uint8 (S, n, H, W, 3).
 
     `moving_` figures are over the frames that clearly differ from what `copy` shows.
     """
@@ -114,5 +114,5 @@ def compare(drawn: Tensor, truth: Tensor, copy: Tensor, shuffled: Tensor) -> dic
 
 
 def _parts(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Both in pieces, so that the float copies stay small."""
+    """Yield both in pieces, so that the float copies stay small."""
     return list(zip(a.split(256), b.split(256), strict=True)) if len(a) else []

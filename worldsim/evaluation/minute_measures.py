@@ -1,6 +1,6 @@
-"""What is measured of some sessions of a world beside those of the real game under the same policy.
+"""Measures of sessions of a world, beside those of the real game under the same policy.
 
-Sessions at one place of both have the same start, or at least the same colors, so that they can be paired.
+Sessions with the same index have the same start, or at least the same colors, so that they form pairs.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ LAYOUT_STEPS = 250  # steps over which the layout is measured
 
 
 def window(age: int, steps: int) -> list[int]:
-    """The ages that an age is measured by, within 1..steps."""
+    """List the ages that the measure at an age covers, within 1..steps."""
     last = min(age + WINDOW[-1], steps)
     return sorted({max(1, last - WINDOW[-1] + k) for k in WINDOW})
 
 
 def pair_ages(steps: int) -> list[int]:
-    """The earlier ages of the pairs of frames that motion and turning are measured by."""
+    """List the earlier ages of the frame pairs that motion and turning are measured by."""
     return list(range(min(STRIDE, max(1, steps - 1)), steps, STRIDE))
 
 
 def kept_ages(ages: tuple[int, ...], steps: int) -> list[int]:
-    """All ages at which the measures need frames."""
+    """List all ages at which the measures need frames."""
     found = {0} | {one for age in ages if age <= steps for one in window(age, steps)}
     found |= {one for age in pair_ages(steps) for one in (age, age + 1)}
     found |= {age for age in (stillness.SETTLED, stillness.TURN_AT, *stillness.AGES, *ages) if age <= steps}
@@ -50,13 +50,13 @@ def kept_ages(ages: tuple[int, ...], steps: int) -> list[int]:
 
 
 def sessions(played: Played, ages: list[int]) -> list[Tensor]:
-    """The frames that there are at some ages, of each session uint8 (n, H, W, 3)."""
+    """Collect the frames that exist at some ages, of each session uint8 (n, H, W, 3)."""
     frames, present = played.at(ages)
     return [part[there] for part, there in zip(frames, present, strict=True)]
 
 
 def distance(found: Tensor, real: Tensor) -> float | None:
-    """The Wasserstein distance between two samples of a measure, in its units; None where one is empty."""
+    """Compute the Wasserstein distance between two samples of a measure, in its units; None if one is empty."""
     found, real = found[~found.isnan()].double(), real[~real.isnan()].double()
     if not len(found) or not len(real):
         return None
@@ -65,7 +65,7 @@ def distance(found: Tensor, real: Tensor) -> float | None:
 
 
 def mean_interval(values: Tensor) -> dict[str, Any]:
-    """The mean of values (S, n), nan left out, with its interval over sessions."""
+    """Compute the mean of values (S, n) without nan, with its interval over sessions."""
     known = (~values.isnan()).double()
     sums = torch.stack([values.nan_to_num().double().sum(dim=1), known.sum(dim=1)], dim=1).numpy()
     sums = sums[sums[:, 1] > 0]
@@ -75,7 +75,7 @@ def mean_interval(values: Tensor) -> dict[str, Any]:
 
 
 def layout(world: Played, real: Played, probe: Probe, ages: list[int]) -> dict[str, Any]:
-    """Each layout measure at some ages: means in world and game, the distance of the two samples, the game's range."""
+    """Compare each layout measure at some ages: means in world and game, their distance, the game's range."""
     values = []
     for played in (world, real):
         frames, present = played.at(ages)
@@ -99,13 +99,13 @@ def layout(world: Played, real: Played, probe: Probe, ages: list[int]) -> dict[s
 def told(
     world: Played, real: Played, autoencoder: FrameAutoencoder, ages: list[int]
 ) -> tuple[realism.Told, list[Tensor]]:
-    """How well the world's sessions are told from the real ones at some ages; and the real frames, decoded again."""
+    """Measure how well the world's sessions are told from real ones at some ages; return decoded real frames too."""
     seen = [realism.decoded(autoencoder, frames) for frames in sessions(real, ages)]
     return realism.tell(seen, sessions(world, ages), realism.folds_of(len(seen))), seen
 
 
 def moving(played: Played, probe: Probe) -> dict[str, Any]:
-    """The mean change between two steps in grey levels, and the share of steps that clearly turn; with intervals."""
+    """Compute the mean change between two steps in grey levels, and the share of steps that clearly turn."""
     ages = [age for age in pair_ages(played.steps) if age + 1 in played.ages]
     before, there = played.at(ages)
     after, also = played.at([age + 1 for age in ages])
@@ -122,7 +122,7 @@ def moving(played: Played, probe: Probe) -> dict[str, Any]:
 
 
 def outcome(played: Played) -> dict[str, Any]:
-    """Reward a step up to the end, the share of sessions that ended, and the median age of the end, if any."""
+    """Compute the reward a step, the share of sessions that terminated, and the median age of the termination."""
     steps, count = played.steps, len(played.ends)
     alive = torch.arange(1, steps + 1) <= played.ends.unsqueeze(1)
     rewards = mean_interval(played.rewards.masked_fill(~alive, math.nan))
@@ -142,7 +142,7 @@ def outcome(played: Played) -> dict[str, Any]:
 def rest(
     world: Played, real: Played, probe: Probe, ages: tuple[int, ...], real_turns: dict[str, Played]
 ) -> dict[str, Any]:
-    """Stillness at some ages in world and game, and the turns that were tried after a rest, by side in the game."""
+    """Measure stillness at some ages in world and game, and the turns after a rest, by side in the game."""
     report: dict[str, Any] = {"settled_after": stillness.SETTLED, "at": {}}
     for age in ages:
         if age > world.steps or age <= stillness.SETTLED:
@@ -169,13 +169,13 @@ def rest(
 
 
 def turn_age(steps: int) -> int:
-    """The step of a rest of so many steps after which a turn is tried."""
+    """Compute the step of a rest of so many steps at which the turn begins."""
     return min(stillness.TURN_AT, steps)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real frames that reference ranges are made of, of all beginners together, decoded by a world's decoder.
+    """Real frames of all beginners, decoded by a world's decoder, that reference ranges are computed from.
 
     Attributes:
         frames: uint8 (N, H, W, 3).
@@ -191,7 +191,7 @@ class Reference:
 
     @staticmethod
     def of(played: Sequence[Played], probe: Probe, autoencoder: FrameAutoencoder) -> Reference:
-        """Of some sessions of the real game, those at one place from the same start.
+        """Collect the frames of sessions of the real game; those with the same index have the same start.
 
         Raises:
             DataError: the game ended too soon in all of them.
@@ -211,11 +211,11 @@ class Reference:
 
     @functools.cached_property
     def ranges(self) -> Ranges:
-        """The ranges of all."""
+        """Compute the ranges of all frames."""
         return Ranges.of(self.frames, self.probe, self.labels)
 
     def without(self, start: int) -> Ranges:
-        """The ranges of those from other starts."""
+        """Compute the ranges of the frames from other starts."""
         if start not in self._without:
             rows = [i for i, other in enumerate(self.starts) if other != start]
             self._without[start] = Ranges.of(self.frames[rows], self.probe, [self.labels[i] for i in rows])
@@ -229,7 +229,7 @@ class Reference:
 def ranges_at(
     reference: Reference, world: Played, real: Played, ages: list[int], found: realism.Told | None, seen: list[Tensor]
 ) -> dict[str, Any]:
-    """Sessions in the reference ranges at some ages; and the real ones in theirs, each by those from other starts.
+    """Say which sessions are in range at some ages; real sessions by the ranges of the other starts.
 
     Args:
         reference: what real frames are like.

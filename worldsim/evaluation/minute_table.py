@@ -1,4 +1,4 @@
-"""The report of a first minute for people."""
+"""Format the report of a first minute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from worldsim.evaluation.intervals import shown
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Format the report."""
     if "skipped" in report:
         return f"first minute: {report['skipped']}"
     head = f"{report['world']}, the first minute: {report['starts']} sessions of {report['steps']} steps each"
@@ -43,7 +43,7 @@ def _power(report: dict[str, Any]) -> str:
 
 
 def _ages(found: dict[str, Any]) -> list[str]:
-    """A line for each age."""
+    """Format a line for each age."""
     lines = []
     for age, line in found["at"].items():
         told = shown(line["told"], line["told_interval"])

@@ -1,8 +1,8 @@
-"""Sessions that a policy plays, in the real game or in a world, from the same starts.
+"""Sessions of a policy, in the real game or in a world, from the same starts.
 
-A start is a moment of a real episode: the game's seed, the options of its reset and the actions up to there, so that
-the real game can be played on from it by any policy, as often as one likes; and the last frames before it, which a
-world begins from. Frames are stored at some ages only; an age is the number of steps since the start.
+A start is a moment of a real episode. It stores the game's seed, the options of its reset and the actions so far, so
+that any policy can continue the real game from it, any number of times; and the last frames before it, which are the
+context frames of a world. Frames are stored at some ages only; an age is the number of steps since the start.
 Legend: S sessions, C context frames, K stored ages, T steps, H W pixels.
 """
 
@@ -58,7 +58,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Played:
-    """Some sessions that were played for T steps.
+    """Sessions of T steps.
 
     Attributes:
         ages: that frames were stored at, ascending.
@@ -82,11 +82,11 @@ class Played:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """Number of steps T."""
         return self.rewards.shape[1]
 
     def at(self, ages: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """The frames at some stored ages and which of them there are, uint8 (S, k, H, W, 3) and bool (S, k)."""
+        """Return the frames at some stored ages and which of them exist, uint8 (S, k, H, W, 3) and bool (S, k)."""
         columns = [self.ages.index(age) for age in ages if age in self.ages]
         return self.frames[:, columns], self.present[:, columns]
 
@@ -94,7 +94,7 @@ class Played:
 def find_starts(
     probe: Probe, count: int, size: tuple[int, int], prompts: Sequence[tuple[str, dict[str, Any]]], seed: int = 0
 ) -> list[Start]:
-    """Starts in the real game: every second one in motion, the others at rest.
+    """Find starts in the real game: every second one in motion, the others at rest.
 
     Args:
         probe: of the game.
@@ -151,7 +151,7 @@ def _again(
     actions: list[Any],
     keep_from: int = -1,
 ) -> list[np.ndarray]:
-    """Play an episode again up to the end of `actions`; its frames from age `keep_from` on (-1: the last)."""
+    """Replay an episode up to the end of `actions`; return its frames from age `keep_from` on (-1: the last)."""
     keep_from = len(actions) if keep_from < 0 else keep_from
     probe.draw(env, keep_from == 0)
     observation, _ = env.reset(seed=seed, options=options)
@@ -165,7 +165,7 @@ def _again(
 
 
 def segments_of(starts: Sequence[Start], space: spaces.Space, context: int) -> Segments:
-    """The last `context` frames before each start, for a world to begin from. Raises DataError for more than stored."""
+    """Make the last `context` frames before each start the context of a world. Raises DataError for too many."""
     if context > len(starts[0].frames):
         raise DataError(f"a start keeps {len(starts[0].frames)} frames; the world has a context of {context}.")
     taken = [start.actions[len(start.actions) - context + 1 :] for start in starts]
@@ -188,7 +188,7 @@ def play_real(
     size: tuple[int, int],
     protect: bool = True,
 ) -> Played:
-    """Let a policy play the real game on from each start.
+    """Let a policy continue the real game from each start.
 
     Args:
         probe: of the game.
@@ -248,10 +248,10 @@ def play_world(
     forks: Forks | None = None,
     title: str = "playing",
 ) -> Played:
-    """Let a policy play sessions of a world, on past all of the world's ends.
+    """Let a policy play sessions of a world, beyond all terminations of the world.
 
     Args:
-        runner: draws.
+        runner: predicts the frames.
         begin: contexts to begin from, or prompts whose first frames are drawn.
         labels: of the sessions, see `Probe.labels`.
         policy: gives the policy of a session by its number.
@@ -290,7 +290,7 @@ def play_world(
 
 
 def _begin(runner: Runner, begin: Segments | Sequence[str], rows: list[int]) -> tuple[State, Tensor]:
-    """Sessions, and their last frames."""
+    """Begin sessions; return them with their last frames."""
     if isinstance(begin, Segments):
         state = runner.warm_up(begin, rows)
         state.prompts = [begin.prompts[row][-1] for row in rows]
@@ -300,7 +300,7 @@ def _begin(runner: Runner, begin: Segments | Sequence[str], rows: list[int]) -> 
 
 
 def _script(runner: Runner, state: State, script: list[Any], rows: int) -> Tensor:
-    """Frames of some actions, played alike in all rows."""
+    """Predict the frames of some actions, the same actions in all rows."""
     space = runner.world.action_space
     flat = torch.from_numpy(ActionCodec(space).flatten_list(script))
     shown = [runner.decode(runner.simulator.step(state, action.expand(rows, -1)).latents).cpu() for action in flat]

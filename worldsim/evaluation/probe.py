@@ -1,7 +1,7 @@
-"""What the measures need to know of one game: where to begin, how to steer by sight, and how a picture is laid out.
+"""What the measures need to know of one game: where to begin, how to steer by sight, and the layout of a frame.
 
-A `Probe` is the part that differs between games; the base class knows nothing of any game and measures no layout. The
-probe of a game is in the game's folder, where `worldsim.registry` finds it.
+A `Probe` holds what differs between games; the base class knows no game and measures no layout. The probe of a game
+is in the game's folder, where `worldsim.registry` finds it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Probe:
         turn_keys: keys that turn left and right.
         camera: how a turn moves the picture.
         right: the sign of a turn's amount (see `steering.turns`) when the player turns right.
-        colored: whether prompts name colors that can be seen, and first frames are drawn from words.
+        colored: whether prompts name visible colors, and first frames are sampled from prompts.
         delay: steps after which the steering beginner acts on what it saw, about 300 ms.
         settle: steps without a key after which a player that walked stands still.
         key_layout: the layout measure, of those that are yes or no, that tells a bad session; "" for none.
@@ -84,12 +84,12 @@ class Probe:
         return {}
 
     def policy(self, rng: np.random.Generator) -> tuple[Policy, dict[str, Any]]:
-        """Begin an episode of the policy that plays up to a start; it, and the options of the reset it asks for."""
+        """Begin an episode of the policy that plays up to a start; return it and the options of its reset."""
         policy = self.recipe.make_policy()
         return policy, real.begin_options(self.recipe, policy, rng)
 
     def resting(self, env: gym.Env) -> bool | None:
-        """Say whether the player has come to rest; None in a game where nobody slides on without a key."""
+        """Say whether the player has come to rest; None for a game in which players stop at once without a key."""
         return None
 
     def stop(self, env: gym.Env) -> Any:
@@ -101,11 +101,11 @@ class Probe:
         return True
 
     def steer(self, frame: np.ndarray, labels: Labels, held: float) -> float:
-        """Say where to go, -1 (left) to 1 (right), seen in one frame uint8 (H, W, 3); `held` is the last answer."""
+        """Say where to steer, -1 (left) to 1 (right), from one frame uint8 (H, W, 3); `held` is the last answer."""
         return float(brightest(frame))
 
     def steered(self, target: float, step: int, space: gym.Space) -> Any:
-        """Get the action that goes where `target` says."""
+        """Get the action that steers to `target`."""
         names = list(self.recipe.keys)
         side = "left" if target < 0 else "right"
         wanted = "up" if abs(target) < 0.15 else f"{side}+up" if abs(target) < 0.6 else side
@@ -142,7 +142,7 @@ class Probe:
         """Measure whether a world shows what its prompts name; None: this game has no such prompts.
 
         Args:
-            runner: draws.
+            runner: predicts the frames.
             episodes: recorded ones.
             segments: recorded contexts to change the prompt in.
             count: starts from prompts alone, of each kind.

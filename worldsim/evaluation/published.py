@@ -1,6 +1,6 @@
-"""Published metrics for those who have their weights: LPIPS and FVD, from files in the layouts they come in.
+"""LPIPS and FVD with their published weights, from files in the published layouts.
 
-The weights are not shipped and never fetched. Both loaders only take paths of files.
+The weights are not shipped and never downloaded. Both loaders take paths of files only.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ FVD_FRAMES, FVD_SIZE = 10, 224  # the fewest that I3D can take, and what it was 
 
 
 class Lpips(nn.Module):
-    """LPIPS (Zhang et al. 2018, arXiv:1801.03924), version 0.1, once `load_lpips` has filled it."""
+    """LPIPS (Zhang et al. 2018, arXiv:1801.03924), version 0.1; `load_lpips` loads its weights."""
 
     def __init__(self, network: Literal["alex", "vgg"] = "alex") -> None:
-        """Lay out the backbone and the five linear heads, with random weights."""
+        """Initialize the backbone and the five linear heads with random weights."""
         super().__init__()
         if network not in TAPS:
             raise ConfigError(f"network is {network!r}; allowed: 'alex', 'vgg'.")
@@ -57,7 +57,7 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor, truth: Tensor) -> Tensor:
-        """LPIPS of each frame and its truth, both uint8 (N, H, W, 3); float32 (N,)."""
+        """Compute LPIPS of each frame and its truth, both uint8 (N, H, W, 3); float32 (N,)."""
         if frames.shape != truth.shape or frames.ndim != 4 or frames.dtype != torch.uint8 or truth.dtype != torch.uint8:
             raise FrameError(
                 f"the frames are {frames.dtype} {tuple(frames.shape)}, the truth {truth.dtype} {tuple(truth.shape)}; "
@@ -79,7 +79,7 @@ class Lpips(nn.Module):
 
 
 def load_lpips(linear: str | Path, backbone: str | Path, network: Literal["alex", "vgg"] = "alex") -> Lpips:
-    """LPIPS from two files of published weights; call the result with (frames, truth).
+    """Load LPIPS from two files of published weights; call the result with (frames, truth).
 
     Both are read as tensors only (`weights_only`), so that a file cannot run code.
 
@@ -118,7 +118,7 @@ class Fvd:
 
     @torch.no_grad()
     def features(self, clips: Tensor | np.ndarray) -> Tensor:
-        """Features (B, D) of clips uint8 (B, T, H, W, 3), T at least 10."""
+        """Compute features (B, D) of clips uint8 (B, T, H, W, 3), T at least 10."""
         clips = torch.as_tensor(clips)
         if clips.dtype != torch.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or clips.shape[1] < FVD_FRAMES:
             raise FrameError(
@@ -134,7 +134,7 @@ class Fvd:
         return torch.cat(found)
 
     def __call__(self, drawn: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> float:
-        """FVD between two sets of clips; published figures use 2,048 clips of 16 frames, and few clips give more.
+        """Compute FVD between two sets of clips; published figures use 2,048 clips of 16 frames; fewer clips give more.
 
         Raises:
             FrameError: clips of another dtype or shape, or too short.
@@ -146,7 +146,7 @@ class Fvd:
 
 
 def load_fvd(path: str | Path) -> Fvd:
-    """FVD by the public TorchScript of I3D (`i3d_torchscript.pt`, of Kinetics-400); call it with (drawn, truth).
+    """Load FVD with the public TorchScript of I3D (`i3d_torchscript.pt`, Kinetics-400); call it with (drawn, truth).
 
     A TorchScript file is a program of torch's own operators. Torch's reader builds no Python objects from it, as an
     unpickler would, but a program can still do harm: only give it files from people you trust.

@@ -1,9 +1,9 @@
-"""Is a frame one that the real game could have shown? By all measures that can be had, together.
+"""Reference ranges by all measures that a game has: could the real game have shown a frame?
 
 A reference range is the range of the middle 98 % of real frames. The measures are sharpness, brightness, the distance
-of the colors' histogram from that of all real frames (`reference`), the layout of the game where it is known (`probe`),
-and told from real (`realism`): a session whose frames a network takes for drawn more surely than it does of any but the
-last percent of real ones, which it did not learn from either, is out of range.
+of the color histogram from that of all real frames (`reference`), the layout of the game if it is known (`probe`),
+and told from real (`realism`). By the last, a session is out of range if a network takes its frames for predicted ones
+more surely than it takes any but the last percent of real frames; the network was trained on neither.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class Ranges:
 
     @property
     def limits(self) -> Limits:
-        """The range of each measure of single frames, in the order of `measure`."""
+        """Range of each measure of single frames, in the order of `measure`."""
         return {**self.stats.limits, **self.layout}
 
     @property
     def names(self) -> list[str]:
-        """The measures of single frames, in the order of `measure`."""
+        """Names of the measures of single frames, in the order of `measure`."""
         return list(self.limits)
 
     def measure(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
-        """Measures of frames uint8 (N, H, W, 3); (N, len(names)), nan where a frame does not have one."""
+        """Measure frames uint8 (N, H, W, 3); (N, len(names)), nan where a frame does not have the measure."""
         parts = [self.stats.measure(frames)]
         if self.probe is not None and self.layout:
             columns = [self.probe.layout_names.index(name) for name in self.layout]
@@ -67,7 +67,7 @@ class Ranges:
         return torch.cat(parts, dim=1)
 
     def wider(self, frames: Tensor, labels: Sequence[Labels]) -> Limits:
-        """Widen each range to that of more real frames: what the game shows when it is played otherwise."""
+        """Widen each range to that of more real frames, such as those of another policy."""
         limits = dict(self.limits)
         if len(frames):
             for (name, (low, high)), values in zip(self.limits.items(), self.measure(frames, labels).T, strict=True):

@@ -1,4 +1,4 @@
-"""Short rollouts of the real game, where it is installed, to hold a world against."""
+"""Short rollouts of the real game, where it is installed, to compare a world with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTEMPTS = 10  # episodes that may end too soon
 
 
 def find_recipe(name: str) -> Recipe | None:
-    """Find the recipe of that name; None where there is none or its game is not installed."""
+    """Find the recipe of that name; None without a recipe, or if its game is not installed."""
     try:
         return registry.find_recipe(name)
     except MissingDependency:
@@ -27,7 +27,7 @@ def find_recipe(name: str) -> Recipe | None:
 
 
 def open_game(recipe: Recipe | None) -> gym.Env | None:
-    """Get the game of a recipe, or None where there is none or it is not installed."""
+    """Make the game of a recipe; None without a recipe, or if the game is not installed."""
     try:
         return None if recipe is None else recipe.make_env()
     except MissingDependency:
@@ -36,7 +36,7 @@ def open_game(recipe: Recipe | None) -> gym.Env | None:
 
 @dataclass
 class Run:
-    """A rollout in the making.
+    """A rollout while it is played.
 
     Attributes:
         size: height and width of its frames.
@@ -53,13 +53,13 @@ class Run:
     info: dict[str, Any] = field(default_factory=dict)
 
     def note(self, observation: np.ndarray, info: dict[str, Any]) -> None:
-        """Keep a frame."""
+        """Store a frame."""
         self.frames.append(resize_frame(observation, self.size))
         self.prompts.append(str(info.get("prompt", "")))
         self.info = info
 
     def play(self, env: gym.Env, actions: Sequence[Any]) -> bool:
-        """Play on; whether the episode lasted that long. The frame of an end is not kept: some games draw none."""
+        """Play on; say whether the episode lasted. The frame of a termination is not stored: some games draw none."""
         for action in actions:
             observation, _, terminated, truncated, info = env.step(action)
             if terminated or truncated:
@@ -70,7 +70,7 @@ class Run:
 
 
 def begin_options(recipe: Recipe, policy: Policy, rng: np.random.Generator) -> dict[str, Any]:
-    """Begin an episode of a policy; give the options of the reset, without what would happen later by itself."""
+    """Begin an episode of a policy; return the options of the reset, without scheduled events."""
     options = policy.begin(rng, "heldout")
     return {key: value for key, value in options.items() if key not in recipe.scheduled_options}
 
@@ -78,7 +78,7 @@ def begin_options(recipe: Recipe, policy: Policy, rng: np.random.Generator) -> d
 def begin(
     recipe: Recipe, env: gym.Env, policy: Policy, rng: np.random.Generator, steps: int, size: tuple[int, int]
 ) -> Run | None:
-    """Play a new episode by a policy for some steps; None if all tried ones ended before."""
+    """Play a new episode by a policy for some steps; None if all attempts terminated earlier."""
     for _ in range(ATTEMPTS):
         options = begin_options(recipe, policy, rng)
         observation, info = env.reset(seed=int(rng.integers(2**31)), options=options)
@@ -92,7 +92,7 @@ def begin(
 def rollouts(
     recipe: Recipe, env: gym.Env, plans: list[list[Any]], size: tuple[int, int], rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Play each plan of actions in the real game, after a random while of the recipe's policy.
+    """Play each plan of actions in the real game, after a random number of steps of the recipe's policy.
 
     Yields:
         uint8 (1 + at most len(plan), H, W, 3), fewer where the episode ended; and the info of the last.

@@ -1,10 +1,10 @@
-"""Told from real: how well a small network tells drawn frames from real ones of the same ages and inputs.
+"""Told from real: how well a small network tells predicted frames from real ones of the same ages and inputs.
 
 The network, its training and its seed are constants of this module, so that a figure means the same everywhere. It is
-trained on some sessions and tested on others; a figure is a balanced accuracy, the mean of the shares of real and of
-drawn frames that are told right: .5 is perfect, 1 means that every frame gives itself away (a classifier two-sample
-test, Lopez-Paz and Oquab 2017, arXiv:1610.06545). Real frames are encoded and decoded first, as the measure is of the
-dynamics; what the decoder alone gives away is a figure of its own.
+trained on some sessions and tested on others. The figure is the balanced accuracy: the mean of the shares of real and
+of predicted frames that are classified right. .5 is chance and the best value; 1 means that every frame is recognized
+(a classifier two-sample test, Lopez-Paz and Oquab 2017, arXiv:1610.06545). Real frames are encoded and decoded first,
+because the figure is about the dynamics; the effect of the decoder alone is a figure of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REFERENCE = Path(__file__).with_name("rotten.npz")
 
 
 class Critic(nn.Module):
-    """Frames to one logit each: above 0 for drawn.
+    """Predicts one logit for each frame: above 0 for a predicted frame.
 
     Attributes:
         mean: of each color channel of the frames to learn from, (1, 3, 1, 1).
@@ -42,7 +42,7 @@ class Critic(nn.Module):
     """
 
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
-        """With random weights."""
+        """Initialize with random weights."""
         super().__init__()
         self.mean, self.deviation = mean, deviation
         layers: list[nn.Module] = []
@@ -52,14 +52,14 @@ class Critic(nn.Module):
         self.trunk, self.head = nn.Sequential(*layers), nn.Linear(2 * WIDTHS[-1], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N,) of frames float -1..1 (N, 3, H, W)."""
+        """Compute logits (N,) of frames float -1..1 (N, 3, H, W)."""
         seen = self.trunk((x - self.mean) / self.deviation)
         return self.head(torch.cat([seen.mean(dim=(2, 3)), seen.amax(dim=(2, 3))], dim=1))[:, 0]
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a test says.
+    """The result of a test.
 
     Attributes:
         accuracy: balanced, 0..1; None where there are too few sessions.
@@ -75,14 +75,14 @@ class Told:
 
 
 def prepared(frames: Tensor) -> Tensor:
-    """Frames uint8 (N, H, W, 3) as the network sees them, float -1..1 (N, 3, h, w)."""
+    """Prepare frames uint8 (N, H, W, 3) for the network, float -1..1 (N, 3, h, w)."""
     x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
     height, width = x.shape[2:]
     return x if height <= SIDE else F.interpolate(x, (SIDE, round(width * SIDE / height)), mode="area")
 
 
 def train(real: Tensor, drawn: Tensor, seed: int) -> Critic:
-    """A network that tells the frames of one set from those of the other, both as `prepared` gives them."""
+    """Train a network to tell the frames of one set from those of the other, both as `prepared` returns them."""
     both = torch.cat([real, drawn])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,7 +107,7 @@ def train(real: Tensor, drawn: Tensor, seed: int) -> Critic:
 
 
 def tell(real: Sequence[Tensor], drawn: Sequence[Tensor], folds: Sequence[int], seed: int = 0) -> Told:
-    """Tell drawn sessions from real ones.
+    """Tell predicted sessions from real ones.
 
     Args:
         real: the frames of each real session, uint8 (n, H, W, 3); n may be 0.
@@ -141,12 +141,12 @@ def tell(real: Sequence[Tensor], drawn: Sequence[Tensor], folds: Sequence[int], 
 
 
 def folds_of(count: int) -> list[int]:
-    """A fold for each of some starts: neighbours go together, so that every fold has starts in motion and at rest."""
+    """Assign starts to folds: neighbours go together, so that every fold has starts in motion and at rest."""
     return [i // 2 % FOLDS for i in range(count)]
 
 
 def tell_itself(sessions: Sequence[Tensor], seed: int = 0) -> Told:
-    """Tell one half of some sessions from their other half: what a figure is when nothing can be told, about .5."""
+    """Tell one half of some sessions from the other half: the figure when there is no difference, about .5."""
     halves = [[frames for i, frames in enumerate(sessions) if i // 4 % 2 == half] for half in range(2)]
     pairs = min(map(len, halves))
     return tell(halves[0][:pairs], halves[1][:pairs], folds_of(pairs), seed)
@@ -154,20 +154,20 @@ def tell_itself(sessions: Sequence[Tensor], seed: int = 0) -> Told:
 
 @torch.no_grad()
 def decoded(autoencoder: FrameAutoencoder, frames: Tensor) -> Tensor:
-    """Frames uint8 (N, H, W, 3) encoded and decoded again."""
+    """Encode and decode frames uint8 (N, H, W, 3)."""
     if not len(frames):
         return frames
     return torch.cat([autoencoder.decode(autoencoder.encode(part)).cpu() for part in frames.split(64)])
 
 
 def line(told: Told) -> dict[str, Any]:
-    """The figure for a report."""
+    """Format the figure for a report."""
     return {"told": told.accuracy, "told_interval": told.interval}
 
 
 @functools.cache
 def power() -> float:
-    """How well rotten frames are told: those of a world whose picture had decayed after 300 steps without a key.
+    """Measure how well decayed frames are told: those of a world that had decayed after 300 steps without a key.
 
     They are kept beside this module, with the encoded and decoded truth of the same 16 starts, so that the check stays
     the same whatever worlds do later. Below POWER the measure is blind and must give no figures.

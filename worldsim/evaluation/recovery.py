@@ -1,7 +1,7 @@
-"""Does a world heal? A patch of noise is pasted into the last frames of context of a moving session.
+"""Measure whether a world recovers: a patch of noise is pasted into the last context frames of a moving session.
 
-The pasted rollout and an unpasted one have the same seeds and the same actions. What is looked at is the place of the
-patch: how far it is from the nearest patches of real frames there, and how far the two rollouts are from each other.
+A rollout with the patch and one without it have the same seeds and the same actions. The measures are, at the place of
+the patch, the distance from the nearest patches of real frames, and the distance between the two rollouts.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SIDE = 8  # a place is compared at this size
 
 
 def place(latent_size: tuple[int, int], row: int) -> tuple[int, int]:
-    """Top and left of the patch in latents, for a session by its number: the lower middle, a little to either side."""
+    """Compute top and left of the patch in latents, by session number: the lower middle, a little to either side."""
     height, width = latent_size
     left = (width - PATCH) // 2 + (row % 3 - 1)
     return max(0, (height - PATCH) // 2), min(max(0, left), width - PATCH)
 
 
 def paste(latents: Tensor, corner: tuple[int, int], noise: Tensor) -> Tensor:
-    """Latents (..., C, h, w) with `noise` (..., C, PATCH, PATCH) at a corner."""
+    """Paste `noise` (..., C, PATCH, PATCH) into latents (..., C, h, w) at a corner."""
     top, left = corner
     pasted = latents.clone()
     pasted[..., top : top + PATCH, left : left + PATCH] = noise
@@ -39,7 +39,7 @@ def paste(latents: Tensor, corner: tuple[int, int], noise: Tensor) -> Tensor:
 
 
 def rollout(runner: Runner, segments: Segments, actions: Tensor, frames: int, pasted: bool) -> Tensor:
-    """Frames drawn after the context of some segments under actions (S, frames, A), uint8 (S, frames, H, W, 3).
+    """Predict frames after the context of segments under actions (S, frames, A), uint8 (S, frames, H, W, 3).
 
     With `pasted`, the last PASTED frames of context have the patch, in history and cache alike.
     """
@@ -64,7 +64,7 @@ def rollout(runner: Runner, segments: Segments, actions: Tensor, frames: int, pa
 
 
 def crops(frames: Tensor, corners: list[tuple[int, int]], latent_size: tuple[int, int]) -> Tensor:
-    """The place of the patch in frames uint8 (N, H, W, 3), one corner each, small: float (N, 3 * SIDE * SIDE)."""
+    """Crop the patch of frames uint8 (N, H, W, 3), one corner each, and shrink it: float (N, 3 * SIDE * SIDE)."""
     found = []
     down, across = frames.shape[1] // latent_size[0], frames.shape[2] // latent_size[1]
     for frame, (top, left) in zip(frames, corners, strict=True):
@@ -74,20 +74,20 @@ def crops(frames: Tensor, corners: list[tuple[int, int]], latent_size: tuple[int
 
 
 def nearest(found: Tensor, bank: Tensor) -> Tensor:
-    """The mean absolute difference of each of (N, D) from the nearest of (M, D), in grey levels; (N,)."""
+    """Compute the mean absolute difference of each of (N, D) from the nearest of (M, D), in grey levels; (N,)."""
     return torch.cdist(found, bank, p=1).amin(dim=1) / found.shape[1]
 
 
 def recovery(
     runner: Runner, segments: Segments, actions: Tensor, real: Tensor, after: tuple[int, ...] = AFTER
 ) -> dict[str, Any]:
-    """Paste a patch of noise and look at its place afterwards.
+    """Paste a patch of noise, and measure its place afterwards.
 
     Args:
-        runner: draws.
+        runner: predicts the frames.
         segments: contexts of moving sessions.
         actions: played after them, flattened, (S, n, action_size).
-        real: real frames that the place is held against, decoded by the world's own decoder, uint8 (N, H, W, 3).
+        real: real frames that the place is compared with, decoded by the world's own decoder, uint8 (N, H, W, 3).
         after: frames after which to look; later ones than there are actions are left out.
 
     Returns:

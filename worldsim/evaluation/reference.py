@@ -1,7 +1,7 @@
-"""Is a frame one that the real game could have shown? By sharpness, brightness and colours, within reference ranges.
+"""Reference ranges of sharpness, brightness and colours: could the real game have shown a frame?
 
-A reference range is that of the middle 98 % of real frames. Colours are judged by how far a frame's histogram is from
-that of all real frames pooled: the mean over the channels of the earth mover's distance, in grey levels of 255.
+A reference range is that of the middle 98 % of real frames. The colour measure is the distance of a frame's histogram
+from that of all real frames pooled: the mean over the channels of the earth mover's distance, in grey levels of 255.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Limits = dict[str, tuple[float, float]]
 
 
 def cumulative(frames: Tensor) -> Tensor:
-    """Get the cumulated histogram of each channel, 0..1, of frames (N, H, W, 3); (N, 3, BINS)."""
+    """Compute the cumulative histogram of each channel, 0..1, of frames (N, H, W, 3); (N, 3, BINS)."""
     parts = []
     for part in frames.split(256):
         bins = part.flatten(1, 2).transpose(1, 2).long() * BINS // 256  # (n, 3, H W)
@@ -32,7 +32,7 @@ def cumulative(frames: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReferenceStats:
-    """What real frames are like.
+    """Statistics of real frames.
 
     Attributes:
         colours: their pooled cumulated histogram, (3, BINS).
@@ -46,7 +46,7 @@ class ReferenceStats:
 
     @staticmethod
     def of(frames: Tensor) -> ReferenceStats:
-        """Of frames (N, H, W, 3) of the real game."""
+        """Compute them of frames (N, H, W, 3) of the real game."""
         colours = cumulative(frames).mean(dim=0)
         values = measure(frames, colours)
         return ReferenceStats(
@@ -54,11 +54,11 @@ class ReferenceStats:
         )
 
     def measure(self, frames: Tensor) -> Tensor:
-        """MEASURES of frames (N, H, W, 3); (N, 3)."""
+        """Compute MEASURES of frames (N, H, W, 3); (N, 3)."""
         return measure(frames, self.colours)
 
     def wider(self, frames: Tensor) -> Limits:
-        """Widen each range to that of more real frames: what the game shows when it is played otherwise."""
+        """Widen each range to that of more real frames, such as those of another policy."""
         if not len(frames):
             return self.limits
         more = limits_of(self.measure(frames))
@@ -66,7 +66,7 @@ class ReferenceStats:
 
 
 def measure(frames: Tensor, colours: Tensor) -> Tensor:
-    """MEASURES of frames (N, H, W, 3), colours against pooled ones (3, BINS); (N, 3)."""
+    """Compute MEASURES of frames (N, H, W, 3), colours against pooled ones (3, BINS); (N, 3)."""
     away = (cumulative(frames) - colours).abs().sum(dim=2).mean(dim=1) * (256 / BINS)
     return torch.stack([metrics.sharpness(frames), metrics.brightness(frames), away], dim=1)
 
@@ -77,11 +77,11 @@ def limits_of(values: Tensor) -> Limits:
 
 
 def fits(values: Tensor, limits: Limits) -> Tensor:
-    """Say which measures (..., M), in the order of M limits, are within them, bool (..., M); nan is: there is none."""
+    """Say which measures (..., M) are within M limits, bool (..., M); nan is within: the frame has no such measure."""
     columns = zip(values.unbind(dim=-1), limits.values(), strict=True)
     return torch.stack([metrics.inside(column, limit) | column.isnan() for column, limit in columns], dim=-1)
 
 
 def session_fits(values: Tensor, limits: Limits) -> Tensor:
-    """Say which sessions are in range: every measure's median over their frames is, for values (S, N, M); bool (S,)."""
+    """Say which sessions are in range: the median over frames of every measure is, for (S, N, M); bool (S,)."""
     return fits(values.nanmedian(dim=1).values, limits).all(dim=-1)

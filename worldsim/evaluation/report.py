@@ -1,8 +1,8 @@
-"""How good a world is, on recorded episodes that it was not trained on.
+"""Measure the quality of a world on recorded episodes that it was not trained on.
 
-Every number stands beside its baselines: the last frame shown again (`copy`), and the same world under the actions of
-another episode (`shuffled`), which must be worse or the actions do not matter. What can be
-asked for is in `config`; how each thing is measured is in modules of its own.
+Every figure has two baselines beside it: repeating the last frame (`copy`), and the same world under the actions of
+another episode (`shuffled`), which must be worse or the actions do not matter. `config` lists what can be measured;
+other modules hold the measures.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Evaluation:
         self.ranges = Ranges.of(frames, probe, labels)
 
     def run(self) -> dict[str, Any]:
-        """All stages."""
+        """Run all stages."""
         config = self.config
         report: dict[str, Any] = {
             "world": self.world.card.name,
@@ -133,7 +133,7 @@ class Evaluation:
         return report
 
     def features(self) -> dict[str, Any]:
-        """Clips of 64 frames under the recorded actions, as a network's features and VMAF see them."""
+        """Compare clips of 64 frames under the recorded actions by a network's features and VMAF."""
         from worldsim.evaluation.features import judge
 
         segments = self.cut(self.config.segments, self.fitting(64), 7)
@@ -144,18 +144,18 @@ class Evaluation:
             return {"skipped": str(error)}
 
     def fitting(self, frames: int) -> int:
-        """`frames`, or what the longest episode has room for with some choice of where to begin."""
+        """Limit `frames` so that the longest episode has several possible starts."""
         room = longest(self.episodes, self.context)
         return max(1, min(frames, room - min(8, room // 8)))
 
     def cut(self, count: int, frames: int, stage: int) -> Segments:
-        """Segments for a stage; each stage has its own random places."""
+        """Cut segments for a stage; each stage has its own random places."""
         rng = np.random.default_rng([self.config.seed, stage])
         found = cut(self.episodes, self.world.action_space, count, self.context, self.fitting(frames), rng)
         return found if self.config.prompts == "recorded" else found.hold_prompts()
 
     def next_frame(self) -> dict[str, Any]:
-        """Next frames from true ones; what the autoencoder alone costs; steering."""
+        """Predict next frames from true ones; measure the autoencoder alone, and steering."""
         segments = self.cut(self.config.segments, FORCED, 0)
         drawn, other = self.runner.forced(segments, segments.taken, segments.shuffled_actions())
         truth, before = segments.truth, segments.before
@@ -180,7 +180,7 @@ class Evaluation:
         return report
 
     def frame(self, frames: int) -> dict[str, Any]:
-        """Free running for `frames` under the true actions, measured over the last sixteenth of them."""
+        """Run freely for `frames` under the true actions; measure the last sixteenth of them."""
         segments = self.cut(self.config.segments, frames, 10 + frames)
         drawn = self.runner.free(segments, recorded(segments), title=f"{frames} frames")
         shuffled = recorded(segments, segments.shuffled_actions())
@@ -196,7 +196,7 @@ class Evaluation:
         return {f"frame_{frames}": report}
 
     def in_range(self, drawn: Tensor, segments: Segments) -> dict[str, Any]:
-        """Rollouts (S, N, H, W, 3) whose end is in the reference ranges of `ranges`, and told from the truth's."""
+        """Say whether the ends of rollouts (S, N, H, W, 3) are in range, and how well they are told from the truth."""
         frames, labels = drawn.shape[1], segments.labels(self.episodes)
         end = slice(max(0, frames - WINDOW), frames)
         some = np.unique(np.linspace(end.start, frames - 1, 8, dtype=int))
@@ -207,7 +207,7 @@ class Evaluation:
         return report | {f"truth_{name}": truth[name] for name in ("in_range", "in_range_interval")}
 
     def long_rollout(self) -> dict[str, Any]:
-        """Long-horizon rollouts under several patterns of input, see `long_rollout`."""
+        """Measure long-horizon rollouts under several patterns of input, see `long_rollout`."""
         count, recipe = self.config.long_rollout_starts, real.find_recipe(self.dataset.card.recipe or "")
         segments = long_rollout.plain_starts(self.cut(4 * count, FORCED, 5), count)
         labels = segments.hold_prompts().labels(self.episodes)
@@ -216,7 +216,7 @@ class Evaluation:
         return self._kept("long_rollout", *runs.run(self.config.long_rollout))
 
     def events(self) -> dict[str, Any]:
-        """Events that are typed while playing, see `events`."""
+        """Measure events whose prompts are typed in play, see `events`."""
         book = None if self.probe is None else self.probe.events
         if book is None:
             return {"skipped": "the game of this world has no events, or is not known or not installed"}
@@ -232,14 +232,14 @@ class Evaluation:
     def _kept(
         self, name: str, report: dict[str, Any], pictures: list[np.ndarray], captions: list[str]
     ) -> dict[str, Any]:
-        """Write pictures, in a row for each caption, and give the report back."""
+        """Write a picture with a row for each caption; return the report."""
         if captions:
             columns = len(pictures) // len(captions)
             contact_sheet(pictures, columns, 1, captions).save(self.out / f"{name}.png")
         return report
 
     def free_run(self) -> dict[str, Any]:
-        """A long run: by a policy that sees only the frames where the game has one, else under recorded actions."""
+        """Run for long: by a policy that sees only frames if the game has one, else under recorded actions."""
         config, frames, probe = self.config, self.config.free, self.probe
         segments = self.cut(config.free_starts, 64, 2)
         last = slice(frames - max(1, frames // 10), frames)
@@ -270,7 +270,7 @@ class Evaluation:
         return {"frames": frames, "sessions": len(drawn), **report}
 
     def _drift(self, end: Tensor, sharp: float, bright: float, labels: list[dict[str, Any]]) -> dict[str, Any]:
-        """How the end of a long run compares; `moving` shows a world that has come to rest, which looks fine else."""
+        """Compare the end of a long run; `moving` detects a world that has stopped, as other figures do not."""
         flat = end.flatten(0, 1)
         return {
             "sharpness": float(metrics.sharpness(flat).mean()) / sharp,
@@ -280,7 +280,7 @@ class Evaluation:
         } | judge(self.ranges, list(end), labels, None)
 
     def prompt_adherence(self) -> dict[str, Any] | None:
-        """Starts from prompts, and prompts that change on the way; None where the game has no such measure."""
+        """Measure starts from prompts, and prompts that change in play; None: the game measures neither."""
         if self.probe is None:
             return None
         segments, seed = self.cut(self.config.segments, 16, 4), self.config.seed
@@ -293,7 +293,7 @@ class Evaluation:
         return report
 
     def save_segments(self, name: str, segments: Segments, drawn: dict[str, Tensor], shown: list[int]) -> None:
-        """A picture: for some segments the truth above what was drawn."""
+        """Write a picture: for some segments the truth above the prediction."""
         rows, captions = [], []
         for i in range(min(SHOWN, len(segments))):
             numbers = ", ".join(str(n + 1) for n in shown)
@@ -304,7 +304,7 @@ class Evaluation:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has neither infinities nor a need for 17 digits."""
+    """Convert to JSON values: without infinities, with fewer than 17 digits."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""Let a world play on from recorded frames: frame by frame under the truth, or freely.
+"""Rollouts of a world from recorded frames: teacher-forced or free-running.
 
-Legend: S segments, C context frames, N frames to draw, H W pixels.
+Legend: S segments, C context frames, N frames to predict, H W pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RolloutPolicy = Callable[[list[int], int, Tensor], tuple[Tensor, list[str]]]
 
 @dataclass(frozen=True)
 class Segments:
-    """Recorded segments of equal length: some context, then what a world has to draw.
+    """Recorded segments of equal length: context frames, then the frames that a world has to predict.
 
     Attributes:
         frames: uint8 (S, C + N, H, W, 3).
@@ -46,31 +46,31 @@ class Segments:
     context: int
 
     def __len__(self) -> int:
-        """How many segments."""
+        """Return the number of segments."""
         return len(self.frames)
 
     @property
     def length(self) -> int:
-        """N, the frames to draw."""
+        """Number of frames to predict, N."""
         return self.frames.shape[1] - self.context
 
     @property
     def truth(self) -> Tensor:
-        """The frames to draw, (S, N, H, W, 3)."""
+        """The frames to predict, (S, N, H, W, 3)."""
         return self.frames[:, self.context :]
 
     @property
     def before(self) -> Tensor:
-        """The frame before each frame to draw, (S, N, H, W, 3)."""
+        """The frame before each frame to predict, (S, N, H, W, 3)."""
         return self.frames[:, self.context - 1 : -1]
 
     @property
     def taken(self) -> Tensor:
-        """The action that leads to each frame to draw, (S, N, action_size)."""
+        """The action that leads to each frame to predict, (S, N, action_size)."""
         return self.actions[:, self.context - 1 :]
 
     def pick(self, rows: list[int]) -> Segments:
-        """The same with these rows, which may repeat."""
+        """Select these rows, which may repeat."""
         return replace(
             self,
             frames=self.frames[rows],
@@ -80,17 +80,17 @@ class Segments:
         )
 
     def labels(self, episodes: list[Episode]) -> list[dict[str, Any]]:
-        """What the recording says beside the last prompt of each segment."""
+        """Look up the labels of the recording at the last context frame of each segment."""
         rows = zip(self.prompts, self.sources, strict=True)
         return [next(prompt for prompt in episodes[i].prompts if prompt["text"] == texts[-1]) for texts, i in rows]
 
     def hold_prompts(self) -> Segments:
-        """The same with the last prompt of the context in force for all frames to draw."""
+        """Keep the last prompt of the context in force for all frames to predict."""
         seen = [texts[: self.context] for texts in self.prompts]
         return replace(self, prompts=[texts + texts[-1:] * self.length for texts in seen])
 
     def shuffled_actions(self) -> Tensor:
-        """Like `taken`, but from the next segment of another episode where there is one."""
+        """Return `taken` of the next segment of another episode, where there is one."""
         rows, order = len(self), []
         for row in range(rows):
             others = [(row + step) % rows for step in range(1, rows)]
@@ -99,20 +99,20 @@ class Segments:
 
 
 def context_of(world: World) -> int:
-    """The number of frames after which older ones have no effect on what a world draws."""
+    """Compute the number of frames after which older ones do not affect what a world predicts."""
     config = world.dynamics.config
     return config.context + config.history
 
 
 def longest(episodes: list[Episode], context: int) -> int:
-    """The most frames that a segment of these episodes can have after its context."""
+    """Compute the most frames that a segment of these episodes can have after its context."""
     return max(len(episode) + 1 for episode in episodes) - context
 
 
 def cut(
     episodes: list[Episode], space: spaces.Space, count: int, context: int, frames: int, rng: np.random.Generator
 ) -> Segments:
-    """Up to `count` distinct segments at random places, evenly from all episodes that are long enough.
+    """Cut up to `count` distinct segments at random places, evenly from all episodes that are long enough.
 
     Raises:
         DataError: no episode is long enough.
@@ -136,12 +136,12 @@ def cut(
 
 
 def labels_at(episode: Episode, frames: slice) -> list[dict[str, Any]]:
-    """What the recording says beside the prompt of each of some frames."""
+    """Read the labels of the recording at some frames."""
     return [episode.prompts[i] for i in episode.prompt_index[frames]]
 
 
 def scripted(actions: Tensor, prompts: list[list[str]]) -> RolloutPolicy:
-    """Play given actions (S, frames, action_size) under given prompts, a list of `frames` for each session."""
+    """Play actions (S, frames, action_size) under prompts, a list of `frames` for each session."""
 
     def act(rows: list[int], n: int, last: Tensor) -> tuple[Tensor, list[str]]:
         return actions[rows, n], [prompts[row][n] for row in rows]
@@ -171,11 +171,11 @@ def chained(segments: Segments, episodes: list[Episode], space: spaces.Space, fr
 
 
 class Runner:
-    """Draws segments of a world, `batch` of them at a time.
+    """Predicts segments with a world, `batch` of them at a time.
 
     Args:
         world: what to run.
-        sampler: how frames are drawn; None is what the world's card says.
+        sampler: how frames are sampled; None: as in the world's card.
         batch: sessions that are stepped together.
         seed: of the noise; segment i of a call has the session seed `seed + i`.
         runtime: what computes: "eager", or "auto" for what `worldsim tune` found fastest, or one by name.
@@ -202,7 +202,7 @@ class Runner:
     def free(
         self, segments: Segments, act: RolloutPolicy, frames: int | None = None, title: str = "free running"
     ) -> Tensor:
-        """`frames` (default N) frames after each context, each from the model's own, uint8 (S, frames, H, W, 3)."""
+        """Predict `frames` (default N) frames after each context, free-running, uint8 (S, frames, H, W, 3)."""
         frames = segments.length if frames is None else frames
         drawn = torch.empty(len(segments), frames, *segments.frames.shape[2:], dtype=torch.uint8)
         for rows, n, last in self.stream(segments, act, frames, title):
@@ -217,7 +217,7 @@ class Runner:
         title: str = "free running",
         before: Callable[[State], None] | None = None,
     ) -> Iterator[tuple[list[int], int, Tensor]]:
-        """What `free` draws, one step of a batch at a time, so that nothing needs to be stored.
+        """Predict as `free` does, one step of a batch at a time, so that nothing needs to be stored.
 
         Args:
             segments: whose contexts are begun from.
@@ -241,7 +241,7 @@ class Runner:
                     bar.update()
 
     def forced(self, segments: Segments, *actions: Tensor, title: str = "next frames") -> list[Tensor]:
-        """Every next frame from the true frames before it, once for each of `actions` (S, N, action_size).
+        """Predict every next frame from the true frames before it, once for each of `actions` (S, N, action_size).
 
         Returns:
             uint8 (S, N, H, W, 3) for each of `actions`.
@@ -262,7 +262,7 @@ class Runner:
         return drawn
 
     def fresh(self, prompts: list[str], frames: int = 1, title: str = "fresh starts") -> Tensor:
-        """Frames that begin from a prompt alone and go on without a key, uint8 (len(prompts), frames, H, W, 3)."""
+        """Start from prompts alone and continue without a key, uint8 (len(prompts), frames, H, W, 3)."""
         drawn, no_op = [], self._no_op()
         for rows in _chunks(tqdm(range(len(prompts)), desc=title, unit="start", leave=False, disable=None), self.batch):
             state = self.simulator.begin([self.seed + row for row in rows], [prompts[row] for row in rows])
@@ -272,7 +272,7 @@ class Runner:
         return torch.cat(drawn)
 
     def warm_up(self, segments: Segments, rows: list[int]) -> State:
-        """Sessions that have seen the context of some segments."""
+        """Begin sessions with the context of some segments."""
         texts = [segments.prompts[row] for row in rows]
         state = self.simulator.begin([self.seed + row for row in rows], [text[0] for text in texts])
         for t in range(segments.context):
@@ -282,14 +282,14 @@ class Runner:
         return state
 
     def _draw(self, state: State, action: Tensor | None) -> Tensor:
-        """Step a state; the frames."""
+        """Step a state; return the frames."""
         return self.decode(self.simulator.step(state, action).latents).cpu()
 
     def _encode(self, frames: Tensor) -> Tensor:
         return self.world.autoencoder.encode(frames).to(self.simulator.device)
 
     def _no_op(self) -> Tensor:
-        """The flattened action of no key, (1, action_size); zeros if the world does not name it."""
+        """Return the flattened action of no key, (1, action_size); zeros if the world does not name it."""
         size = self.world.dynamics.config.action_size
         if "" not in self.world.card.keys:
             return torch.zeros(1, size)

@@ -1,8 +1,8 @@
-"""Does the picture move the way it should when someone steers?
+"""Measure whether the picture moves in the direction of the action when a player steers.
 
-The turn between two frames is found by trying: the first frame is moved by each of some amounts, and the one that makes
-it most like the second wins. What moves how is a matter of the camera: through eyes, a turn shifts the picture
-sideways; from above, it rotates the picture about the player.
+The turn between two frames is found by search: the first frame is moved by each of some amounts, and the one that makes
+it most like the second wins. How a turn moves the picture depends on the camera: in first person it shifts the picture
+sideways; from above, it rotates the picture about the vehicle.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIRM = 0.3  # a steer is firm beyond this share of the strongest key
 
 @dataclass(frozen=True)
 class Camera:
-    """How turning moves the picture.
+    """How a turn moves the picture.
 
     Attributes:
         name: for the report.
@@ -48,7 +48,7 @@ class Camera:
 
 
 def pan() -> Camera:
-    """Through eyes: turning moves the picture sideways; walking enlarges it. Amounts are pixels of 64."""
+    """First person: a turn shifts the picture sideways, walking enlarges it. Amounts are pixels of 64."""
     turns = torch.arange(-14.0, 15.0)
     warps = [
         [torch.tensor([[zoom, 0, -float(x) * 2 / SIDE], [0, zoom, 0]]) for zoom in (1.0, 0.94)] for x in turns.tolist()
@@ -57,7 +57,7 @@ def pan() -> Camera:
 
 
 def orbit() -> Camera:
-    """CarRacing's: turning rotates the picture about the car, driving moves it down. Amounts are 1.5 degrees each."""
+    """CarRacing: a turn rotates the picture about the car, driving moves it down. Amounts are 1.5 degrees each."""
     turns = torch.arange(-8.0, 9.0)
     car = torch.tensor([0.0, 0.53])
     wide = 1.25  # a pixel shows 1000/64 units across and 800/64 along
@@ -72,7 +72,7 @@ def orbit() -> Camera:
 
 
 def turns(before: Tensor, after: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-    """The turn between frames (N, H, W, 3) and later ones.
+    """Estimate the turn between frames (N, H, W, 3) and later ones.
 
     Returns:
         amounts, positive where the picture moves (or its upper part rotates) to the right; which of them are clearly
@@ -87,7 +87,7 @@ def turns(before: Tensor, after: Tensor, camera: Camera) -> tuple[Tensor, Tensor
 
 
 def _errors(before: Tensor, after: Tensor, camera: Camera) -> Tensor:
-    """What each amount leaves of the difference, (N, K)."""
+    """Compute the difference that each amount leaves, (N, K)."""
     first, second = (_small(frames) for frames in (before, after))  # (N, 1, SIDE, SIDE)
     shown = torch.arange(SIDE) < camera.rows * SIDE
     errors = torch.empty(len(first), *camera.warps.shape[:2])
@@ -105,7 +105,7 @@ def _small(frames: Tensor) -> Tensor:
 
 
 def steer_of(actions: Tensor, keys: dict[str, Any], space: spaces.Space) -> Tensor | None:
-    """Where flattened actions (..., action_size) steer: -1 left, 1 right, 0 neither or not firmly; (...).
+    """Say where flattened actions (..., action_size) steer: -1 left, 1 right, 0 neither or not firmly; (...).
 
     What "left" and "right" do is read from the keys; None for a world that has no such keys.
     """
@@ -121,7 +121,7 @@ def steer_of(actions: Tensor, keys: dict[str, Any], space: spaces.Space) -> Tens
 
 
 def held(steer: Tensor) -> Tensor:
-    """Where steers (S, N) have been on the same side for HELD steps, bool (S, N)."""
+    """Say where steers (S, N) have been on the same side for HELD steps, bool (S, N)."""
     same = steer != 0
     for age in range(1, HELD):
         same[:, age:] &= steer[:, age:] == steer[:, :-age]
@@ -137,7 +137,7 @@ def direction(
     free: tuple[Tensor, Tensor] | None = None,
     groups: Sequence[int] | None = None,
 ) -> dict[str, Any] | None:
-    """How often a steer moves the picture the right way.
+    """Measure how often a steer moves the picture in its direction.
 
     The camera is the one that explains best how the true frames move under a held steer.
 

@@ -1,8 +1,8 @@
-"""Does a world stand still while nobody moves, and can one still turn in it afterwards?
+"""Measure whether a world stands still while no key is held, and whether a turn works afterwards.
 
 A player that walked slides on for a while, so the picture is compared with the one SETTLED steps after the keys were
-let go: by the mean color of blocks of 8x8 pixels, in grey levels of 255. A frozen picture stands still too, so beside
-that a turn is tried after a long rest.
+released: by the mean color of blocks of 8x8 pixels, in grey levels of 255. A frozen picture stands still too, so a turn
+is tried after a long rest.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ SPEED_UP = 4  # steps of it after which the turn has gathered speed
 
 
 def blocks(frames: Tensor) -> Tensor:
-    """Mean colors of blocks of frames uint8 (..., H, W, 3), float (..., 3, h, w)."""
+    """Compute the mean colors of blocks of frames uint8 (..., H, W, 3), float (..., 3, h, w)."""
     flat = frames.reshape(-1, *frames.shape[-3:]).permute(0, 3, 1, 2).float()
     means = F.avg_pool2d(flat, max(1, BLOCK * frames.shape[-3] // 64))
     return means.unflatten(0, frames.shape[:-3])
 
 
 def distance(frames: Tensor, settled: Tensor) -> Tensor:
-    """The mean distance of blocks between frames and others of the same shape (..., H, W, 3), 0..255; (...)."""
+    """Compute the mean distance of blocks between frames of the same shape (..., H, W, 3), 0..255; (...)."""
     return (blocks(frames) - blocks(settled)).abs().mean(dim=(-3, -2, -1))
 
 
 def median_interval(values: Tensor, seed: int = 0) -> Interval | None:
-    """The 95 % bootstrap interval of the median of values (S,); None for fewer than two."""
+    """Compute the 95 % bootstrap interval of the median of values (S,); None for fewer than two."""
     if len(values) < 2:
         return None
     rows = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
@@ -47,7 +47,7 @@ def median_interval(values: Tensor, seed: int = 0) -> Interval | None:
 
 
 def spread(values: Tensor, limit: float = LIMIT) -> dict[str, Any]:
-    """Median of some distances (S,) and the share beyond a limit, with intervals over sessions."""
+    """Compute the median of distances (S,) and the share beyond a limit, with intervals over sessions."""
     values = values[~values.isnan()]
     if not len(values):
         return {"median": None, "sessions": 0}
@@ -64,7 +64,7 @@ def spread(values: Tensor, limit: float = LIMIT) -> dict[str, Any]:
 
 
 def turned(before: Tensor, frames: Tensor, camera: Camera, way: float) -> tuple[Tensor, Tensor]:
-    """Whether turns go the right way.
+    """Say whether turns go in the right direction.
 
     Args:
         before: the frame before each turn, uint8 (S, H, W, 3).

@@ -1,4 +1,4 @@
-"""A report of `worldsim eval` for people."""
+"""Format a report of `worldsim eval`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from worldsim.evaluation.intervals import shown
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Format the report."""
     if "beginners" in report or "skipped" in report:
         return minute_table.table(report)
     lines = [f"{report['world']} on {report['episodes']} {report['split']} episodes of {report['data']}"]
@@ -35,7 +35,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _comparison(report: dict[str, Any], stages: list[str]) -> list[str]:
-    """A line for each stage that has frames to compare with."""
+    """Format a line for each stage that has frames to compare."""
     head = ("PSNR", "copy", "shuffled", "moving", "copy", "SSIM", "copy", "sharp", "bright", "in range", "frames")
     keys = ("psnr", "copy_psnr", "shuffled_psnr", "moving_psnr", "copy_moving_psnr", "ssim", "copy_ssim")
     keys = (*keys, "sharpness", "brightness", "in_range", "frames")
@@ -48,7 +48,7 @@ def _comparison(report: dict[str, Any], stages: list[str]) -> list[str]:
 
 
 def _sure(values: dict[str, Any], key: str) -> str:
-    """A figure with its interval, where it has one."""
+    """Format a figure with its interval, if it has one."""
     value = values.get(key)
     return shown(value, values.get(f"{key}_interval")) if isinstance(value, float) else _cell(value)
 

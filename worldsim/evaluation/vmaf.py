@@ -1,9 +1,9 @@
-"""VMAF of a clip, by the libvmaf inside the ffmpeg that comes with imageio-ffmpeg.
+"""VMAF of a clip, by the libvmaf of the ffmpeg that comes with imageio-ffmpeg.
 
 VMAF (Netflix, model vmaf_v0.6.1) predicts how viewers rate a compressed video beside the original, 0 to 100. It was
-fitted to films at 1080 lines, not to games of 64: as an absolute rating it means little here, as an order among worlds
-of one game more. It wants larger pictures than our worlds draw, so both clips are enlarged in the same way first. The
-score depends on that: blur costs more the larger they are, so figures at another `LEAST` are not comparable.
+fitted to films at 1080 lines, not to games of 64: it means little as an absolute rating, and more as an order of worlds
+of one game. It needs larger pictures than our frames, so both clips are enlarged in the same way first. The score
+depends on the enlargement (blur costs more in larger pictures), so figures at another `LEAST` are not comparable.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEAST = 128  # pixels of the shorter side to which smaller frames are enlarged, 
 
 
 def vmaf(clip: np.ndarray, truth: np.ndarray) -> float:
-    """The mean VMAF, 0..100, of a clip against the truth, both uint8 (T, H, W, 3).
+    """Compute the mean VMAF, 0..100, of a clip against the truth, both uint8 (T, H, W, 3).
 
     Equal clips get 95 to 100: the model was fitted that way.
 
