@@ -38,7 +38,7 @@ from worldsim.models.heads import Heads
 from worldsim.models.initialise import initialise
 from worldsim.models.kv_cache import KVCache
 from worldsim.models.layers import MLP, FrameLinear, Linear, NarrowLinear, modulate, norm
-from worldsim.models.masks import Mask, cached_mask, time_mask
+from worldsim.models.masks import Mask, time_mask
 from worldsim.models.patch import patchify, unpatchify
 from worldsim.models.rope import Rotation, space_rotation, time_rotation
 
@@ -124,9 +124,7 @@ class DiT(nn.Module):
 
     def encode_context(self, given: ContextInputs) -> Context:
         """Encode what several passes over the same frames share, whatever their noise level."""
-        step = self.config.patch[
-            0
-        ]  # a patch of several frames is conditioned on its last actions and on its first past
+        step = self.config.patch[0]  # several frames in a patch: it has the actions of its last, the past of its first
         frame = self.actions(given.actions[:, step - 1 :: step], given.action_mask[:, step - 1 :: step])
         tokens = None
         if self.history is not None and given.history is not None:
@@ -173,8 +171,7 @@ class DiT(nn.Module):
         space = space_rotation(size, config.patch[1:], head, x.device)
         time = time_rotation(0, frames, head, x.device)
         pasts, kv = iter(cache.layers() if cache is not None else []), []
-        seen = time_mask(mask, frames, config.context, x.device) if cache is None else cached_mask(
-            mask, frames, cache.frames, config.context, x.device)  # fmt: skip
+        seen = time_mask(mask, frames, config.context, x.device, None if cache is None else cache.frames)
         for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
             run = block.compiled if block.compiled is not None and torch.is_grad_enabled() else block
             along_time, memory = config.pattern[i] == TIME, None if context.memory is None else context.memory[i]

@@ -23,8 +23,8 @@ def documents(ids: Tensor) -> Tensor:
     return ids == ids.unsqueeze(1)
 
 
-def time_mask(mask: Mask, frames: int, context: int, device: torch.device) -> Tensor | None:
-    """The mask of frames among themselves; None lets all see all.
+def time_mask(mask: Mask, frames: int, context: int, device: torch.device, cached: int | None = None) -> Tensor | None:
+    """Which of `cached` frames and of one another some frames see, bool (T, N + T); None lets all see all.
 
     Raises:
         ConfigError: a name or a shape that is no mask.
@@ -32,23 +32,12 @@ def time_mask(mask: Mask, frames: int, context: int, device: torch.device) -> Te
     if isinstance(mask, Tensor):
         if mask.shape != (frames, frames) or mask.dtype != torch.bool:
             raise ConfigError(f"the mask is {mask.dtype} {tuple(mask.shape)}; allowed: bool ({frames}, {frames}).")
-        return mask.to(device)
-    if mask == "full":
-        return None
-    if mask != "causal":
+        past = torch.ones(frames, cached or 0, dtype=torch.bool, device=device)
+        return torch.cat([past, mask.to(device)], dim=1)
+    if mask not in ("causal", "full"):
         raise ConfigError(f"the mask is {mask!r}; allowed: 'causal', 'full', or a bool tensor ({frames}, {frames}).")
-    times = torch.arange(frames, device=device)
-    ages = times.unsqueeze(1) - times  # a frame remembers as many in a segment as it does in play
-    return (ages >= 0) & (ages <= context)
-
-
-def cached_mask(mask: Mask, frames: int, cached: int, context: int, device: torch.device) -> Tensor | None:
-    """The mask (T, N + T) of frames that follow `cached` ones; None where all see all."""
-    own = time_mask(mask, frames, context, device)
-    if frames == 1 or own is None:  # one frame sees itself and all that the cache has
+    if mask == "full" or (cached is not None and frames == 1):  # one frame sees itself and all that the cache has
         return None
-    past = torch.ones(frames, cached, dtype=torch.bool, device=device)
-    if isinstance(mask, str):
-        ages = torch.arange(frames, device=device).unsqueeze(1) + torch.arange(cached, 0, -1, device=device)
-        past = ages <= context
-    return torch.cat([past, own], dim=1)
+    times = torch.arange(frames, device=device)
+    ages = times.unsqueeze(1) - torch.arange(-(cached or 0), frames, device=device)
+    return (ages >= 0) & (ages <= context)  # a frame remembers as many in a segment as it does in play
