@@ -74,7 +74,7 @@ class EvalConfig:
     batch: int = 16
     """Sessions that are stepped together."""
     basics: bool = True
-    """Measure next frames, horizons, the free run and fresh starts; off measures only what other options ask for."""
+    """Measure next frames, horizons, free run, starts from prompts; off leaves only what is asked for beside them."""
     runtime: str = "eager"
     """The runtime: eager, auto (the fastest that `worldsim tune` found), or another one by name."""
     seed: int = 0

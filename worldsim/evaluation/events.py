@@ -25,7 +25,7 @@ from worldsim.evaluation.rollout import Runner, Segments, scripted
 from worldsim.spaces import ActionCodec
 
 STEADY = 3  # frames of those after its words that must show it
-LATER = 12  # frames after which a fresh start is looked at again
+LATER = 12  # frames after which a start from a prompt is looked at again
 STRIDE = 4  # frames between the places that a start may be at
 
 
@@ -233,7 +233,7 @@ class Events:
             return None
         prompts = [(name, place) for name in known for place in self.book.places[name]]
         prompts = (prompts * (-(-count // len(prompts)) or 1))[: max(count, len(prompts))]
-        drawn = self.runner.fresh([place for _, place in prompts], LATER + 1)
+        drawn = self.runner.from_prompts([place for _, place in prompts], LATER + 1)
         report: dict[str, Any] = {"starts": len(prompts)}
         for key, frames in (("first", drawn[:, 0]), ("later", drawn[:, -1])):
             hits = [

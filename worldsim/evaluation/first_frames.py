@@ -33,7 +33,7 @@ def first_frames(
     """
     known = probe.prompts(runner.world.card.prompts)
     chosen = [known[i % len(known)] for i in range(count)]
-    frames = runner.fresh([text for text, _ in chosen], 1)[:, 0]
+    frames = runner.from_prompts([text for text, _ in chosen], 1)[:, 0]
     report = {"frames": count} | sharpness(frames, starts)
     shown = sharpness(frames, decoded(runner.world.autoencoder, starts))
     report |= {name.replace("sharpness", "sharpness_decoded"): value for name, value in shown.items()}

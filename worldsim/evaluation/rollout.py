@@ -261,7 +261,7 @@ class Runner:
                     bar.update()
         return drawn
 
-    def fresh(self, prompts: list[str], frames: int = 1, title: str = "fresh starts") -> Tensor:
+    def from_prompts(self, prompts: list[str], frames: int = 1, title: str = "starts from prompts") -> Tensor:
         """Start from prompts alone and continue without a key, uint8 (len(prompts), frames, H, W, 3)."""
         drawn, no_op = [], self._no_op()
         for rows in _chunks(tqdm(range(len(prompts)), desc=title, unit="start", leave=False, disable=None), self.batch):

@@ -123,7 +123,7 @@ class UNetRunner(Runner):
                     bar.update()
         return drawn
 
-    def fresh(self, prompts: list[str], frames: int = 1, title: str = "fresh starts") -> Tensor:
+    def from_prompts(self, prompts: list[str], frames: int = 1, title: str = "starts from prompts") -> Tensor:
         """Not possible: the U-Net needs frames to begin from."""
         raise ConfigError("the U-Net baseline cannot begin from a prompt alone; compare it on recorded segments.")
 

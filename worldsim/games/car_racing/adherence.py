@@ -20,7 +20,7 @@ from worldsim.games.car_racing.prompts import plain_prompt
 from worldsim.games.car_racing.roads import best_palettes, look
 
 COLUMNS = 12  # pairs of frames in a row of a contact sheet
-LATER = 16  # frames after which a fresh start is looked at again
+LATER = 16  # frames after which a start from a prompt is looked at again
 SWITCHED = 8  # frames after which a change of the prompt must have changed the colours
 
 
@@ -53,7 +53,7 @@ def fresh_starts(runner: Runner, count: int, unseen: bool, rng: np.random.Genera
     order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])[:count]
     palettes = [pairs[i] for i in order]
     prompts = [plain_prompt(palette) for palette in palettes]
-    drawn = runner.fresh(prompts, LATER + 1, title=f"fresh starts, {'unseen' if unseen else 'known'} palettes")
+    drawn = runner.from_prompts(prompts, LATER + 1, title=f"fresh starts, {'unseen' if unseen else 'known'} palettes")
     return Starts(palettes, drawn[:, 0], drawn[:, -1])
 
 
