@@ -90,6 +90,15 @@ class SegmentBatch:
     place_weight: Tensor | None = None
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.target.device
+
+    def chances(self, generator: torch.Generator) -> Tensor:
+        """Draw a number of 0 to 1 for each frame, (B, T); drawn where the generator is, the same for all devices."""
+        return torch.rand(self.rows.shape, generator=generator, device=generator.device).to(self.device)
+
+    @property
     def frames(self) -> int:
         """T."""
         return self.target.shape[1]

@@ -56,7 +56,8 @@ def main() -> None:
                     differ += 1
                     print(f"frame {frames}: session of seed {together.sessions[a].seed}, batch of {count}", flush=True)
                     together.restore(alone.table.copy(b), a)
-        together.close(), alone.close()
+        together.close()
+        alone.close()
         rate = frames / (time.monotonic() - begun)
         print(f"{frames} frames, {differ} differ, {rate:.0f} frames/s", flush=True)
 

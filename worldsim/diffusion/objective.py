@@ -156,7 +156,7 @@ class Objective(ABC):
 
     def corrupt_images(self, batch: SegmentBatch, generator: torch.Generator) -> Corrupted:
         """Single frames at random noise levels: first frames take many steps of flow matching."""
-        sigma = sample_sigmas(tuple(batch.rows.shape), generator)
+        sigma = sample_sigmas(tuple(batch.rows.shape), generator).to(batch.device)
         noise = batch_noise(batch, TRAIN_IMAGE, batch.target.shape[1:])
         given = condition(batch, batch.seen[:, 0], self.config, generator)
         return Corrupted(add_noise(batch.target, noise, sigma), sigma, given, torch.zeros_like(sigma, dtype=torch.bool))
@@ -197,8 +197,8 @@ class Objective(ABC):
 
 def condition(batch: SegmentBatch, seen: Tensor, config: ObjectiveConfig, generator: torch.Generator) -> ContextInputs:
     """What frames are predicted from: their history as `seen` (B, K + T, ...) with noise, actions, prompts or none."""
-    sigma = config.history_noise * torch.rand(batch.rows.shape, generator=generator)
-    blank = torch.rand(len(seen), 1, generator=generator) < config.prompt_dropout
+    sigma = config.history_noise * batch.chances(generator)
+    blank = (torch.rand(len(seen), 1, generator=generator) < config.prompt_dropout).to(batch.device)
     # Only the prompts that are left: their keys and values are computed at every step.
     text = TextContext(batch.text.states, batch.text.mask, batch.text.index.masked_fill(blank, 0)).distinct()
     given = ContextInputs(

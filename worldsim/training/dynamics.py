@@ -59,10 +59,11 @@ class DynamicsTask:
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch: recorded segments, the model's own once `rollout_start` steps are over, and single frames."""
-        batch = self.forcing.segments(step, generator)
+        device = self.module.device
+        batch = self.forcing.segments(step, generator).to(device)
         loss, scalars = self.objective(self.module, batch, generator)
         if self.config.batch.image_samples:
-            images = self.sampler.images(step, generator)
+            images = self.sampler.images(step, generator).to(device)
             share = self.config.batch.image_samples / batch.rows.numel()
             loss = loss + share * self.objective(self.module, images, generator)[0]
         return loss, {name: float(value.detach()) for name, value in scalars.items()}

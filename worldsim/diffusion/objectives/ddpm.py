@@ -92,19 +92,19 @@ class DDPM(Objective):
 
     def corrupt(self, batch: SegmentBatch, generator: torch.Generator) -> list[Corrupted]:
         """Frames at timesteps of their own; context frames are as they are seen."""
-        is_context = torch.rand(batch.rows.shape, generator=generator) < self.config.context_prob
+        is_context = batch.chances(generator) < self.config.context_prob
         return [self._corrupted(batch, generator, is_context, TRAIN_CORRUPT)]
 
     def corrupt_images(self, batch: SegmentBatch, generator: torch.Generator) -> Corrupted:
         """The same without context frames."""
-        return self._corrupted(batch, generator, torch.zeros(batch.rows.shape, dtype=torch.bool), TRAIN_IMAGE)
+        return self._corrupted(batch, generator, torch.zeros_like(batch.inside), TRAIN_IMAGE)
 
     def _corrupted(self, batch: SegmentBatch, generator: torch.Generator, is_context: Tensor, draw: int) -> Corrupted:
-        timestep = torch.randint(TIMESTEPS, batch.rows.shape, generator=generator)
-        last = torch.rand(batch.rows.shape, generator=generator) < self.config.last_prob
+        timestep = torch.randint(TIMESTEPS, batch.rows.shape, generator=generator).to(batch.device)
+        last = batch.chances(generator) < self.config.last_prob
         timestep = torch.where(last, TIMESTEPS - 1, timestep)
         given = condition(batch, batch.seen[:, 0], self.config, generator)
-        signal = _like(alphas()[timestep], batch.target)
+        signal = _like(alphas().to(batch.device)[timestep], batch.target)
         noisy = signal.sqrt() * batch.target + (1 - signal).sqrt() * batch_noise(batch, draw, batch.target.shape[1:])
         x = torch.where(_like(is_context, batch.target), batch.seen[:, 0, -batch.frames :], noisy)
         return Corrupted(x, torch.where(is_context, 0.0, (timestep + 1) / TIMESTEPS), given, is_context)
@@ -135,7 +135,7 @@ class DDPM(Objective):
         signal, scale = now.sqrt(), (1 - now).sqrt()
         noise, said = (asked.x - signal * target) / scale, answer.sample
         wanted = {"x": target, "v": signal * noise - scale * target, "eps": noise}[self.config.prediction]
-        weight = (now / (1 - now)).clamp(1, MOST_WEIGHT) if self.config.prediction == "x" else torch.ones(())
+        weight = (now / (1 - now)).clamp(1, MOST_WEIGHT) if self.config.prediction == "x" else torch.ones_like(now)
         simple = (weight * (said - wanted).square()).mean(dim=(2, 3, 4))
         guessed = {"x": (asked.x - signal * said) / scale, "v": scale * asked.x + signal * said, "eps": said}
         step = now / before  # what one step keeps

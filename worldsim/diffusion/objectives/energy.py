@@ -92,7 +92,7 @@ class Energy(Objective):
     def corrupt(self, batch: SegmentBatch, generator: torch.Generator) -> list[Corrupted]:
         """Pure noise twice, but for context frames; self-rollouts go on from another future each."""
         config, own = self.config, batch.rollouts
-        is_context = torch.rand(batch.rows.shape, generator=generator) < config.context_prob
+        is_context = batch.chances(generator) < config.context_prob
         is_context[:, 0] |= batch.no_history  # a first frame is sampled in many steps, see `corrupt_images`
         is_context[:own] = False
         x = torch.where(is_context[..., None, None, None, None], batch.target.unsqueeze(2), self.noise(batch))

@@ -68,10 +68,10 @@ class Flow(Objective):
         """Frames at noise levels of their own; context frames are a little noisy, as the cache sees them."""
         if self.config.clip_prob and torch.rand((), generator=generator) < self.config.clip_prob:
             return [self._clips(batch, generator)]
-        seen, shape = batch.seen[:, 0], batch.rows.shape
-        is_context = torch.rand(shape, generator=generator) < self.config.context_prob
-        sigma = sample_sigmas(tuple(shape), generator)
-        sigma = torch.where(is_context, self.context_sigma * torch.rand(shape, generator=generator), sigma)
+        seen = batch.seen[:, 0]
+        is_context = batch.chances(generator) < self.config.context_prob
+        sigma = sample_sigmas(tuple(batch.rows.shape), generator).to(batch.device)
+        sigma = torch.where(is_context, self.context_sigma * batch.chances(generator), sigma)
         clean = torch.where(is_context[..., None, None, None], seen[:, -batch.frames :], batch.target)
         given = condition(batch, seen, self.config, generator)
         noisy = add_noise(clean, batch_noise(batch, TRAIN_CORRUPT, batch.target.shape[1:]), sigma)
@@ -79,8 +79,8 @@ class Flow(Objective):
 
     def _clips(self, batch: SegmentBatch, generator: torch.Generator) -> Corrupted:
         """Clips of recorded frames, all that are not given at one noise level."""
-        is_context = torch.rand(batch.rows.shape, generator=generator) < self.config.context_prob
-        sigma = sample_sigmas((len(batch.rows), 1), generator)
+        is_context = batch.chances(generator) < self.config.context_prob
+        sigma = sample_sigmas((len(batch.rows), 1), generator).to(batch.device)
         sigma = torch.where(is_context, 0.0, sigma.expand(batch.rows.shape))
         given = condition(batch, batch.seen[:, 0], self.config, generator)
         for name in ("action_mask", "previous_mask", "history_mask", "history_sigma"):
