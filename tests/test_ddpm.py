@@ -135,7 +135,7 @@ def test_300_steps_beat_copying(dataset: Dataset, autoencoder_run: Path, tmp_pat
     state.history, state.step = seen, torch.full((64,), 2)
     steps = starts.unsqueeze(1) - torch.arange(1, -1, -1)
     state.actions, state.known = task.val.actions[steps], task.val.known[steps]
-    inputs = simulator._inputs(state, state.keys, state.prompts, [])
+    inputs = simulator._encode(state, state.keys, state.prompts, [])
     scheduler = DDPMScheduler(
         **SCHEDULE,
         clip_sample=False,

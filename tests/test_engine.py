@@ -287,7 +287,7 @@ def test_a_failure_inside_a_step_changes_nothing(engine: Engine) -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError("out of luck")
 
-    for name in ("denoise", "decode"):
+    for name in ("encode", "denoise", "decode"):
         engine.simulator.stages = Stages(**(vars(stages) | {name: broken}))
         with pytest.raises(RuntimeError, match="out of luck"):
             engine.step({n: 0 for n in numbers})

@@ -150,7 +150,7 @@ def test_bench(world_path, monkeypatch):
     report = bench(BenchConfig(world=world_path, steps=40, sessions=2))
     step = report["step_ms"]
     assert 0 < step["median"] <= step["p95"] and step["mean"] > 0
-    parts = ("denoise", "decode", "noise", "python")
+    parts = ("encode", "denoise", "decode", "noise", "python")
     assert sum(step[name] for name in parts) == pytest.approx(step["median"])
     assert step["denoise"] > step["noise"] > 0
     assert report["gflop_per_step"]["transformer"] > 0 and 0 < report["share_of_peak"]["transformer"] < 1

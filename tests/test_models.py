@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from worldsim.models.kv_cache import KVCache
 from worldsim.models.layers import SquaredReLU
 from worldsim.models.masks import Mask, block_causal, documents
 from worldsim.models.patch import patchify, unpatchify
-from worldsim.models.rope import rope, rotate
+from worldsim.models.rope import _filled, rope, rotate
 from worldsim.types import TextContext
 
 B, T, K, A, C, SIZE, TOKENS = 2, 6, 2, 2, 4, 4, 3
@@ -281,6 +283,44 @@ def test_patches_that_span_frames() -> None:
     after = run(model, x, sigma, given).sample
     differs = (after != before.sample).flatten(2).any(dim=2).all(dim=0)
     assert differs.tolist() == [False, False, True, True, True, True]
+
+
+@torch.no_grad()
+def test_a_patch_of_two_frames_has_the_base_of_its_first() -> None:
+    """The frame before the clip is not there: neither of the first two frames may begin from it."""
+    model, (x, sigma), given = build(patch=(2, 1, 1)), noisy(), conditions()
+    given.previous_mask = (torch.arange(T) > 0).float().expand(B, T)
+    other = dataclasses.replace(given, previous=given.previous + (torch.arange(T) < 2).float()[:, None, None, None])
+    assert torch.equal(run(model, x, sigma, given).sample, run(model, x, sigma, other).sample)
+
+
+def test_a_copy_of_a_compiled_model_has_weights_of_its_own() -> None:
+    model = build()
+    for block in model.blocks:
+        block.compiled = block.forward  # type: ignore[assignment]  -- stands for what torch.compile gives
+    other = copy.deepcopy(model)
+    assert all(block.compiled is None for block in other.blocks) and pickle.dumps(model)
+    run(other, *noisy(), conditions()).sample.sum().backward()
+    assert all(p.grad is None for p in model.parameters())
+    assert any(p.grad is not None for p in other.blocks.parameters())
+
+
+def test_tables_of_rotations_serve_training_after_inference_mode() -> None:
+    model, frames, given = build(), noisy(frames=3), conditions(frames=3)
+    _filled.cache_clear()
+    with torch.inference_mode():
+        run(model, *frames, given)
+    run(model, *frames, given).sample.sum().backward()
+
+
+@torch.no_grad()
+def test_noise_levels_are_not_rounded_with_the_weights() -> None:
+    exact = build().sigma
+    rounded = copy.deepcopy(exact).to(torch.bfloat16)
+    for parameter, whole in zip(rounded.parameters(), exact.parameters(), strict=True):
+        whole.copy_(parameter.float())
+    sigma = torch.tensor([0.3, 0.7, 1.0])
+    torch.testing.assert_close(rounded(sigma).float(), exact(sigma), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 1, 4), (3, 2, 1)])

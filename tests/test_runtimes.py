@@ -71,7 +71,7 @@ def test_what_is_not_exact_is_found(world: World) -> None:
     def drifting(latents: torch.Tensor) -> Any:
         return stages.decode(latents + 0.1 * (len(latents) > 3) * torch.rand_like(latents))
 
-    sizes = exact_sizes(Stages(stages.denoise, drifting), world.dynamics)
+    sizes = exact_sizes(Stages(stages.encode, stages.denoise, drifting), world.dynamics)
     honest = exact_sizes(stages, world.dynamics)
     assert set(sizes["decode"]) <= {1, 2, 3} and sizes["denoise"] == honest["denoise"]
     assert all(1 in found and set(found) <= set(SIZES) for found in honest.values())
@@ -125,7 +125,7 @@ def test_long_sums_are_split_until_batches_are_exact(world: World) -> None:
         outs = whole(*args)
         return outs if parts == 4 or len(args[0]) < ENOUGH else tuple(out + 1 for out in outs)
 
-    assert exact_split(Stages(denoise, whole), dynamics) == 4, tried
+    assert exact_split(Stages(whole, denoise, whole), dynamics) == 4, tried
     assert sorted(set(tried)) == [1, 2, 4]
 
 

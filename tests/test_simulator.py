@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.diffusion.schedules import get_schedule
 from worldsim.engine.simulator import Simulator, State
+from worldsim.errors import ConfigError
 from worldsim.world import World
 
 
@@ -118,3 +122,28 @@ def test_no_noise_is_one_future_and_shared_noise_another_draw(world: World) -> N
             state.step += world.dynamics.config.history
             drawn = simulator.draw(state).latents
             assert torch.equal(drawn[0], drawn[1]) == same, (shared, scale)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"solver": "nope"}, "no objective 'nope'"),
+        ({"solver": "ddpm"}, "the model predicts 'x' .learned_variance False., .* takes 'x' .learned_variance True."),
+    ],
+)
+def test_a_sampler_that_does_not_fit_the_model_is_refused(world: World, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Simulator.of(world, SamplerConfig(**changes))
+
+
+def test_threads_share_the_table_of_prompts(world: World) -> None:
+    """More sets of prompts than are kept, from several threads at once."""
+    simulator, before = Simulator.of(world), sys.getswitchinterval()
+    sets = [("a cart", "") * (1 + i % 12) + ("a cart",) * (i // 12) for i in range(40)]
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda one: len(simulator.text(one)[0]), sets * 10))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == [len(one) for one in sets] * 10

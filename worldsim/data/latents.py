@@ -168,12 +168,13 @@ class LatentData:
         places = torch.rand(rows, generator=generator, dtype=torch.double) * sums[-1]
         return fits[torch.searchsorted(sums, places).clamp(max=len(fits) - 1)]
 
-    def sample_rests(self, rows: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Sample rows (R,) at which the picture stands still, and does so for `frames` frames.
+    def sample_rests(self, rows: int, frames: int, generator: torch.Generator, before: int = 0) -> Tensor:
+        """Sample rows (R,) at which the picture stands still for `frames` frames, after `before` frames of the episode.
 
         R is `rows`, or 0 where it never does.
         """
-        found = torch.nonzero(self.rests(torch.arange(len(self.first)), frames))[:, 0]
+        index = torch.arange(len(self.first))
+        found = torch.nonzero(self.rests(index, frames) & (index - self.first >= before))[:, 0]
         return found[torch.randint(max(len(found), 1), (rows if len(found) else 0,), generator=generator)]
 
     def rests(self, starts: Tensor, frames: int) -> Tensor:

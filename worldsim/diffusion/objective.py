@@ -76,6 +76,11 @@ class ObjectiveConfig(ABC):
         return dataclasses.replace(model, output="x", learned_variance=False)
 
     @staticmethod
+    def output(prediction: str) -> tuple[str, bool]:
+        """What the solver takes from a model: its `output`, and whether it has a learned variance."""
+        return "x", False
+
+    @staticmethod
     def solve(predict: Predict, noise: Tensor, sampler: SamplerConfig, first: bool) -> Tensor:
         """Sample frames from noise (B, C, h, w): Euler steps on the straight path, equal ones for first frames."""
         levels = get_schedule(sampler.num_denoising_steps, sampler.shift)

@@ -33,9 +33,11 @@ def spread(rows: int, sizes: Sequence[int], workers: int, largest: int) -> list[
 
 def in_pieces(stages: Stages, sizes: Callable[[], Sizes]) -> Stages:
     """The same stages, run over pieces of their `sizes` alone, which are asked for when there are several rows."""
-    return Stages(
-        _Pieces(stages.denoise, lambda: sizes()["denoise"]), _Pieces(stages.decode, lambda: sizes()["decode"])
-    )
+
+    def piecewise(name: str) -> _Pieces:
+        return _Pieces(getattr(stages, name), lambda: sizes()[name])
+
+    return Stages(piecewise("encode"), piecewise("denoise"), piecewise("decode"))
 
 
 class _Pieces:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from worldsim.engine.aoti import Library, unpack
 from worldsim.engine.batch_invariance.modules import PADDED_ROWS, batch_invariant, set_split_k
 from worldsim.engine.batch_invariance.sizes import ENOUGH, Sizes, exact_sizes, exact_split
-from worldsim.engine.stages import Decode, Denoise, Stages, eager, example
+from worldsim.engine.stages import Decode, Denoise, Encode, Stages, eager, example
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean
 from worldsim.models.autoencoder import FrameAutoencoder
 from worldsim.models.dit import DiT
@@ -34,7 +34,7 @@ from worldsim.world import World
 
 RUNTIMES = ("eager", "compiled", "onnx", "cudagraph")
 MOST_ROWS = PADDED_ROWS  # that a compiled stage takes at once
-TEXT_AT = 11  # where the text begins among the arguments of `Denoise`
+TEXT_AT = 9  # where the text begins among the arguments of `Denoise`
 
 
 @dataclass
@@ -124,7 +124,7 @@ def try_sizes(runtime: Runtime) -> Sizes:
 
 
 def _modules(dynamics: DiT, autoencoder: FrameAutoencoder) -> dict[str, nn.Module]:
-    return {"denoise": Denoise(dynamics), "decode": Decode(autoencoder)}
+    return {"encode": Encode(dynamics), "denoise": Denoise(dynamics), "decode": Decode(autoencoder)}
 
 
 def _compiled(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Stages:

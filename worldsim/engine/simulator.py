@@ -9,6 +9,7 @@ Legend: B sessions, K history frames, A action history, C h w latent, G sessions
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from worldsim.diffusion.objectives import objective_config
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.diffusion.schedules import add_noise
 from worldsim.engine.stages import Stages, eager, flat
+from worldsim.errors import ConfigError
 from worldsim.models.conditioning import text_kv
+from worldsim.models.config import DiTConfig
 from worldsim.models.dit import DiT
 from worldsim.models.kv_cache import KVCache
 from worldsim.models.text import PromptBook
@@ -103,6 +106,7 @@ class Simulator:
     ) -> None:
         """Keep the parts; nothing is computed yet."""
         self.dynamics, self.book, self.sampler = dynamics, book, sampler or SamplerConfig()
+        check_sampler(self.sampler, dynamics.config)
         self.stages = stages or eager(dynamics)
         self.frozen = frozen
         self._prompts: dict[str, list[Tensor]] = {}
@@ -159,7 +163,7 @@ class Simulator:
         guidance = [sampler.first_guidance] * batch if first else guidance
         guided = [row for row, strength in enumerate(guidance) if strength != 1]
         # Sessions with guidance have a second row, without their prompt.
-        inputs = self._inputs(state, state.keys, state.prompts + [""] * len(guided), guided)
+        inputs = self._encode(state, state.keys, state.prompts + [""] * len(guided), guided)
         strengths = torch.tensor([guidance[row] for row in guided], device=self.device)[:, None, None, None]
         outcome: list[Tensor] = []
 
@@ -196,44 +200,73 @@ class Simulator:
 
         What is remembered does not depend on the sessions' seeds, so that sessions that begin alike can share it.
         """
-        inputs = self._inputs(state, torch.zeros_like(state.keys), state.prompts, [])
+        inputs = self._encode(state, torch.zeros_like(state.keys), state.prompts, [])
         _, *outcome = self._pass(latents, 0.0, inputs, [])
         return ModelOutput(latents, *outcome)
 
-    def _inputs(self, state: State, noise_keys: Tensor, prompts: list[str], again: list[int]) -> list[Tensor]:
+    def _encode(self, state: State, noise_keys: Tensor, prompts: list[str], again: list[int]) -> list[Tensor]:
         """What the passes over a frame share, for all rows and once more for the rows `again`; then the text."""
-        frames = state.history.shape[1]
+        frames, cache = state.history.shape[1], state.cache
         noise = normal(noise_keys, state.step, HISTORY, tuple(state.history.shape[1:])).to(self.device)
         mask = (torch.arange(frames, 0, -1) <= state.step.unsqueeze(1)).to(noise)
         sigma = torch.full((len(noise),), self.sampler.history_sigma, device=self.device)
-        cache = state.cache
-        parts = [state.history, noise, sigma, mask, state.actions, state.known, cache.keys, cache.values]
-        parts.append(cache.count.to(self.device))
+        count = cache.count.to(self.device)
+        tokens, frame, keys, bias = self.stages.encode(
+            state.history, noise, sigma, mask, state.actions, state.known, cache.keys, count
+        )
         # Contiguous, as a compiled graph takes the strides of its inputs for granted.
-        parts = [torch.cat([part, part[again]]) if again else part.contiguous() for part in parts]
-        return [*parts, *self.text(tuple(prompts))]
+        before = [state.history[:, -1].contiguous(), mask[:, -1].contiguous()]
+        parts = [tokens, frame, keys, cache.values, bias, *before]
+        return [*(torch.cat([part, part[again]]) if again else part for part in parts), *self.text(tuple(prompts))]
 
     def _pass(self, x: Tensor, sigma: float, inputs: list[Tensor], again: list[int]) -> list[Tensor]:
         x = torch.cat([x, x[again]]) if again else x
         return self.stages.denoise(x, torch.full((len(x),), sigma, device=self.device), *inputs)
 
     def text(self, prompts: tuple[str, ...]) -> list[Tensor]:
-        """The dynamics' keys, values and masks of some prompts, a row each; the last few sets are stored."""
-        if prompts not in self._rows or not self.frozen:
-            while len(self._rows) >= 16:
-                self._rows.pop(next(iter(self._rows)))
+        """The dynamics' keys, values and masks of some prompts, a row each; the last few sets are kept."""
+        found = self._rows.get(prompts) if self.frozen else None
+        if found is None:
             distinct = list(dict.fromkeys(prompts))
             table = [torch.cat(parts) for parts in zip(*map(self._one, distinct), strict=True)]
             index = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
-            self._rows[prompts] = [part[index] for part in table]
-        return self._rows[prompts]
+            found = _keep(self._rows, prompts, [part[index] for part in table], 16)
+        return found
 
     def _one(self, prompt: str) -> list[Tensor]:
         """One prompt's, always computed by itself: who else is there must not matter."""
         key = self.book.key(prompt)
-        if key not in self._prompts or not self.frozen:
-            while len(self._prompts) >= 1024:
-                self._prompts.pop(next(iter(self._prompts)))
+        found = self._prompts.get(key) if self.frozen else None
+        if found is None:
             states, mask = self.book.batch([prompt])
-            self._prompts[key] = flat(text_kv(self.dynamics, states.to(self.device), mask.to(self.device)))
-        return self._prompts[key]
+            found = flat(text_kv(self.dynamics, states.to(self.device), mask.to(self.device)))
+            _keep(self._prompts, key, found, 1024)
+        return found
+
+
+def check_sampler(sampler: SamplerConfig, config: DiTConfig) -> None:
+    """Check that a sampler can sample what a model predicts, frame by frame.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    solver = objective_config(sampler.solver)
+    if config.patch[0] != 1 or config.frames_per_latent != 1:
+        raise ConfigError(
+            f"the model's patch is {config.patch} and its frames_per_latent {config.frames_per_latent}; allowed in "
+            "play: patches of one frame, and one frame a latent."
+        )
+    wanted = solver.output(sampler.prediction)
+    if (config.output, config.learned_variance) != wanted:
+        raise ConfigError(
+            f"the model predicts {config.output!r} (learned_variance {config.learned_variance}), the sampler's solver "
+            f"{sampler.solver!r} takes {wanted[0]!r} (learned_variance {wanted[1]}). Export the world again."
+        )
+
+
+def _keep(table: dict[Any, list[Tensor]], key: Any, value: list[Tensor], most: int) -> list[Tensor]:
+    """Put a value into a table of at most so many, of which several threads may take the oldest at once."""
+    while len(table) >= most:
+        table.pop(next(iter(table), None), None)
+    table[key] = value
+    return value

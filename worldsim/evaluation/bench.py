@@ -81,7 +81,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     """Time a world; nothing else should run meanwhile.
 
     Returns:
-        step_ms: median, p95 and mean of a step of all sessions, and by stage (medians): denoise, decode,
+        step_ms: median, p95 and mean of a step of all sessions, and by stage (medians): encode, denoise, decode,
             noise (its draws, timed by themselves), python (the rest).
         flatness: median of steps 90-100 % of the run over that of 5-15 %; 1 is flat.
         memory_mb: of the process before the world was loaded, at the end, and at its peak; session_kb of one session.
@@ -115,7 +115,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             times[name].append(seconds)
     after = _memory()
     medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
-    steps, transformer = times["step"], medians["denoise"]
+    steps, transformer = times["step"], medians["encode"] + medians["denoise"]
     noise = 1000 * _seconds(lambda: _noise(simulator, state))
     peaks = {"fp32": gemm_peak(torch.float32), "bf16": gemm_peak(torch.bfloat16)}
     flops = _flops(runtime, simulator, state)
@@ -241,7 +241,7 @@ def _cpu() -> str:
 def table(report: dict[str, Any]) -> str:
     """Format the report."""
     step, memory, size, gemm = (report[name] for name in ("step_ms", "memory_mb", "size", "gemm_gflops"))
-    parts = ("denoise", "decode", "noise", "python")
+    parts = ("encode", "denoise", "decode", "noise", "python")
     share = report["share_of_peak"]
     return "\n".join(
         [

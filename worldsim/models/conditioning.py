@@ -77,17 +77,17 @@ class Context:
 class SigmaEmbedder(nn.Module):
     """A noise level in 0..1 as a vector: sinusoids through a small MLP (Ho et al. 2020, arXiv:2006.11239)."""
 
-    frequencies: Tensor
-
     def __init__(self, width: int, bands: int = 32) -> None:
         """`bands` sinusoids from half a period to some hundred periods over 0..1."""
         super().__init__()
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(200), bands)) * math.pi, False)
+        self.bands = bands
         self.mlp = nn.Sequential(nn.Linear(2 * bands, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, sigma: Tensor) -> Tensor:
         """Noise levels (...,) to vectors (..., D)."""
-        angles = sigma.float().unsqueeze(-1) * self.frequencies.float()
+        # Not a buffer, which would be rounded with the weights: the fastest waves have hundreds of periods.
+        frequencies = torch.exp(torch.linspace(0, math.log(200), self.bands, device=sigma.device)) * math.pi
+        angles = sigma.float().unsqueeze(-1) * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 

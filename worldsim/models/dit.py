@@ -21,22 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from worldsim.models import conditioning as inputs
 from worldsim.models.attention import TIME, Attention, CrossAttention, LayerCache, TextKV
-from worldsim.models.conditioning import (
-    ActionEmbedder,
-    Context,
-    ContextInputs,
-    HistoryEmbedder,
-    SigmaEmbedder,
-    at_frames,
-    every_frame,
-    optional,
-    text_kv,
-)  # fmt: skip
+from worldsim.models.conditioning import Context, ContextInputs, optional, text_kv
 from worldsim.models.config import DiTConfig
 from worldsim.models.heads import Heads
 from worldsim.models.initialise import initialise
-from worldsim.models.kv_cache import KVCache
+from worldsim.models.kv_cache import KVCache, RotatedCache
 from worldsim.models.layers import MLP, FrameLinear, Linear, NarrowLinear, modulate, norm
 from worldsim.models.masks import Mask, time_mask
 from worldsim.models.patch import patchify, unpatchify
@@ -66,6 +57,10 @@ class Block(nn.Module):
     """One layer: attention, perhaps a look at the prompt and at memory, an MLP; all starting as the identity."""
 
     compiled: Callable[..., Any] | None = None  # the same, for passes with gradients
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies compute with weights of their own: what was compiled has those of the original."""
+        return {name: part for name, part in super().__getstate__().items() if name != "compiled"}
 
     def __init__(self, config: DiTConfig, layer: int) -> None:
         """`layer` says by the config's pattern what this block attends to."""
@@ -101,9 +96,9 @@ class DiT(nn.Module):
         patch = channels * config.patch[0] * config.patch[1] * config.patch[2]
         self.patch = Linear(patch, width)
         self.noise = optional(patch if config.fresh_noise else 0, width)
-        self.sigma = SigmaEmbedder(width)
-        self.actions = ActionEmbedder(config.action_history, config.action_size, width)
-        self.history = HistoryEmbedder(config.history, channels, config.patch, width) if config.history else None
+        self.sigma = inputs.SigmaEmbedder(width)
+        self.actions = inputs.ActionEmbedder(config.action_history, config.action_size, width)
+        self.history = inputs.HistoryEmbedder(config.history, channels, config.patch, width) if config.history else None
         self.camera, self.image = optional(config.camera_size, width), optional(config.image_width, width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(len(config.pattern)))
         self.modulation = FrameLinear(width, (6 * len(config.pattern) + 2) * width)  # of all blocks and the output
@@ -136,17 +131,18 @@ class DiT(nn.Module):
         text = given.text
         if not isinstance(text, list):
             index, projected = text.index[:, ::step], text_kv(self, text.states, text.mask)
-            text = [None if one is None else at_frames(one, index) for one in projected]
+            text = [None if one is None else inputs.at_frames(one, index) for one in projected]
         memory = None
         if given.memory is not None:
             projected = text_kv(self, given.memory, torch.ones_like(given.memory[..., 0], dtype=torch.bool), "memory")
-            memory = [None if one is None else every_frame(one, frame.shape[1]) for one in projected]
-        previous = given.previous[:, ::step].repeat_interleave(step, 1) if step > 1 else given.previous
-        return Context(frame, text, previous, given.previous_mask, tokens, memory)
+            memory = [None if one is None else inputs.every_frame(one, frame.shape[1]) for one in projected]
+        before = given.previous, given.previous_mask
+        previous, exists = (part[:, ::step].repeat_interleave(step, 1) for part in before) if step > 1 else before
+        return Context(frame, text, previous, exists, tokens, memory)
 
     def forward(
-        self, x: Tensor, sigma: Tensor, context: Context, *, mask: Mask = "causal", cache: KVCache | None = None,
-        noise: Tensor | None = None,
+        self, x: Tensor, sigma: Tensor, context: Context, *, mask: Mask = "causal",
+        cache: KVCache | RotatedCache | None = None, noise: Tensor | None = None,
     ) -> DiTOutput:  # fmt: skip
         """Predict frames from themselves at their noise levels, from one another, and from their context.
 
@@ -170,8 +166,9 @@ class DiT(nn.Module):
         frames, head = tokens.shape[1], config.width // config.heads
         space = space_rotation(size, config.patch[1:], head, x.device)
         time = time_rotation(0, frames, head, x.device)
+        cache = cache.rotated() if isinstance(cache, KVCache) else cache
         pasts, kv = iter(cache.layers() if cache is not None else []), []
-        seen = time_mask(mask, frames, config.context, x.device, None if cache is None else cache.frames)
+        seen = time_mask(mask, frames, config.context, x.device, None if cache is None else cache.keys.shape[1])
         for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
             run = block.compiled if block.compiled is not None and torch.is_grad_enabled() else block
             along_time, memory = config.pattern[i] == TIME, None if context.memory is None else context.memory[i]

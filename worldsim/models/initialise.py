@@ -43,5 +43,6 @@ def compile_blocks(dit: DiT) -> None:
 
     Only passes with gradients over segments use them; the runtimes of play compile a whole pass instead.
     """
+    torch._dynamo.config.recompile_limit = 64  # of all blocks together: kinds of layers times shapes of batches
     for block in dit.blocks:
         block.compiled = torch.compile(block.forward, dynamic=False)  # type: ignore[assignment]

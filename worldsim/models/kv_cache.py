@@ -10,6 +10,7 @@ Legend: B sessions, N frames remembered, T new frames, L time layers, P patches 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,11 +61,28 @@ class KVCache:
         ]
         return KVCache(grown[0], grown[1], self.count + keys.shape[1])
 
-    def layers(self) -> list[LayerCache]:
-        """What each time layer sees: keys rotated by their age, values, and a bias that hides what is not known."""
+    def rotated(self) -> RotatedCache:
+        """What new frames see of it: keys rotated by their age, and a bias that hides what is not known."""
         ages = torch.arange(self.frames, 0, -1, device=self.keys.device)
         rotation = time_rotation(-self.frames, 0, self.keys.shape[-1], self.keys.device)
         cos, sin = (part.unsqueeze(1) for part in rotation)  # (N, 1, 1, 1, E)
-        keys = rotate(self.keys, cos, sin)
-        bias = torch.where(ages <= self.count.unsqueeze(-1), 0.0, float("-inf"))  # (B, N)
-        return [LayerCache(keys[:, :, i], self.values[:, :, i], bias) for i in range(self.keys.shape[2])]
+        bias = torch.where(ages <= self.count.unsqueeze(-1), 0.0, float("-inf"))
+        return RotatedCache(rotate(self.keys, cos, sin), self.values, bias)
+
+
+class RotatedCache(NamedTuple):
+    """A cache as new frames see it, which all passes over them share.
+
+    Attributes:
+        keys: rotated by their age, (B, N, L, P, H, E).
+        values: (B, N, L, P, H, E).
+        bias: of scores, 0 or -inf where a frame is not known, (B, N).
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
+
+    def layers(self) -> list[LayerCache]:
+        """What each time layer sees."""
+        return [LayerCache(self.keys[:, :, i], self.values[:, :, i], self.bias) for i in range(self.keys.shape[2])]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 SPACE_THETA = 100.0  # slowest period of patch positions, in latents
 TIME_THETA = 100.0  # the same of times, in frames; caches are tens of frames long
@@ -47,12 +48,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def space_rotation(size: tuple[int, int], patch: tuple[int, int], width: int, device: torch.device) -> Rotation:
     """The rotation of the patches of a frame of latents (h, w), each (P, 1, 1, E) for `Attention`."""
-    return _kept(_space)(size, patch, width, device)
+    return _kept(_space, size, patch, width, device)
 
 
 def time_rotation(first: int, last: int, width: int, device: torch.device) -> Rotation:
     """The rotation of frames at times `first` to `last` - 1, each (T, 1, 1, E) for `Attention`."""
-    return _kept(_time)(first, last, width, device)
+    return _kept(_time, first, last, width, device)
 
 
 def _space(size: tuple[int, int], patch: tuple[int, int], width: int, device: torch.device) -> Rotation:
@@ -67,10 +68,13 @@ def _time(first: int, last: int, width: int, device: torch.device) -> Rotation:
     return cos[:, None, None], sin[:, None, None]
 
 
-_tables = {call: functools.lru_cache(maxsize=64)(call) for call in (_space, _time)}
+@functools.lru_cache(maxsize=256)
+def _filled(call: Callable[..., Rotation], *args: object) -> Rotation:
+    with torch.inference_mode(False):  # training could not use what was made in that mode
+        return call(*args)
 
 
-def _kept(call: Callable[..., Rotation]) -> Callable[..., Rotation]:
-    """The same from a table, but where a graph is traced, which must not have another's tensors."""
+def _kept(call: Callable[..., Rotation], *args: object) -> Rotation:
+    """The same from a table, but where a graph is traced, whose tensors are not real."""
     traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-    return call if traced else _tables[call]
+    return call(*args) if traced or _get_current_dispatch_mode() is not None else _filled(call, *args)

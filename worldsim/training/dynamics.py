@@ -73,7 +73,7 @@ class DynamicsTask:
         """Four held-out segments, the truth above the model's rollout under the recorded actions, every 8th frame."""
         if self.decode is None or not isinstance(module, DiT):
             return None
-        history = module.config.history
+        history = max(module.config.history, 1)
         frames = min(GRID_FRAMES, int((self.val.last - self.val.first).max()) + 1 - history)
         generator = torch.Generator().manual_seed(0)
         starts = self.val.sample_starts(4, frames, generator, history)

@@ -62,7 +62,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
             action_size=ActionCodec(dataset.action_space).size,
         )
     else:
-        model = dataclasses.replace(world.dynamics.config, newest_base=config.model.newest_base)
+        base = config.model.newest_base and world.dynamics.config.output == "x"
+        model = dataclasses.replace(world.dynamics.config, newest_base=base)
         if world.action_space != dataset.action_space:
             raise ConfigError(
                 f"the world {config.init_from} has the action space {world.action_space}, the dataset {config.data} "
@@ -71,10 +72,16 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
     shape = config.objective.shape(model)
     if world is not None and shape != model:
         raise ConfigError(
-            f"the world {config.init_from} predicts {model.output!r}, the objective {config.objective.objective!r} "
-            f"trains {shape.output!r}; train with the world's own objective, or without --init-from."
+            f"the world {config.init_from} predicts {model.output!r} (learned_variance {model.learned_variance}), the "
+            f"objective {config.objective.objective!r} trains {shape.output!r} (learned_variance "
+            f"{shape.learned_variance}); train with the world's own objective, or without --init-from."
         )
     model = shape
+    if model.patch[0] != 1 or model.frames_per_latent != 1:
+        raise ConfigError(
+            f"patch is {model.patch} and frames_per_latent {model.frames_per_latent}; training takes patches of one "
+            "frame and one frame a latent so far."
+        )
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
     # trained foresaw ends five times too often.
     model = dataclasses.replace(model, context=min(config.model.context, config.batch.longest() - 1))

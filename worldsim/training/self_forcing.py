@@ -149,7 +149,7 @@ class RolloutBuffer:
         slots = torch.arange(self.size)
         # Spread over the slots, so that no batch has only these.
         resting = ((slots + 1) * self.rest_share).floor() > (slots * self.rest_share).floor()
-        rests = data.sample_rests(int(resting.sum()), self.frames, generator)
+        rests = data.sample_rests(int(resting.sum()), self.frames, generator, history + self.lead)
         resting &= torch.tensor(len(rests) > 0)
         starts[resting] = rests
         seen = data.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()

@@ -20,6 +20,7 @@ from torch import Tensor
 from worldsim.diffusion.noise import TRAIN_CORRUPT, TRAIN_IMAGE
 from worldsim.diffusion.objective import Corrupted, Losses, Objective, ObjectiveConfig, Predict, batch_noise, condition
 from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.errors import ConfigError
 from worldsim.models.config import DiTConfig
 from worldsim.models.dit import DiTOutput
 from worldsim.types import SegmentBatch
@@ -55,6 +56,12 @@ class DDPMConfig(ObjectiveConfig):
     last_prob: float = 0.25
     """Share of frames at the last timestep, where sampling begins; the others are of any."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if self.cache_sigma:
+            raise ConfigError(f"cache_sigma is {self.cache_sigma}; allowed: None or 0, the level of context frames.")
+
     def sampler(self) -> SamplerConfig:
         """Some DDIM steps."""
         return SamplerConfig(
@@ -73,6 +80,11 @@ class DDPMConfig(ObjectiveConfig):
         """A model that predicts the variance too; only a frame has the frame before as its base."""
         base = model.newest_base and self.prediction == "x"
         return dataclasses.replace(model, output=self.prediction, learned_variance=True, newest_base=base)
+
+    @staticmethod
+    def output(prediction: str) -> tuple[str, bool]:
+        """The prediction that the sampler names, with a variance."""
+        return prediction, True
 
     @staticmethod
     def solve(predict: Predict, noise: Tensor, sampler: SamplerConfig, first: bool) -> Tensor:

@@ -54,6 +54,8 @@ class EnergyConfig(ObjectiveConfig):
         super().__post_init__()
         if not 0 <= self.saliency_weight <= 1:
             raise ConfigError(f"saliency_weight is {self.saliency_weight}; allowed: 0 to 1.")
+        if self.cache_sigma:
+            raise ConfigError(f"cache_sigma is {self.cache_sigma}; allowed: None or 0, the level of context frames.")
         if not self.scales or min(self.scales) < 1:
             raise ConfigError(f"scales is {self.scales}; allowed: one or more sides of at least 1 latent.")
 
@@ -170,14 +172,14 @@ class Energy(Objective):
         """How unlike the mean frame each place of frames (B, T, C, h, w) is, (B, T, h, w); 1 on average of a frame."""
         if self.mean_frame is None:
             return None
-        unlike = measured(target - self.mean_frame, self.metric).square().sum(dim=2)
+        unlike = measured(target - self.mean_frame.to(target.device), self.metric).square().sum(dim=2)
         unlike = unlike / unlike.mean(dim=(2, 3), keepdim=True).clamp(min=1e-6)
         return 1 - self.config.saliency_weight + self.config.saliency_weight * unlike
 
 
 def measured(x: Tensor, metric: Tensor | None) -> Tensor:
     """Latents (..., C, h, w) in the axes of a metric (C, C) of their channels; without one as they are."""
-    return x if metric is None else torch.einsum("cd,...dhw->...chw", metric, x)
+    return x if metric is None else torch.einsum("cd,...dhw->...chw", metric.to(x.device), x)
 
 
 def energy_score(first: Tensor, second: Tensor, target: Tensor, eps: float = 1e-4) -> Tensor:

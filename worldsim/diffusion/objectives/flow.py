@@ -95,9 +95,10 @@ class Flow(Objective):
         clips = asked[0].mask == "full"
         own = 0 if clips else batch.rollouts
         counted = batch.inside.float()
-        counted[:own] -= is_context[:own].float()  # the model's own frames are no targets
+        counted[:own] *= ~is_context[:own]  # the model's own frames are no targets
         if clips:
-            counted = counted * ~is_context
+            # All frames see all others: a segment that goes on into another episode is no clip.
+            counted = counted * ~is_context * batch.inside.all(dim=1, keepdim=True)
         error = (answer.sample - batch.target).square().mean(dim=(2, 3, 4))  # (B, T)
         denoise = (error * flow_weight(sigma) * counted).sum() / counted.sum().clamp(min=1)
         if clips:  # nothing is done in a clip, and nothing follows from it
