@@ -103,4 +103,5 @@ def test_a_clip_is_sampled_from_its_last_frame(dataset: Dataset, autoencoder_run
     error = (sampled - clips).square().mean(dim=(0, 2, 3, 4))
     others = (clips.roll(1, dims=0) - clips).square().mean(dim=(0, 2, 3, 4))
     assert error[-1] == 0 and (error[1:-1] < error[:-2]).all()
-    assert (error[2:] < 0.75 * others[2:]).all() and (error < others).all(), (error, others)
+    # Four frames away, where all episodes begin alike, another clip is as near.
+    assert (error[2:] < 0.75 * others[2:]).all() and error[1] < others[1], (error, others)
