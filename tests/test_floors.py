@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from sources import imports
 
 import worldsim
 
@@ -55,17 +56,6 @@ def modules() -> dict[str, Path]:
             if folder == "worldsim" and parts[0] in ("envs", "bridges", "demos"):
                 continue
             found[".".join([name, *(part for part in parts if part != "__init__")])] = path
-    return found
-
-
-def imports(path: Path) -> set[str]:
-    """Names of modules imported by a file, under TYPE_CHECKING or inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 

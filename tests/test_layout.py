@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+from sources import imports
 
 TOP = Path(__file__).resolve().parent.parent
 FOLDERS = ("worldsim", "envs", "bridges", "demos", "tests", "scripts")
@@ -27,17 +27,6 @@ def test_modules_are_short() -> None:
     assert len(lines) > 200
     assert {name: count for name, count in lines.items() if count > LINES and name not in LONGER} == {}
     assert {name for name in LONGER if lines.get(name, 0) <= LINES} == set(), "take these out of LONGER"
-
-
-def imports(path: Path) -> set[str]:
-    """Names of the modules that a file imports, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from worldsim.commands.parsing import parse
 
@@ -58,17 +59,10 @@ def evaluate(args: Sequence[str]) -> None:
     Example: worldsim eval doom --data data/doom --out runs/eval-doom
     Writes report.json and contact sheets to --out.
     """
-    import dataclasses
-    import json
-    from pathlib import Path
-
-    from worldsim.envs.shipped import world_path
     from worldsim.evaluation.report import EvalConfig, table
     from worldsim.evaluation.report import evaluate as run
 
-    config = parse(EvalConfig, "eval", args, evaluate.__doc__)
-    report = run(dataclasses.replace(config, world=Path(world_path(str(config.world)))))
-    print(json.dumps(report, indent=2) if config.json else table(report))
+    _measure(parse(EvalConfig, "eval", args, evaluate.__doc__), run, table)
 
 
 def bench(args: Sequence[str]) -> None:
@@ -76,17 +70,10 @@ def bench(args: Sequence[str]) -> None:
 
     Example: worldsim bench doom --steps 1000
     """
-    import dataclasses
-    import json
-    from pathlib import Path
-
-    from worldsim.envs.shipped import world_path
     from worldsim.evaluation.bench import BenchConfig, table
     from worldsim.evaluation.bench import bench as run
 
-    config = parse(BenchConfig, "bench", args, bench.__doc__)
-    report = run(dataclasses.replace(config, world=Path(world_path(str(config.world)))))
-    print(json.dumps(report, indent=2) if config.json else table(report))
+    _measure(parse(BenchConfig, "bench", args, bench.__doc__), run, table)
 
 
 def bench_engine(args: Sequence[str]) -> None:
@@ -94,17 +81,10 @@ def bench_engine(args: Sequence[str]) -> None:
 
     Example: worldsim bench engine car-racing --threads 2 --soak-minutes 10
     """
-    import dataclasses
-    import json
-    from pathlib import Path
-
-    from worldsim.envs.shipped import world_path
     from worldsim.evaluation.bench_engine import EngineBenchConfig, table
     from worldsim.evaluation.bench_engine import bench_engine as run
 
-    config = parse(EngineBenchConfig, "bench engine", args, bench_engine.__doc__)
-    report = run(dataclasses.replace(config, world=Path(world_path(str(config.world)))))
-    print(json.dumps(report, indent=2) if config.json else table(report))
+    _measure(parse(EngineBenchConfig, "bench engine", args, bench_engine.__doc__), run, table)
 
 
 def bench_bridge(args: Sequence[str]) -> None:
@@ -135,3 +115,15 @@ def tune(args: Sequence[str]) -> None:
     config = parse(TuneConfig, "tune", args, tune.__doc__)
     found = run(World.from_pretrained(world_path(str(config.world))), report=lambda line: print(line, flush=True))
     print(f"{config.world} now runs on: {found['fastest']}")
+
+
+def _measure(config: Any, run: Callable[[Any], Any], table: Callable[[Any], str]) -> None:
+    """Run a measurement of the world that its config names, and print the report."""
+    import dataclasses
+    import json
+    from pathlib import Path
+
+    from worldsim.envs.shipped import world_path
+
+    report = run(dataclasses.replace(config, world=Path(world_path(str(config.world)))))
+    print(json.dumps(report, indent=2) if config.json else table(report))

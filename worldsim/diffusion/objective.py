@@ -91,12 +91,12 @@ class ObjectiveConfig(ABC):
         return False
 
     @abstractmethod
-    def build(self, metric: Tensor | None = None, mean_frame: Tensor | None = None) -> Objective:
+    def build(self, metric: Tensor | None, some_frames: Callable[[], Tensor]) -> Objective:
         """Make the objective.
 
         Args:
             metric: of the latents' channels, (C, C), see `training.latent_metric`; None counts them alike.
-            mean_frame: what is mostly at each place, (C, h, w).
+            some_frames: reads frames that stand for the recording, (N, C, h, w), where the objective needs any.
         """
 
 

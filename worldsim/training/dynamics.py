@@ -51,7 +51,7 @@ class DynamicsTask:
         self.module: DiT = config.model.build()
         if config.compiles():
             compile_blocks(self.module)
-        self.objective = config.objective.build(metric, data.some_frames().mean(dim=0))
+        self.objective = config.objective.build(metric, data.some_frames)
         simulator = Simulator(self.module, book, config.objective.sampler(), frozen=False)
         self.sampler = SegmentSampler(config.batch, data, book, config.model, config.trainer.seed)
         futures = self.objective.futures

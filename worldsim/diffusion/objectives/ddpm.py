@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ class DDPMConfig(ObjectiveConfig):
             cache_sigma=self.cache_sigma,
         )
 
-    def build(self, metric: Tensor | None = None, mean_frame: Tensor | None = None) -> DDPM:
+    def build(self, metric: Tensor | None, some_frames: Callable[[], Tensor]) -> DDPM:
         """Make the objective; it needs neither."""
         return DDPM(self)
 
@@ -89,14 +90,8 @@ class DDPMConfig(ObjectiveConfig):
     @staticmethod
     def solve(predict: Predict, noise: Tensor, sampler: SamplerConfig, first: bool) -> Tensor:
         """DDIM without noise of its own, by diffusers: rows do not depend on one another."""
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-        kind = DIFFUSERS[sampler.prediction]
-        # At the first timesteps hardly any signal is left: an error of the noise is thousands of times as large in it.
-        options: dict[str, Any] = SCHEDULE | {"prediction_type": kind, "clip_sample": kind == "epsilon"}
-        scheduler = DDIMScheduler(**options, timestep_spacing="trailing")
-        scheduler.set_timesteps(sampler.first_frame_steps if first else sampler.num_denoising_steps)
-        return denoise(scheduler, predict, noise)
+        steps = sampler.first_frame_steps if first else sampler.num_denoising_steps
+        return denoise(_ddim(DIFFUSERS[sampler.prediction], steps), predict, noise)
 
 
 class DDPM(Objective):
@@ -179,6 +174,18 @@ def denoise(scheduler: Any, predict: Predict, noise: Tensor, generator: torch.Ge
         out = torch.cat([said, variance.clamp(-1, 1)], dim=1) if both else said
         x = scheduler.step(out, timestep, x, **extra).prev_sample
     return x
+
+
+@functools.lru_cache(maxsize=16)
+def _ddim(kind: str, steps: int) -> Any:
+    """A scheduler, which has tables of all timesteps and, with its steps set, does not change any more."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    # At the first timesteps hardly any signal is left: an error of the noise is thousands of times as large in it.
+    options: dict[str, Any] = SCHEDULE | {"prediction_type": kind, "clip_sample": kind == "epsilon"}
+    scheduler = DDIMScheduler(**options, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    return scheduler
 
 
 @functools.cache

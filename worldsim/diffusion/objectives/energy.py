@@ -10,6 +10,7 @@ diffusion models for few steps (De Bortoli et al. 2025, arXiv:2502.02483).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +77,9 @@ class EnergyConfig(ObjectiveConfig):
         """As `pixel_metric` says."""
         return self.pixel_metric
 
-    def build(self, metric: Tensor | None = None, mean_frame: Tensor | None = None) -> Energy:
-        """Make the objective; the mean frame is used if `saliency_weight` says so."""
-        return Energy(self, metric, mean_frame if self.saliency_weight else None)
+    def build(self, metric: Tensor | None, some_frames: Callable[[], Tensor]) -> Energy:
+        """Make the objective; frames are read if `saliency_weight` says so."""
+        return Energy(self, metric, some_frames().mean(dim=0) if self.saliency_weight else None)
 
 
 class Energy(Objective):

@@ -6,6 +6,7 @@ from data to noise (Lipman et al. 2022, arXiv:2210.02747).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,7 @@ class FlowConfig(ObjectiveConfig):
             cache_sigma=self.cache_sigma,
         )
 
-    def build(self, metric: Tensor | None = None, mean_frame: Tensor | None = None) -> Flow:
+    def build(self, metric: Tensor | None, some_frames: Callable[[], Tensor]) -> Flow:
         """Make the objective; it needs neither."""
         return Flow(self)
 
