@@ -38,7 +38,8 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
     first frame is generated from the prompt alone. `options={"snapshot": ...}` goes on from a snapshot.
 
     ## Episode End
-    Terminates when the learned probability passes 0.5; truncates after `max_episode_steps` of the card.
+    Terminates with the learned probability, drawn from the session's seed and step alone; truncates after
+    `max_episode_steps` of the card.
 
     ## Arguments
     - `world`: a shipped world (see `worldsim.envs.SHIPPED`), a world folder, or a hub id.

@@ -1,7 +1,7 @@
 """What passes between data, objectives and models, as tensors with names.
 
 Legend: B segments, D futures of a segment, T frames, K history frames, A action history, C h w latent, U distinct
-prompts, W text tokens.
+prompts, W text tokens, F = T r where a latent stands for r frames (else F = T).
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class SegmentBatch:
         actions: the last A flattened actions up to the one that led to the frame, oldest first, (B, T, A, action_size).
         action_mask: which of these exist, (B, T, A) of 0 or 1.
         text: the prompts in force.
-        rewards: (B, T).
-        terminated: whether the episode ended with the frame, (B, T) of 0 or 1.
+        rewards: (B, F).
+        terminated: whether the episode ended with the frame, (B, F) of 0 or 1.
         no_history: whether the segment begins from nothing but its prompt, bool (B,).
         inside: which frames are of the episode that the segment begins in, bool (B, T); others count for nothing.
-        importance: weights of the frames for reward and termination, which undo uneven sampling, (B, T).
-        can_terminate: whether the episode could end there, (B, T) of 0 or 1.
+        importance: weights of the frames for reward and termination, which undo uneven sampling, (B, F).
+        can_terminate: whether the episode could end there, (B, F) of 0 or 1.
         terminal_segments: how many segments, of those that are no rollouts, were sampled around a termination.
         terminal_rate: share of the recording's frames that terminate an episode, ().
         rollouts: how many segments, the first ones, are self-rollouts.

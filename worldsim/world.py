@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from worldsim.errors import WorldError, WorldFormatError, WorldNotFound
-from worldsim.models.autoencoder import FrameAutoencoder, fingerprint
+from worldsim.models.autoencoder import DiffusersAutoencoder, fingerprint
 from worldsim.models.autoencoder_files import load_autoencoder, save_autoencoder
+from worldsim.models.clip_autoencoder import is_of_clips
 from worldsim.models.dit import DiT
 from worldsim.models.saved import load_dynamics
 from worldsim.models.text import DEFAULT_ENCODER, PromptBook
@@ -72,7 +73,7 @@ class World:
     def __init__(
         self,
         card: WorldCard,
-        autoencoder: FrameAutoencoder,
+        autoencoder: DiffusersAutoencoder,
         dynamics: DiT,
         book: PromptBook,
         starts: list[dict[str, Any]] | None = None,
@@ -82,13 +83,21 @@ class World:
         self.starts = starts or []
         self.action_space: spaces.Space = space_from_json(card.action_space)
         self.codec = ActionCodec(self.action_space)
+        stride, config = autoencoder.temporal_stride, dynamics.config
+        if (config.frames_per_latent, config.action_size) != (stride, stride * self.codec.size):
+            raise WorldError(
+                f"a latent of the dynamics stands for {config.frames_per_latent} frames with actions of "
+                f"{config.action_size} numbers in all; the autoencoder's stands for {stride}, and an action has "
+                f"{self.codec.size}. The parts are not of one world."
+            )
         self.path: Path | None = None
 
     def to(self, dtype: torch.dtype) -> World:
         """The same world with the weights in `dtype`."""
         for module in (self.autoencoder.model, *self.autoencoder.linear_path()):
             nn.Module.to(module, dtype)  # not the model's own `to`, which warns
-            nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore  -- a third faster on a CPU
+            if not is_of_clips(module):  # torch has this layout for images alone
+                nn.Module.to(module, memory_format=torch.channels_last)  # type: ignore  -- a third faster on a CPU
         self.dynamics.to(dtype)
         return self
 

@@ -1,6 +1,7 @@
 """A recording as one table of latents, so that training reads segments by index.
 
-Frames of all episodes follow each other; row i holds a frame, the action that led to it, and its reward and flags.
+Frames of all episodes follow each other; row i holds a frame, the action that led to it, and its reward and flags. With
+an autoencoder that has a stride r in time a row is a latent of r frames and has as many actions, rewards and ends.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from worldsim.data.chunks import chunks_of
 from worldsim.data.episodes import Dataset, read_episode
 from worldsim.errors import DataError
-from worldsim.models.autoencoder import Autoencoder, FrameAutoencoder
+from worldsim.models.autoencoder import Autoencoder, DiffusersAutoencoder
 from worldsim.renamed import LATENTS, with_new_names
 from worldsim.spaces import ActionCodec
 
@@ -31,14 +32,14 @@ SOME = 4000  # frames that stand for a recording
 
 @dataclass
 class LatentData:
-    """N frames of a recording.
+    """N latents of a recording, each of a frame, or of r frames.
 
     Attributes:
         latents: fp16 (N, C, h, w).
         actions: flattened, the one that led to each frame; zeros for the first of an episode; (N, action_size).
-        known: whether there was one, (N,).
-        rewards: (N,).
-        terminated: (N,).
+        known: whether there was one, (N,), or (N, r).
+        rewards: (N,), or (N, r).
+        terminated: (N,), or (N, r).
         mortal: whether the episode could end there: 0 in rests that the recorder protected (`data.recipe.Rest`), (N,).
         event_onset: whether an event begins with the frame (label "event"; in games without it, whether the prompt
             changes), (N,).
@@ -81,21 +82,21 @@ class LatentData:
         offset = 0
         for path in tqdm(paths, desc=f"encoding {split}", unit="episode"):
             episode = read_episode(path)
-            frames = len(episode) + 1
-            parts = torch.from_numpy(episode.frames).split(64)
-            # Contiguous, as a file gives them: kernels differ in their last bits by how channels lie in memory.
-            columns["latents"].append(torch.cat([autoencoder.encode(part) for part in parts]).half().contiguous())
             actions = torch.from_numpy(ActionCodec(dataset.action_space).flatten(episode.actions))
-            columns["actions"].append(torch.cat([torch.zeros_like(actions[:1]), actions]))
-            columns["known"].append((torch.arange(frames) > 0).float())
-            columns["rewards"].append(torch.from_numpy(np.concatenate([[0], episode.rewards]).astype(np.float32)))
-            columns["terminated"].append(torch.from_numpy(np.concatenate([[False], episode.terminated])).float())
-            columns["mortal"].append(torch.full((frames,), 0.0 if episode.meta.get("protected") else 1.0))
-            columns["event_onset"].append(_event_onset([episode.prompts[i] for i in episode.prompt_index]))
-            columns["prompt"].append(torch.tensor([places.setdefault(t, len(places)) for t in episode.texts()]))
-            columns["first"].append(torch.full((frames,), offset))
-            columns["last"].append(torch.full((frames,), offset + frames - 1))
-            offset += frames
+            chunks = chunks_of(episode, actions, autoencoder.temporal_stride)
+            rows = len(chunks.last)
+            # Contiguous, as a file gives them: kernels differ in their last bits by how channels lie in memory.
+            columns["latents"].append(autoencoder.encode_clip(chunks.frames).half().contiguous())
+            for name in ("actions", "known", "rewards", "terminated"):
+                columns[name].append(getattr(chunks, name))
+            columns["mortal"].append(torch.full((rows,), 0.0 if episode.meta.get("protected") else 1.0))
+            begins = _event_onset([episode.prompts[i] for i in episode.prompt_index]).cumsum(0)[chunks.last]
+            columns["event_onset"].append(begins.diff(prepend=begins.new_zeros(1)).clamp(max=1))
+            texts = episode.texts()
+            columns["prompt"].append(torch.tensor([places.setdefault(texts[i], len(places)) for i in chunks.last]))
+            columns["first"].append(torch.full((rows,), offset))
+            columns["last"].append(torch.full((rows,), offset + rows - 1))
+            offset += rows
         return LatentData(**{name: torch.cat(parts) for name, parts in columns.items()}, prompts=list(places))
 
     @staticmethod
@@ -116,7 +117,7 @@ class LatentData:
         return LatentData(**{name: torch.cat(column) for name, column in columns.items()}, prompts=prompts)
 
     @staticmethod
-    def cached(dataset: Dataset, split: str, autoencoder: FrameAutoencoder) -> LatentData:
+    def cached(dataset: Dataset, split: str, autoencoder: DiffusersAutoencoder) -> LatentData:
         """Return the result of `encode`, stored in the dataset's folder: encoding takes minutes.
 
         Raises:
@@ -141,6 +142,15 @@ class LatentData:
             partial.replace(path)
         return data
 
+    @property
+    def stride(self) -> int:
+        """How many frames a latent stands for, r."""
+        return self.rewards[0].numel()
+
+    def any_frame(self, values: Tensor) -> Tensor:
+        """Whether something, 0 or 1, holds in any frame of each latent: (N,), or (N, r), to (N,)."""
+        return values if values.dim() == 1 else values.amax(dim=1)
+
     def some_frames(self) -> Tensor:
         """Return some thousand frames at equal distances, (N', C, h, w)."""
         return self.latents[:: max(1, len(self.latents) // SOME)].float()
@@ -157,16 +167,26 @@ class LatentData:
         """
         key = (frames, before, id(odds))
         if key not in self._fits:
-            index = torch.arange(len(self.first))
-            fits = torch.nonzero((self.last - index + 1 >= frames) & (index - self.first >= before))[:, 0]
-            if not len(fits):
-                raise DataError(f"no episode has {before + frames} frames in a row; record longer episodes.")
+            fits = self.check_length(frames, before)
             self._fits[key] = fits, None if odds is None else odds[fits].double().cumsum(0)
         fits, sums = self._fits[key]
         if sums is None:
             return fits[torch.randint(len(fits), (rows,), generator=generator)]
         places = torch.rand(rows, generator=generator, dtype=torch.double) * sums[-1]
         return fits[torch.searchsorted(sums, places).clamp(max=len(fits) - 1)]
+
+    def check_length(self, frames: int, before: int) -> Tensor:
+        """Find all rows (R,) that `frames` frames follow and `before` frames precede in the same episode.
+
+        Raises:
+            DataError: there are none.
+        """
+        index = torch.arange(len(self.first))
+        fits = torch.nonzero((self.last - index + 1 >= frames) & (index - self.first >= before))[:, 0]
+        if not len(fits):
+            frames = 1 + (before + frames - 1) * self.stride
+            raise DataError(f"no episode has {frames} frames in a row; record longer episodes.")
+        return fits
 
     def sample_rests(self, rows: int, frames: int, generator: torch.Generator, before: int = 0) -> Tensor:
         """Sample rows (R,) at which the picture stands still for `frames` frames, after `before` frames of the episode.

@@ -90,7 +90,8 @@ class SegmentSampler:
         age = torch.arange(len(data.first)) - data.first
         self.early = torch.nonzero(age < (config.start_frames or len(age)))[:, 0]
         self.odds = odds(cluster(data.latents, data.actions), config.evenness) if config.evenness else None
-        self.terminal_rate = data.terminated.sum() / data.mortal.sum().clamp(min=1)
+        self.terminal_rate = data.terminated.sum() / (data.stride * data.mortal.sum()).clamp(min=1)
+        self.ends = data.any_frame(data.terminated)
 
     def segments(
         self, step: int, generator: torch.Generator, rollouts: Tensor | None = None, futures: int = 1
@@ -112,7 +113,7 @@ class SegmentSampler:
         no_history = torch.rand(count, generator=generator) < config.no_history
         early = self._early(count, frames, generator)
         last = count  # of those that are chosen by chance
-        for happened, most in ((data.terminated, config.terminal_segments), (data.event_onset, config.event_segments)):
+        for happened, most in ((self.ends, config.terminal_segments), (data.event_onset, config.event_segments)):
             around = data.sample_around(happened, min(most, last - own), frames, generator)
             starts[last - len(around) : last] = around
             sampled[last - len(around) : last] = 1.0  # these were not sampled so
@@ -146,6 +147,7 @@ class SegmentSampler:
         ages = torch.arange(history, 0, -1)
         steps = rows.unsqueeze(-1) - torch.arange(self.model.action_history - 1, -1, -1)  # (B, T, A)
         inside = rows <= data.last[starts].unsqueeze(1)
+        counted = inside.repeat_interleave(data.stride, dim=1)
         return SegmentBatch(
             kind=kind,
             step=step,
@@ -159,12 +161,12 @@ class SegmentSampler:
             actions=data.actions[steps.clamp(min=0)],
             action_mask=(steps > birth).float(),  # the action of the first frame is not known
             text=self._text(data.prompt[rows]),
-            rewards=data.rewards[rows],
-            terminated=data.terminated[rows],
+            rewards=data.rewards[rows].flatten(1),
+            terminated=data.terminated[rows].flatten(1),
             no_history=no_history,
             inside=inside,
-            importance=data.known[rows] * inside / sampled.unsqueeze(1),
-            can_terminate=data.mortal[rows],
+            importance=data.known[rows].flatten(1) * counted / sampled.unsqueeze(1),
+            can_terminate=data.mortal[rows].repeat_interleave(data.stride, dim=1),
             terminal_segments=min(self.config.terminal_segments, len(starts) - own),
             terminal_rate=self.terminal_rate,
             rollouts=own,

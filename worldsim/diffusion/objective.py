@@ -181,13 +181,14 @@ class Objective(ABC):
         segment a frame is, as the model can tell that; in play every frame is like the last of one.
 
         Args:
-            reward: logits (B', T, REWARD_BINS).
-            termination: logits (B', T).
+            reward: logits (B', F, REWARD_BINS), with F = T r where a latent stands for r frames.
+            termination: logits (B', F).
             batch: of B segments.
             shown: which frames the heads may judge, (B', T).
             first: B - B'.
         """
         config, over = self.config, batch.terminated[first:]
+        shown = shown.repeat_interleave(over.shape[1] // shown.shape[1], dim=1)
         share = batch.terminal_segments / max(over.numel(), 1)
         undo = (batch.terminal_rate / share).clamp(max=1) if share else torch.ones_like(batch.terminal_rate)
         weight = shown * batch.importance[first:] * torch.where(over > 0, undo, 1.0)

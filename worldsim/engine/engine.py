@@ -20,18 +20,19 @@ import torch
 from torch import Tensor
 
 from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.engine import chunks
 from worldsim.engine.batch_invariance.sizes import Sizes
 from worldsim.engine.batching import in_pieces, spread
 from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.engine.runtimes import MOST_ROWS, Runtime
-from worldsim.engine.session import Snapshot
+from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import ModelOutput, Simulator, State
 from worldsim.engine.starts import complete
 from worldsim.engine.stats import Stats
 from worldsim.engine.stepper import Stepper
 from worldsim.engine.table import SessionTable
 from worldsim.engine.tuning import choose
-from worldsim.errors import ConfigError, FrameError
+from worldsim.errors import ConfigError, FrameError, InputError
 from worldsim.world import World
 
 Item = TypeVar("Item")
@@ -106,7 +107,7 @@ class Engine:
     def reach(self) -> int:
         """How many of the last frames of a clip have an effect on a session that begins from it."""
         config = self.simulator.dynamics.config
-        return config.context + config.history
+        return 1 + (config.context + config.history - 1) * config.frames_per_latent
 
     # Sessions come and go.
 
@@ -256,7 +257,13 @@ class Engine:
             SessionError: there is no such session.
             ActionError: the action is outside the world's action space.
             FrameError: the frame has another size or dtype.
+            InputError: a latent of this world stands for several frames.
         """
+        if self.table.stride > 1:
+            raise InputError(
+                f"observe was called in a world whose latents stand for {self.table.stride} frames each, which cannot "
+                "take single frames; begin a session from a clip instead: open(start={'frames': ..., 'actions': ...})."
+            )
         height, width = self.world.card.frame_size
         if frame.dtype != np.uint8 or frame.shape != (height, width, 3):
             raise FrameError(
@@ -328,8 +335,21 @@ class Engine:
     # How it is done.
 
     def _step(self, actions: dict[int, Tensor], decode: bool) -> dict[int, StepResult]:
+        sessions = {number: self.sessions[number] for number in actions}
+        if self.table.stride == 1:
+            self._draw(sessions, actions, decode)
+        else:
+            sessions = {number: chunks.take(session, actions[number]) for number, session in sessions.items()}
+            due = chunks.due(sessions, self.table.stride)
+            self._draw({number: sessions[number] for number in due}, due, True)
+            for number, session in sessions.items():
+                self.sessions[number] = chunks.show(self.sessions[number] if number in due else session)
+        return {number: self.sessions[number].as_step(self.sessions[number].frame.copy()) for number in actions}
+
+    def _draw(self, before: dict[int, Session], actions: dict[int, Tensor], decode: bool) -> None:
+        """Draw the next latents of some sessions."""
         if not actions:
-            return {}
+            return
         begun, numbers = time.perf_counter(), list(actions)
         # One session needs no sizes, which take seconds to find where nobody has done so before.
         sizes = (
@@ -341,19 +361,15 @@ class Engine:
         groups = [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
         def draw(group: list[int]) -> tuple[State, ModelOutput, np.ndarray | None]:
-            sessions, flat = [self.sessions[number] for number in group], [actions[number] for number in group]
+            sessions, flat = [before[number] for number in group], [actions[number] for number in group]
             return self.stepper.step(sessions, torch.stack(flat), decode)
 
         drawn = self._compute(draw, groups)
-        steps: dict[int, StepResult] = {}
         for group, (state, outcome, frames) in zip(groups, drawn, strict=True):  # nothing has changed up to here
             for row, number in enumerate(group):
-                old = self.sessions[number]
-                frame = old.frame if frames is None else frames[row].copy()
-                new = self.sessions[number] = self.table.advance(old, row, state, outcome, frame)
-                steps[number] = new.as_step(frame.copy())
+                frame = before[number].frame if frames is None else frames[row].copy()
+                self.sessions[number] = self.table.advance(before[number], row, state, outcome, frame)
         self.counts.note(time.perf_counter() - begun, sizes)
-        return steps
 
     def _flatten(self, number: int, action: Any) -> Tensor:
         self.table.get(number)

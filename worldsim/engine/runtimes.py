@@ -28,7 +28,7 @@ from worldsim.engine.batch_invariance.modules import PADDED_ROWS, batch_invarian
 from worldsim.engine.batch_invariance.sizes import ENOUGH, Sizes, exact_sizes, exact_split
 from worldsim.engine.stages import Decode, Denoise, Encode, Stages, eager, example
 from worldsim.errors import ConfigError, RuntimeUnavailable, did_you_mean
-from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.autoencoder import DiffusersAutoencoder
 from worldsim.models.dit import DiT
 from worldsim.world import World
 
@@ -53,7 +53,7 @@ class Runtime:
 
     name: str
     dynamics: DiT
-    autoencoder: FrameAutoencoder
+    autoencoder: DiffusersAutoencoder
     stages: Stages
     split_k: int
     find_sizes: Callable[[Runtime], Sizes]
@@ -96,7 +96,7 @@ def build(
         ConfigError: there is no such runtime.
         RuntimeUnavailable: this machine cannot build it.
     """
-    builders: dict[str, Callable[[DiT, FrameAutoencoder, Path], Stages]] = {
+    builders: dict[str, Callable[[DiT, DiffusersAutoencoder, Path], Stages]] = {
         "eager": lambda dynamics, autoencoder, folder: eager(dynamics, autoencoder),
         "compiled": _compiled,
         "onnx": _onnx,
@@ -104,6 +104,10 @@ def build(
     }
     if name not in builders:
         raise ConfigError(f"there is no runtime {name!r}.{did_you_mean(name, builders)}")
+    if world.autoencoder.temporal_stride > 1 and name != "eager":
+        raise RuntimeUnavailable(
+            f"the runtime {name!r} takes worlds whose latents stand for one frame each; allowed here: 'eager'."
+        )
     if name == "cudagraph" and not torch.cuda.is_available():
         raise RuntimeUnavailable("the runtime 'cudagraph' needs an NVIDIA GPU, and torch sees none here.")
     dynamics, autoencoder = batch_invariant(world.dynamics), copy.deepcopy(world.autoencoder)
@@ -123,11 +127,11 @@ def try_sizes(runtime: Runtime) -> Sizes:
     return exact_sizes(runtime.stages, runtime.dynamics)
 
 
-def _modules(dynamics: DiT, autoencoder: FrameAutoencoder) -> dict[str, nn.Module]:
+def _modules(dynamics: DiT, autoencoder: DiffusersAutoencoder) -> dict[str, nn.Module]:
     return {"encode": Encode(dynamics), "denoise": Denoise(dynamics), "decode": Decode(autoencoder)}
 
 
-def _compiled(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Stages:
+def _compiled(dynamics: DiT, autoencoder: DiffusersAutoencoder, folder: Path) -> Stages:
     modules = _modules(dynamics, autoencoder)
     libraries = {stage: folder / f"{stage}.so" for stage in modules}
     if not all(path.is_file() for path in libraries.values()):
@@ -159,7 +163,7 @@ def _export(stage: str, module: nn.Module, dynamics: DiT) -> Any:
         return torch.export.export(module, inputs, dynamic_shapes=tuple(dynamic))
 
 
-def _onnx(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Stages:
+def _onnx(dynamics: DiT, autoencoder: DiffusersAutoencoder, folder: Path) -> Stages:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  -- torch's exporter needs it
@@ -196,7 +200,7 @@ class _OnnxStage:
         return outs[0] if len(outs) == 1 else tuple(outs)
 
 
-def _cudagraph(dynamics: DiT, autoencoder: FrameAutoencoder, folder: Path) -> Stages:
+def _cudagraph(dynamics: DiT, autoencoder: DiffusersAutoencoder, folder: Path) -> Stages:
     return Stages(**{name: _Graph(module) for name, module in _modules(dynamics, autoencoder).items()})
 
 

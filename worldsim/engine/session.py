@@ -27,6 +27,23 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """Where a session is between two latents, each of which stands for r frames; see `engine.chunks`.
+
+    Attributes:
+        actions: taken since the last latent, flattened, (n, a) with n < r.
+        frames: drawn and not shown yet, uint8 (m, H, W, 3).
+        rewards: of these, (m,).
+        ended: probabilities that the episode ended with them, (m,).
+    """
+
+    actions: Tensor
+    frames: np.ndarray
+    rewards: Tensor
+    ended: Tensor
+
+
+@dataclass(frozen=True)
 class Session:
     """All that a session is; a step makes a new one. What it remembers of frames lies in the pool.
 
@@ -41,6 +58,7 @@ class Session:
         frame: the last frame, uint8 (H, W, 3).
         reward: of the last frame.
         ended: probability that the episode ended with it.
+        chunk: what there is besides where a latent stands for several frames.
     """
 
     seed: int
@@ -53,6 +71,7 @@ class Session:
     frame: np.ndarray
     reward: float = 0.0
     ended: float = 0.0
+    chunk: Chunk | None = None
 
     @property
     def terminated(self) -> bool:
@@ -123,6 +142,9 @@ class Snapshot:
         tensors = {f.name: getattr(self.memory, f.name).contiguous() for f in dataclasses.fields(Memory)}
         tensors |= {"actions": session.actions.contiguous(), "known": session.known.contiguous()}
         tensors["frame"] = torch.from_numpy(session.frame.copy())
+        if session.chunk is not None:
+            parts = vars(session.chunk) | {"frames": torch.from_numpy(session.chunk.frames)}
+            tensors |= {f"chunk.{name}": part.contiguous() for name, part in parts.items()}
         names = ("seed", "step", "prompt", "guidance", "reward", "ended")
         about = {"belongs": self.belongs, "session": {name: getattr(session, name) for name in names}}
         text = json.dumps(about, sort_keys=True)
@@ -157,7 +179,11 @@ class Snapshot:
                 raise SnapshotDamaged(f"snapshot {path} has changed since it was written; use another copy.")
             about = json.loads(header["about"])
             memory = Memory(*(tensors.pop(field.name) for field in dataclasses.fields(Memory)))
-            session = Session(**about["session"], blocks=(), frame=tensors.pop("frame").numpy(), **tensors)
+            parts = {name: tensors.pop(name) for name in list(tensors) if name.startswith("chunk.")}
+            between: dict[str, Any] = {name.removeprefix("chunk."): part for name, part in parts.items()}
+            chunk = Chunk(**between | {"frames": between["frames"].numpy()}) if between else None
+            frame = tensors.pop("frame").numpy()
+            session = Session(**about["session"], blocks=(), frame=frame, chunk=chunk, **tensors)
             return Snapshot(session, about["belongs"], None, memory)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, (SnapshotMismatch, SnapshotDamaged)):

@@ -72,8 +72,8 @@ class ModelOutput:
 
     Attributes:
         latents: the frames, (B, C, h, w).
-        reward: (B,).
-        ended: probability that the episode ended, (B,).
+        reward: (B,), or (B, r) where a latent stands for r frames.
+        ended: probability that the episode ended, the same.
         keys: for the cache, (B, L, P, H, E).
         values: the same.
     """
@@ -251,11 +251,8 @@ def check_sampler(sampler: SamplerConfig, config: DiTConfig) -> None:
         ConfigError: it cannot.
     """
     solver = objective_config(sampler.solver)
-    if config.patch[0] != 1 or config.frames_per_latent != 1:
-        raise ConfigError(
-            f"the model's patch is {config.patch} and its frames_per_latent {config.frames_per_latent}; allowed in "
-            "play: patches of one frame, and one frame a latent."
-        )
+    if config.patch[0] != 1:
+        raise ConfigError(f"the model's patch is {config.patch}; allowed in play: patches of one latent in time.")
     wanted = solver.output(sampler.prediction)
     if (config.output, config.learned_variance) != wanted:
         raise ConfigError(

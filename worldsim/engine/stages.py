@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldsim.diffusion.schedules import add_noise
 from worldsim.models.attention import TextKV
-from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.autoencoder import DiffusersAutoencoder
 from worldsim.models.conditioning import Context, ContextInputs
 from worldsim.models.dit import DiT
 from worldsim.models.heads import reward_mean
@@ -33,7 +33,7 @@ class Stages:
     decode: Callable[..., Any]
 
 
-def eager(dynamics: DiT, autoencoder: FrameAutoencoder | None = None) -> Stages:
+def eager(dynamics: DiT, autoencoder: DiffusersAutoencoder | None = None) -> Stages:
     """The stages as torch runs them, operator by operator."""
     decode = Decode(autoencoder) if autoencoder is not None else _no_decoder
     return Stages(Encode(dynamics), Denoise(dynamics), decode)
@@ -132,7 +132,8 @@ class Denoise(nn.Module):
 
         Returns:
             What the model predicts (B, C, h, w), with a learned variance (B, 2 C, h, w); the expected reward (B,), the
-            probability that the episode terminated (B,), and the frame's own keys and values, each (B, L, P, H, E).
+            probability that the episode terminated (B,), each (B, r) where a latent stands for r frames, and the
+            latent's own keys and values, each (B, L, P, H, E).
         """
         dynamics = self.dynamics
         triples = iter(zip(text[::3], text[1::3], text[2::3], strict=True))
@@ -154,13 +155,13 @@ class Denoise(nn.Module):
 class Decode(nn.Module):
     """Latents to pixels."""
 
-    def __init__(self, autoencoder: FrameAutoencoder) -> None:
+    def __init__(self, autoencoder: DiffusersAutoencoder) -> None:
         """Of this autoencoder."""
         super().__init__()
         self.autoencoder = autoencoder
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to uint8 frames (B, H, W, 3)."""
+        """Latents (B, C, h, w) to uint8 frames (B, H, W, 3), or clips of them, both with a time axis after B."""
         return self.autoencoder.decode(latents)
 
 

@@ -41,6 +41,8 @@ def complete(spec: SessionSpec, world: World, keep: int) -> SessionSpec:
 def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor]:
     """A clip's last `keep` frames and the flattened actions between them; older ones have no effect.
 
+    Where a latent stands for r frames these are 1 + n r, as many as a whole number of latents has.
+
     Args:
         start: {"frames": uint8 (T, H, W, 3), "actions": the T - 1 actions between them}.
         world: whose frames and actions they must be.
@@ -71,13 +73,14 @@ def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor
             f"start has {len(frames)} frames and {count} actions; there must be one action between each two frames: "
             f"{len(frames) - 1}."
         )
-    flat = torch.zeros(0, world.dynamics.config.action_size)
+    flat = torch.zeros(0, world.codec.size)
     if count:
         try:
             flat = torch.from_numpy(world.codec.flatten(actions))
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ActionError(f"start['actions'] are not of the action space {world.action_space}: {error}") from error
-        if flat.shape != (count, world.dynamics.config.action_size):
+        if flat.shape != (count, world.codec.size):
             raise ActionError(f"start['actions'] are not {count} actions of the space {world.action_space}.")
-    last = frames[-keep:]
+    stride = world.dynamics.config.frames_per_latent
+    last = frames[-(1 + (min(keep, len(frames)) - 1) // stride * stride) :]
     return last, flat[count - (len(last) - 1) :]

@@ -20,6 +20,8 @@ from worldsim.engine.simulator import ModelOutput, Simulator, State
 from worldsim.engine.table import SessionTable
 from worldsim.models.autoencoder import Autoencoder
 
+DECODE_CONTEXT = 4  # latents before a new one that its frames are decoded with, where it stands for several
+
 
 class Stepper:
     """Computes for the sessions of a table.
@@ -39,10 +41,19 @@ class Stepper:
     def step(
         self, sessions: list[Session], actions: Tensor, decode: bool
     ) -> tuple[State, ModelOutput, np.ndarray | None]:
-        """The next frames of some sessions under flattened actions (B, action_size), decoded if asked for."""
+        """The next latents of some sessions under flattened actions (B, action_size), decoded if asked for.
+
+        Decoded are frames uint8 (B, H, W, 3), or (B, r, H, W, 3) where a latent stands for r of them.
+        """
         state = self.table.gather(sessions)
         state.push(actions)
         outcome = self.simulator.draw(state)
+        if self.table.stride > 1:
+            return (
+                state,
+                outcome,
+                np.stack([self._chunk(*pair) for pair in zip(sessions, outcome.latents, strict=True)]),
+            )
         return state, outcome, self._decoded(outcome) if decode else None
 
     def observe(self, session: Session, action: Tensor, frame: np.ndarray) -> Session:
@@ -71,8 +82,12 @@ class Stepper:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key].session
-        # One by one, as `observe` encodes them: kernels may differ in their last bits by how many there are.
-        latents = torch.cat([self.autoencoder.encode(frame) for frame in torch.from_numpy(frames).split(1)])
+        stride = self.table.stride
+        if stride > 1:
+            latents = self.autoencoder.encode_clip(torch.from_numpy(frames))
+            frames, actions = frames[::stride], actions.unflatten(0, (-1, stride)).flatten(1)
+        else:  # One by one, as `observe` encodes them: kernels may differ in their last bits by how many there are.
+            latents = torch.cat([self.autoencoder.encode(frame) for frame in torch.from_numpy(frames).split(1)])
         session = self.table.new_session(0, prompt, 1.0)
         for i, frame in enumerate(frames):
             state = self.table.gather([session])
@@ -93,6 +108,12 @@ class Stepper:
     def guidance(self, spec: SessionSpec) -> float:
         """The guidance of a session that begins, the sampler's where it has none of its own."""
         return self.simulator.sampler.guidance if spec.guidance is None else spec.guidance
+
+    def _chunk(self, session: Session, latent: Tensor) -> np.ndarray:
+        """The frames (r, H, W, 3) of a latent (C, h, w) that a session goes on with."""
+        # Each by itself, as sessions have as many latents before it as they are old.
+        clip = torch.cat([self.table.latents(session, DECODE_CONTEXT), latent.unsqueeze(0)])
+        return self.simulator.stages.decode(clip.unsqueeze(0))[0, -self.table.stride :].cpu().numpy()
 
     def _decoded(self, outcome: ModelOutput) -> np.ndarray:
         return self.simulator.stages.decode(outcome.latents).cpu().numpy()

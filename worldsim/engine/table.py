@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from worldsim.diffusion.noise import keys_of
+from worldsim.engine import chunks
 from worldsim.engine.kv_blocks import NOTHING, KVBlockPool
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import ModelOutput, State
@@ -39,6 +41,7 @@ class SessionTable:
     Attributes:
         open: the sessions.
         need: blocks of a full session.
+        stride: frames that a latent stands for.
 
     Raises:
         ConfigError: not even one session fits.
@@ -58,7 +61,7 @@ class SessionTable:
         """Reserve the memory."""
         self.config, self.frame_size, self.max_sessions = config, frame_size, max_sessions
         self.belongs, self.make_room = belongs, make_room
-        self.need = max(config.context, config.history, 1)
+        self.need, self.stride = max(config.context, config.history, 1), config.frames_per_latent
         self.block_bytes = KVBlockPool(config, 0, dtype, device).block_bytes
         self.blocks = int(memory_mb * 1e6 / self.block_bytes)
         if self.blocks < self.need + 1:
@@ -195,7 +198,7 @@ class SessionTable:
         blocks = torch.tensor([session.blocks for session in sessions], device=device)  # (B, need)
         past = blocks[:, self.need - self.config.context :].flatten()
         seen = blocks[:, self.need - max(self.config.history, 1) :].flatten()
-        step = torch.tensor([session.step for session in sessions])
+        step = torch.tensor([chunks.latents_of(session.step, self.stride) for session in sessions])
         return State(
             history=self.pool.latents.index_select(0, seen).unflatten(0, (batch, -1)),
             actions=torch.stack([session.actions for session in sessions]),
@@ -211,28 +214,43 @@ class SessionTable:
             guidance=[session.guidance for session in sessions],
         )
 
-    def advance(self, old: Session, row: int, state: State, outcome: ModelOutput, frame: np.ndarray) -> Session:
-        """A session after the frame in `row` of an outcome. The old one's oldest block is given up."""
+    def latents(self, session: Session, most: int) -> Tensor:
+        """The last latents of a session, at most so many, oldest first, (n, C, h, w)."""
+        return self.pool.latents[[block for block in session.blocks if block != NOTHING][-most:]]
+
+    def advance(self, old: Session, row: int, state: State, outcome: ModelOutput, frames: np.ndarray) -> Session:
+        """A session after the latent in `row` of an outcome. The old one's oldest block is given up.
+
+        Args:
+            old: the session before.
+            row: its row.
+            state: that the outcome was drawn from.
+            outcome: of a step.
+            frames: the latent's frame, uint8 (H, W, 3), which the session shows; or its r frames (r, H, W, 3), which it
+                shows later.
+        """
         block = self.pool.allocate()
         self.pool.write(block, outcome.keys[row], outcome.values[row], outcome.latents[row])
         self.pool.release(old.blocks[:1])
-        return Session(
-            seed=old.seed,
-            step=old.step + 1,
-            prompt=old.prompt,
-            guidance=old.guidance,
+        new = replace(
+            old,
             blocks=(*old.blocks[1:], block),
             actions=state.actions[row].clone(),
             known=state.known[row].clone(),
-            frame=frame,
-            reward=float(outcome.reward[row]),
-            ended=float(outcome.ended[row]),
         )
+        reward, ended = outcome.reward[row], outcome.ended[row]
+        if frames.ndim == 4:
+            return chunks.drawn(new, frames, reward, ended)
+        if self.stride > 1:  # a first frame, or a given one: heads say nothing of these
+            return replace(new, step=chunks.step_after(old.step, self.stride), frame=frames, reward=0.0, ended=0.0)
+        return replace(new, step=old.step + 1, frame=frames, reward=float(reward), ended=float(ended))
 
     def new_session(self, seed: int, prompt: str, guidance: float) -> Session:
         """A session that has no frame yet."""
         config, device = self.config, self.pool.keys.device
         actions = torch.zeros(config.action_history, config.action_size, device=device)
         nothing = np.zeros((*self.frame_size, 3), np.uint8)
+        chunk = chunks.empty(config, self.frame_size) if self.stride > 1 else None
         blocks = (NOTHING,) * self.need
-        return Session(seed, 0, prompt, guidance, blocks, actions, torch.zeros_like(actions[:, 0]), nothing)
+        known = torch.zeros_like(actions[:, 0])
+        return Session(seed, 0, prompt, guidance, blocks, actions, known, nothing, chunk=chunk)

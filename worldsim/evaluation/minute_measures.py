@@ -22,7 +22,7 @@ from worldsim.evaluation.played import Played
 from worldsim.evaluation.probe import Probe
 from worldsim.evaluation.ranges import Ranges, judge
 from worldsim.evaluation.steering import turns
-from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.autoencoder import DiffusersAutoencoder
 
 WINDOW = range(-8, 8, 2)  # frames around an age that it is measured by
 TURNING = 4  # every so-many-th of these pairs tells of turning, which costs more
@@ -97,7 +97,7 @@ def layout(world: Played, real: Played, probe: Probe, ages: list[int]) -> dict[s
 
 
 def told(
-    world: Played, real: Played, autoencoder: FrameAutoencoder, ages: list[int]
+    world: Played, real: Played, autoencoder: DiffusersAutoencoder, ages: list[int]
 ) -> tuple[realism.Told, list[Tensor]]:
     """Measure how well the world's sessions are told from real ones at some ages; return decoded real frames too."""
     seen = [realism.decoded(autoencoder, frames) for frames in sessions(real, ages)]
@@ -190,7 +190,7 @@ class Reference:
     probe: Probe
 
     @staticmethod
-    def of(played: Sequence[Played], probe: Probe, autoencoder: FrameAutoencoder) -> Reference:
+    def of(played: Sequence[Played], probe: Probe, autoencoder: DiffusersAutoencoder) -> Reference:
         """Collect the frames of sessions of the real game; those with the same index have the same start.
 
         Raises:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from worldsim.errors import DataError
 from worldsim.evaluation.intervals import Interval, bootstrap
-from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.autoencoder import DiffusersAutoencoder
 
 WIDTHS = (16, 24, 32)  # channels of the layers, each at half the size of the one before
 STEPS, BATCH, RATE = 80, 16, 6e-3  # of training, half of a batch real; the highest learning rate
@@ -153,7 +153,7 @@ def tell_itself(sessions: Sequence[Tensor], seed: int = 0) -> Told:
 
 
 @torch.no_grad()
-def decoded(autoencoder: FrameAutoencoder, frames: Tensor) -> Tensor:
+def decoded(autoencoder: DiffusersAutoencoder, frames: Tensor) -> Tensor:
     """Encode and decode frames uint8 (N, H, W, 3)."""
     if not len(frames):
         return frames

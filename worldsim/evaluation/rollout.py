@@ -19,7 +19,7 @@ from worldsim.data.episodes import Episode
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine.simulator import Simulator, State
 from worldsim.engine.tuning import choose
-from worldsim.errors import DataError
+from worldsim.errors import ConfigError, DataError
 from worldsim.spaces import ActionCodec
 from worldsim.world import World
 
@@ -189,7 +189,16 @@ class Runner:
         seed: int = 0,
         runtime: str = "eager",
     ) -> None:
-        """Keep the parts; nothing is computed yet."""
+        """Keep the parts; nothing is computed yet.
+
+        Raises:
+            ConfigError: a latent of the world stands for several frames.
+        """
+        if world.autoencoder.temporal_stride > 1:
+            raise ConfigError(
+                f"a latent of this world stands for {world.autoencoder.temporal_stride} frames; allowed here so far: "
+                "worlds with one frame a latent. Look at it with: worldsim play"
+            )
         self.world, self.batch, self.seed = world, batch, seed
         if runtime == "eager":
             self.simulator, self.decode = Simulator.of(world, sampler), world.autoencoder.decode

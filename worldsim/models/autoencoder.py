@@ -1,7 +1,7 @@
 """Frames to latents and back, one frame at a time, so that every step can be shown at once.
 
 Any diffusers autoencoder whose `encode` and `decode` work on single images fits (`AutoencoderTiny`, `AutoencoderKL`,
-`AutoencoderDC`); causal video autoencoders get a time axis of one. Legend: B batch, H W pixels, C h w latent.
+`AutoencoderDC`); those of clips are in `clip_autoencoder`. Legend: B batch, T frames, H W pixels, C h w latent.
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ from torch.nn import functional as F
 
 from worldsim.errors import ConfigError
 
+PART = 64  # frames of a clip that are encoded or decoded at once
+
 
 class Autoencoder(Protocol):
-    """What the rest of worldsim needs of an autoencoder."""
+    """What the rest of worldsim needs of an autoencoder.
+
+    Attributes:
+        temporal_stride: r, how many frames a latent stands for; the first latent of a clip always stands for one.
+    """
+
+    temporal_stride: int
 
     def encode(self, frames: Tensor) -> Tensor:
         """Uint8 frames (B, H, W, 3) to normalised latents (B, C, h, w), about zero mean and unit deviation."""
@@ -27,6 +35,14 @@ class Autoencoder(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to uint8 frames (B, H, W, 3)."""
+        ...
+
+    def encode_clip(self, frames: Tensor) -> Tensor:
+        """Uint8 frames of one clip (1 + n r, H, W, 3) to normalised latents (1 + n, C, h, w)."""
+        ...
+
+    def decode_clip(self, latents: Tensor) -> Tensor:
+        """Normalised latents of one clip (1 + n, C, h, w) to uint8 frames (1 + n r, H, W, 3)."""
         ...
 
 
@@ -87,8 +103,66 @@ class AutoencoderConfig:
         return FrameAutoencoder(model, unshuffle=self.unshuffle, linear=self.unshuffle * 2 ** (len(self.widths) - 1))
 
 
-class FrameAutoencoder(nn.Module):
-    """A diffusers autoencoder with a pixel unshuffle before it and latents normalised per channel.
+class DiffusersAutoencoder(nn.Module):
+    """A diffusers autoencoder with latents normalised per channel: what those of frames and of clips have in common.
+
+    Args:
+        model: a diffusers autoencoder.
+        channels: of a latent.
+    """
+
+    mean: Tensor
+    std: Tensor
+    temporal_stride = 1
+
+    def __init__(self, model: Any, channels: int) -> None:
+        """Wrap `model`; the latent statistics start as zero mean, unit deviation."""
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("std", torch.ones(channels), persistent=False)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.mean.numel()
+
+    def linear_path(self) -> list[nn.Conv2d]:
+        """The linear maps down and up beside the model, or none."""
+        return []
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set the per-channel statistics that `encode` and `decode` normalise with, each of shape (C,)."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def fingerprint(self) -> str:
+        """A hash of weights and statistics: which latents are its own."""
+        return fingerprint([*self.state_dict().items(), ("mean", self.mean), ("std", self.std)])
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Uint8 frames (B, H, W, 3) to normalised latents (B, C, h, w) in float32."""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to uint8 frames (B, H, W, 3)."""
+        raise NotImplementedError
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as the model makes them to pixels (B, 3, H, W), about -1..1, with gradients."""
+        raise NotImplementedError
+
+    def encode_clip(self, frames: Tensor) -> Tensor:
+        """Uint8 frames of one clip (T, H, W, 3) to normalised latents (T, C, h, w)."""
+        return torch.cat([self.encode(part) for part in frames.split(PART)])
+
+    def decode_clip(self, latents: Tensor) -> Tensor:
+        """Normalised latents of one clip (T, C, h, w) to uint8 frames (T, H, W, 3)."""
+        return torch.cat([self.decode(part) for part in latents.split(PART)])
+
+
+class FrameAutoencoder(DiffusersAutoencoder):
+    """A diffusers autoencoder of single images, with a pixel unshuffle before it.
 
     Args:
         model: a diffusers autoencoder.
@@ -97,19 +171,14 @@ class FrameAutoencoder(nn.Module):
             (`start_linear`), and the network learns only the rest, which saves most of the training.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: Any, unshuffle: int = 1, linear: int = 0) -> None:
-        """Wrap `model`; the latent statistics start as zero mean, unit deviation."""
-        super().__init__()
-        self.model, self.unshuffle, self.linear = model, unshuffle, linear
+        """Wrap `model`."""
         channels = int(model.config.get("latent_channels", 4))
+        super().__init__(model, channels)
+        self.unshuffle, self.linear = unshuffle, linear
         if linear:
             self.down = nn.Conv2d(3 * linear**2, channels, 1)
             self.up = nn.Conv2d(channels, 3 * linear**2, 1)
-        self.register_buffer("mean", torch.zeros(channels), persistent=False)
-        self.register_buffer("std", torch.ones(channels), persistent=False)
 
     def linear_path(self) -> list[nn.Conv2d]:
         """The linear maps down and up, or none."""
@@ -127,20 +196,6 @@ class FrameAutoencoder(nn.Module):
         up = vectors[:, -channels:] * scale
         self.down.load_state_dict({"weight": down[:, :, None, None], "bias": -(down @ mean)})
         self.up.load_state_dict({"weight": up[:, :, None, None], "bias": mean})
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a latent."""
-        return self.mean.numel()
-
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set the per-channel statistics that `encode` and `decode` normalise with, each of shape (C,)."""
-        self.mean.copy_(mean)
-        self.std.copy_(std)
-
-    def fingerprint(self) -> str:
-        """A hash of weights and statistics: which latents are its own."""
-        return fingerprint([*self.state_dict().items(), ("mean", self.mean), ("std", self.std)])
 
     def encode_raw(self, pixels: Tensor) -> Tensor:
         """Pixels in -1..1 of shape (B, 3, H, W) to latents (B, C, h, w) as the model makes them."""

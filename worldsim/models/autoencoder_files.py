@@ -12,19 +12,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from worldsim.errors import WorldError
-from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.autoencoder import DiffusersAutoencoder, FrameAutoencoder
+from worldsim.models.clip_autoencoder import ClipAutoencoder, is_of_clips
 
 
-def describe_autoencoder(autoencoder: FrameAutoencoder) -> dict[str, Any]:
+def describe_autoencoder(autoencoder: DiffusersAutoencoder) -> dict[str, Any]:
     """Describe an autoencoder for the card of its world or run: its class, and the settings of its wrapper."""
-    return {
-        "class": type(autoencoder.model).__name__,
-        "unshuffle": autoencoder.unshuffle,
-        "linear": autoencoder.linear,
-    }
+    about: dict[str, Any] = {"class": type(autoencoder.model).__name__}
+    if isinstance(autoencoder, FrameAutoencoder):
+        return about | {"unshuffle": autoencoder.unshuffle, "linear": autoencoder.linear}
+    return about | {"temporal_stride": autoencoder.temporal_stride}
 
 
-def save_autoencoder(autoencoder: FrameAutoencoder, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save_autoencoder(autoencoder: DiffusersAutoencoder, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write an autoencoder's folder: diffusers layout, plus the linear path beside the model."""
     model = copy.deepcopy(autoencoder.model)
     nn.Module.to(model, dtype)  # diffusers' own `to` warns of nothing
@@ -41,7 +41,7 @@ def save_autoencoder(autoencoder: FrameAutoencoder, path: Path, dtype: torch.dty
         save_file(parts, path / "linear.safetensors")
 
 
-def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float], path: Path) -> FrameAutoencoder:
+def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float], path: Path) -> DiffusersAutoencoder:
     """Read an autoencoder's folder, with the latent statistics that the card of its world or run names.
 
     Args:
@@ -53,16 +53,43 @@ def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float],
     Raises:
         WorldError: `about` names no autoencoder of diffusers.
     """
-    import diffusers
-
-    name = about["class"]
-    if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
-        raise WorldError(f"the card names the autoencoder class {name!r}; allowed: diffusers' Autoencoder classes.")
-    model = getattr(diffusers, name).from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-    autoencoder = FrameAutoencoder(model, about["unshuffle"], about["linear"])
-    if autoencoder.linear:
+    model = _read_model(about["class"], path)
+    if is_of_clips(model):
+        autoencoder: DiffusersAutoencoder = ClipAutoencoder(model, about["temporal_stride"])
+    else:
+        autoencoder = FrameAutoencoder(model, about["unshuffle"], about["linear"])
+    if autoencoder.linear_path():
         parts = load_file(path / "linear.safetensors")
         for part, module in zip(("down", "up"), autoencoder.linear_path(), strict=True):
             module.load_state_dict({key: parts[f"{part}.{key}"].float() for key in ("weight", "bias")})
     autoencoder.set_statistics(torch.tensor(mean), torch.tensor(std))
     return autoencoder
+
+
+def load_pretrained(name: str | Path) -> DiffusersAutoencoder:
+    """Read an autoencoder of diffusers that is no part of a world yet; its latent statistics are not set.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, or a hub id.
+
+    Raises:
+        WorldError: there is none, or it is no autoencoder of images or of causal clips.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    try:
+        about: Any = AutoencoderKL.load_config(str(name))  # as it is, whichever class it names
+        model = _read_model(str(about.get("_class_name")), name)
+    except (OSError, ValueError) as error:
+        if isinstance(error, WorldError):
+            raise
+        raise WorldError(f"cannot load the autoencoder {str(name)!r} ({error!s:.300}).") from error
+    return ClipAutoencoder(model) if is_of_clips(model) else FrameAutoencoder(model)
+
+
+def _read_model(kind: str, path: str | Path) -> Any:
+    import diffusers
+
+    if not kind.startswith("Autoencoder") or not hasattr(diffusers, kind):
+        raise WorldError(f"{path} names the autoencoder class {kind!r}; allowed: diffusers' Autoencoder classes.")
+    return getattr(diffusers, kind).from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False).eval()

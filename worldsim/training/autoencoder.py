@@ -11,13 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldsim.data.episodes import Dataset, FrameTable
-from worldsim.errors import ConfigError
-from worldsim.models.autoencoder import AutoencoderConfig, FrameAutoencoder
-from worldsim.models.autoencoder_files import describe_autoencoder, load_autoencoder, save_autoencoder
+from worldsim.data.episodes import Dataset, FrameTable, count_steps, read_episode
+from worldsim.errors import ConfigError, DataError
+from worldsim.models.autoencoder import AutoencoderConfig, DiffusersAutoencoder, FrameAutoencoder
+from worldsim.models.autoencoder_files import (
+    describe_autoencoder,
+    load_autoencoder,
+    load_pretrained,
+    save_autoencoder,
+)
 from worldsim.training.trainer import Trainer, TrainerConfig
 
 GRID_FRAMES = 16
+SAMPLE_FRAMES = 2048  # that latent statistics are taken of
+SAMPLE_CLIPS, SAMPLE_LATENTS = 32, 5  # the same of an autoencoder of clips, and the latents of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,9 @@ class AutoencoderTraining:
     """A recorded dataset."""
     out: Path | None = None
     """The run folder (default: runs/DATASET-autoencoder); a run that was stopped there goes on."""
+    pretrained: str | None = None
+    """An autoencoder of diffusers to use as it is, a folder or a hub id: of images (`AutoencoderTiny`, `AutoencoderKL`)
+    or of causal clips (`AutoencoderKLWan`). Nothing is trained, only the statistics of its latents are taken."""
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     batch: int = 24
@@ -90,23 +100,25 @@ class AutoencoderTask:
 
 
 @torch.no_grad()
-def latent_statistics(autoencoder: FrameAutoencoder, frames: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and scale per latent channel over uint8 `frames` (N, H, W, 3).
+def latent_statistics(autoencoder: DiffusersAutoencoder, frames: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and scale per latent channel over uint8 `frames` (N, H, W, 3), or clips (N, T, H, W, 3).
 
     The scale is the channel's deviation over the fourth root of what its unit change does to the pixels (as squared
     error), so that a squared error of latents weighs channels halfway between equally and as pixels do. Equal weights
     would spend the dynamics on texture: half of the channels carry noise-like detail that no one can predict.
     """
     autoencoder.set_statistics(torch.zeros_like(autoencoder.mean), torch.ones_like(autoencoder.std))
-    latents = torch.cat([autoencoder.encode(torch.from_numpy(part)) for part in np.array_split(frames, 32)])
-    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    parts = np.array_split(frames, min(32, len(frames)))
+    latents = torch.cat([autoencoder.encode(torch.from_numpy(part)) for part in parts])  # (N, [t,] C, h, w)
+    others = [axis for axis in range(latents.dim()) if axis != latents.dim() - 3]
+    mean, std = latents.mean(dim=others), latents.std(dim=others)
     probe = latents[:: max(1, len(latents) // 16)]
     base = autoencoder.decode(probe).float()
-    noise = 0.3 * torch.randn(probe[:, 0].shape, generator=torch.Generator().manual_seed(0))
+    noise = 0.3 * torch.randn(probe.select(-3, 0).shape, generator=torch.Generator().manual_seed(0))
     effect = torch.empty_like(std)
     for channel in range(len(std)):
         moved = probe.clone()
-        moved[:, channel] += noise * std[channel]
+        moved.select(-3, channel).add_(noise * std[channel])
         effect[channel] = (autoencoder.decode(moved).float() - base).square().mean()
     weight = effect.clamp(min=1e-6).sqrt()
     return mean, std / (weight / weight.mean()).sqrt()
@@ -120,17 +132,48 @@ def prepare_autoencoder(config: AutoencoderTraining) -> tuple[AutoencoderTask, T
     return task, Trainer(task, config.trainer, config.folder())
 
 
-def train_autoencoder(config: AutoencoderTraining) -> FrameAutoencoder:
-    """Train, and save the EMA weights with their latent statistics in the run folder."""
+def train_autoencoder(config: AutoencoderTraining) -> DiffusersAutoencoder:
+    """Train, and save the EMA weights with their latent statistics in the run folder; or take a pretrained one."""
+    if config.pretrained is not None:
+        return adopt_autoencoder(config, config.pretrained)
     task, trainer = prepare_autoencoder(config)
     trainer.run()
     task.module.load_state_dict(trainer.ema)
-    task.module.set_statistics(*latent_statistics(task.module, task.frames.evenly(2048)))
+    task.module.set_statistics(*latent_statistics(task.module, task.frames.evenly(SAMPLE_FRAMES)))
     save_run(task.module, config.folder())
     return task.module
 
 
-def save_run(autoencoder: FrameAutoencoder, out: Path) -> None:
+def adopt_autoencoder(config: AutoencoderTraining, name: str) -> DiffusersAutoencoder:
+    """Save an autoencoder of diffusers, with the statistics of its latents of a recording, in the run folder.
+
+    Raises:
+        WorldError: there is no such autoencoder.
+        DataError: no episode of the recording is long enough.
+    """
+    autoencoder, episodes = load_pretrained(name), Dataset(config.data).episodes("train")
+    if autoencoder.temporal_stride == 1:
+        frames = FrameTable(episodes).evenly(SAMPLE_FRAMES)
+    else:
+        frames = _clips(episodes, 1 + (SAMPLE_LATENTS - 1) * autoencoder.temporal_stride)
+    autoencoder.set_statistics(*latent_statistics(autoencoder, frames))
+    save_run(autoencoder, config.folder())
+    return autoencoder
+
+
+def _clips(episodes: list[Path], frames: int) -> np.ndarray:
+    """Read clips of so many frames from the middle of different episodes, (N, frames, H, W, 3)."""
+    clips = []
+    for path in episodes[:: max(1, len(episodes) // SAMPLE_CLIPS)]:
+        if (steps := count_steps(path)) >= frames - 1:
+            begin = (steps - frames + 1) // 2
+            clips.append(read_episode(path, begin, begin + frames - 1).frames)
+    if not clips:
+        raise DataError(f"no episode has {frames} frames in a row; record longer episodes.")
+    return np.stack(clips[:SAMPLE_CLIPS])
+
+
+def save_run(autoencoder: DiffusersAutoencoder, out: Path) -> None:
     """Write a trained autoencoder where `load_run` finds it."""
     card = {
         **describe_autoencoder(autoencoder),
@@ -141,7 +184,7 @@ def save_run(autoencoder: FrameAutoencoder, out: Path) -> None:
     (out / "autoencoder.json").write_text(json.dumps(card))
 
 
-def load_run(out: Path) -> FrameAutoencoder:
+def load_run(out: Path) -> DiffusersAutoencoder:
     """The autoencoder that a training run left in `out`.
 
     Raises:

@@ -34,7 +34,7 @@ class DynamicsTask:
         val: is sampled on sample grids.
         book: of the prompts.
         metric: of the latents' channels, see `training.latent_metric`.
-        decode: of latents to frames, for sample grids.
+        decode: of a clip's latents to its frames, for sample grids.
     """
 
     def __init__(
@@ -81,10 +81,12 @@ class DynamicsTask:
         simulator = Simulator(module, self.book, self.config.objective.world_sampler())
         sampled = roll(simulator, self.val, starts, seen.unsqueeze(1), frames, 0).seen[:, 0]
         shown = sorted({0, 1, 3, *range(7, frames, 8)} & set(range(frames)))
-        truth = self.val.latents[(starts.unsqueeze(1) + torch.arange(frames))[:, shown]].float()
+        truth = self.val.latents[starts.unsqueeze(1) + torch.arange(frames)].float()
         rows = []
-        for real, own in zip(truth, sampled[:, history:][:, shown], strict=True):
-            rows += [torch.cat(list(self.decode(real)), dim=1), torch.cat(list(self.decode(own)), dim=1)]
+        for latents in (part for pair in zip(truth, sampled[:, history:], strict=True) for part in pair):
+            # Of a latent for several frames the last one is shown, which needs the latents before.
+            clip = self.decode(latents[shown]) if self.val.stride == 1 else self.decode(latents)[:: self.val.stride]
+            rows.append(torch.cat(list(clip if self.val.stride == 1 else clip[shown]), dim=1))
         return torch.cat(rows).numpy()
 
     def state(self) -> dict[str, Any]:

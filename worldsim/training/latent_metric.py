@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.autoencoder import DiffusersAutoencoder
 
 
-def latent_metric(autoencoder: FrameAutoencoder, latents: Tensor, rounds: int = 4, seed: int = 0) -> Tensor:
+def latent_metric(autoencoder: DiffusersAutoencoder, latents: Tensor, rounds: int = 4, seed: int = 0) -> Tensor:
     """The matrix (C, C) whose product with a latent vector has squared lengths that count pixels, on the average.
 
     J^T J at some places of some frames, estimated from random pixels sent backward through the decoder (Hutchinson's

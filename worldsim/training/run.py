@@ -11,7 +11,7 @@ import torch
 from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError
-from worldsim.models.autoencoder import FrameAutoencoder
+from worldsim.models.autoencoder import DiffusersAutoencoder
 from worldsim.models.autoencoder_files import describe_autoencoder
 from worldsim.models.config import GATE_START
 from worldsim.models.initialise import set_gate
@@ -37,7 +37,7 @@ def train_dynamics(config: DynamicsTraining) -> World:
     return export(config, task, trainer, dataset, autoencoder)
 
 
-def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, FrameAutoencoder]:
+def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, DiffusersAutoencoder]:
     """Encode the recording and build (or resume) the run, without a step of training."""
     torch.set_num_threads(config.trainer.threads)
     dataset, *more = (Dataset(path) for path in (config.data, *config.extra_data))
@@ -59,7 +59,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
             config.model,
             latent_channels=channels,
             latent_size=(height, width),
-            action_size=ActionCodec(dataset.action_space).size,
+            action_size=autoencoder.temporal_stride * ActionCodec(dataset.action_space).size,
+            frames_per_latent=autoencoder.temporal_stride,
         )
     else:
         base = config.model.newest_base and world.dynamics.config.output == "x"
@@ -77,11 +78,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
             f"{shape.learned_variance}); train with the world's own objective, or without --init-from."
         )
     model = shape
-    if model.patch[0] != 1 or model.frames_per_latent != 1:
-        raise ConfigError(
-            f"patch is {model.patch} and frames_per_latent {model.frames_per_latent}; training takes patches of one "
-            "frame and one frame a latent so far."
-        )
+    if model.patch[0] != 1:
+        raise ConfigError(f"patch is {model.patch}; training takes patches of one latent in time so far.")
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
     # trained foresaw ends five times too often.
     model = dataclasses.replace(model, context=min(config.model.context, config.batch.longest() - 1))
@@ -91,7 +89,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
         metric = latent_metric(autoencoder, data.latents[shown])
     torch.manual_seed(config.trainer.seed)
     task = DynamicsTask(
-        dataclasses.replace(config, model=model), data, val, book, metric=metric, decode=autoencoder.decode
+        dataclasses.replace(config, model=model), data, val, book, metric=metric, decode=autoencoder.decode_clip
     )
     if world is not None:
         task.module.load_state_dict(world.dynamics.state_dict())
@@ -101,7 +99,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, F
 
 
 def export(
-    config: DynamicsTraining, task: DynamicsTask, trainer: Trainer, dataset: Dataset, autoencoder: FrameAutoencoder
+    config: DynamicsTraining, task: DynamicsTask, trainer: Trainer, dataset: Dataset, autoencoder: DiffusersAutoencoder
 ) -> World:
     """The world of a run, with its EMA weights, saved under `out/world`."""
     dynamics = task.config.model.build()
@@ -137,8 +135,9 @@ def export(
     for index, path in enumerate(dataset.episodes("heldout")[:SHIPPED_STARTS]):
         steps = count_steps(path)
         # Early, as policies begin well and then try things out: every second clip at rest, the others in motion.
-        begin = min(IN_MOTION * (index % 2), max(0, steps - 2 * config.model.history))
-        clip = read_episode(path, begin, min(steps, begin + 2 * config.model.history))
+        length = 2 * config.model.history * autoencoder.temporal_stride
+        begin = min(IN_MOTION * (index % 2), max(0, steps - length))
+        clip = read_episode(path, begin, min(steps, begin + length))
         starts.append({"frames": clip.frames, "actions": clip.actions, "prompt": clip.texts()[-1]})
     world = World(card, autoencoder, dynamics, task.book, starts)
     world.save_pretrained(config.folder() / "world")

@@ -23,6 +23,7 @@ from worldsim.data.segments import BatchConfig, SegmentSampler
 from worldsim.diffusion.objectives.energy import measured
 from worldsim.engine.simulator import Simulator
 from worldsim.errors import ConfigError
+from worldsim.models.config import DiTConfig
 from worldsim.training.trainer import seed_of
 from worldsim.types import SegmentBatch
 
@@ -98,7 +99,7 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
     state.history = seen.flatten(0, 1).clone()
     state.step = torch.full((rows,), history)  # all of the history is there
     index = begin.unsqueeze(1) - torch.arange(state.actions.shape[1], 0, -1)
-    state.actions, state.known = data.actions[index].clone(), data.known[index].clone()
+    state.actions, state.known = data.actions[index].clone(), data.any_frame(data.known)[index].clone()
     drawn, noise = [], []
     for frame in range(frames):
         now = begin + frame
@@ -133,6 +134,10 @@ class RolloutBuffer:
         self.depth = torch.arange(self.size) % MOVING_DEEP  # segments that each has gone on for, staggered
         self.uses = 0
 
+    def before(self, model: DiTConfig) -> int:
+        """How many recorded frames come before those that a rollout begins with."""
+        return max(model.history, 1) + self.lead
+
     def take(self, rows: int, simulator: Simulator, data: LatentData, step: int, seed: int) -> Rollouts:
         """The next `rows` segments."""
         if self.kept is None or self.uses + rows > self.size * self.reuse:
@@ -144,12 +149,12 @@ class RolloutBuffer:
 
     def _fill(self, simulator: Simulator, data: LatentData, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        history = max(simulator.dynamics.config.history, 1)
-        starts = data.sample_starts(self.size, MOVING_DEEP * self.frames, generator, history + self.lead)
+        history, before = max(simulator.dynamics.config.history, 1), self.before(simulator.dynamics.config)
+        starts = data.sample_starts(self.size, MOVING_DEEP * self.frames, generator, before)
         slots = torch.arange(self.size)
         # Spread over the slots, so that no batch has only these.
         resting = ((slots + 1) * self.rest_share).floor() > (slots * self.rest_share).floor()
-        rests = data.sample_rests(int(resting.sum()), self.frames, generator, history + self.lead)
+        rests = data.sample_rests(int(resting.sum()), self.frames, generator, before)
         resting &= torch.tensor(len(rests) > 0)
         starts[resting] = rests
         seen = data.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
@@ -231,6 +236,8 @@ class SelfForcing:
         self.futures, self.metric = futures, metric
         length = min(config.rollout_length, batch.frames)
         self.rollouts = RolloutBuffer(config, length, batch.frames - length, futures)
+        if config.rollout_segments:  # said now, and not when rollouts begin
+            sampler.data.check_length(MOVING_DEEP * length, self.rollouts.before(simulator.dynamics.config))
         self.errors = ErrorBank()
 
     def segments(self, step: int, generator: torch.Generator) -> SegmentBatch:
