@@ -96,16 +96,17 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
     begin = starts.repeat_interleave(futures)  # (R D,)
     texts = [data.prompts[i] for i in data.prompt[begin].tolist()]
     state = simulator.begin([seed_of(seed, row) for row in range(rows)], texts, (seen.shape[-2], seen.shape[-1]))
-    state.history = seen.flatten(0, 1).clone()
+    device = simulator.device
+    state.history = seen.flatten(0, 1).clone().to(device)
     state.step = torch.full((rows,), history)  # all of the history is there
     index = begin.unsqueeze(1) - torch.arange(state.actions.shape[1], 0, -1)
-    state.actions, state.known = data.actions[index].clone(), data.any_frame(data.known)[index].clone()
+    state.actions, state.known = data.actions[index].to(device), data.any_frame(data.known)[index].to(device)
     drawn, noise = [], []
     for frame in range(frames):
         now = begin + frame
         state.prompts = [data.prompts[i] for i in data.prompt[now].tolist()]
-        noise.append(simulator.noise(state))
-        drawn.append(simulator.step(state, data.actions[now]).latents)
+        noise.append(simulator.noise(state).to(seen.device))
+        drawn.append(simulator.step(state, data.actions[now]).latents.to(seen.device))
     played, noises = (torch.stack(part, dim=1).unflatten(0, (segments, futures)) for part in (drawn, noise))
     return Rollouts(starts, torch.cat([seen, played], dim=2), noises)
 

@@ -293,7 +293,8 @@ class Trainer:
             self.task.module.load_state_dict(state["module"])
         except RuntimeError as error:
             raise ConfigError(f"{path} holds another model: {error}. Choose another run folder.") from error
-        self.step, self.smooth, self.best, self.ema = state["step"], state["smooth"], state["best"], state["ema"]
+        self.step, self.smooth, self.best = state["step"], state["smooth"], state["best"]
+        self.ema = {name: tensor.to(self.ema[name].device) for name, tensor in state["ema"].items()}
         # A second measurement could choose otherwise, and the run would not go on with the same bits.
         self.precision = choose(self.config.bf16, self.config.matmul or state.get("matmul"))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
