@@ -297,10 +297,22 @@ def test_logs_that_do_not_fit(tmp_path, log, says):
     assert not list(tmp_path.glob("out*"))  # nothing half done
 
 
+def test_frames_have_times(tmp_path):
+    write_video(tmp_path / "v.mp4", grey_frames(12), fps=8)
+    video = Video(tmp_path / "v.mp4")
+    times, frames = zip(*video.timed(), strict=True)
+    assert video.fps == 8 and times == pytest.approx(np.arange(12) / 8, abs=1e-3)
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 12
+    cut = (tmp_path / "v.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(cut[: len(cut) // 2])
+    with pytest.raises(DataError, match="cannot read the video"):
+        list(Video(tmp_path / "cut.mp4"))
+
+
 def test_videos_that_are_none(tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video at all" * 100)
     (tmp_path / "bad.csv").write_text("action\n0\n1\n")
-    with pytest.raises(DataError, match=r"ffmpeg cannot read the video .*bad\.mp4"):
+    with pytest.raises(DataError, match=r"cannot read the video .*bad\.mp4: Invalid data"):
         import_video(VideoImport(videos=(tmp_path / "bad.mp4",), out=tmp_path / "out"))
     with pytest.raises(DataError, match="has 0 action logs beside it"):
         import_video(VideoImport(videos=(tmp_path / "none.mp4",), out=tmp_path / "out"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import statistics
@@ -21,6 +22,7 @@ from worldsim import cli
 from worldsim.bridges import messages
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.client.connection import Connection, ConnectionConfig
+from worldsim.bridges.client.top import page
 from worldsim.bridges.host.server import HostConfig, check_bind, ipc_address
 from worldsim.bridges.keys import KeysConfig, make_keys
 from worldsim.engine.records import SessionSpec
@@ -264,6 +266,20 @@ def test_stats_metrics_log_and_top(world_path: Path, tmp_path: Path, capsys: pyt
     events = [line["event"] for line in lines]
     assert events == ["loaded", "serving", "open", "close"] and lines[2]["session"] == token[:8]
     assert token not in host.log.read_text()
+
+
+def test_top_shows_what_strangers_wrote_and_obeys_none_of_it() -> None:
+    console = pytest.importorskip("rich.console").Console(record=True, width=140, file=io.StringIO())
+    line = {"session": "ab", "world": "w", "step": 3, "fps": 0, "watchers": 0, "lease": 5}
+    stats = {
+        "uptime": 5, "sessions": 50, "clients": 1, "requests": {"step": 10}, "errors": {},
+        "step_ms": dict.fromkeys(("p50", "p95", "p99"), 1.0), "worlds": {},
+        "lines": [{**line, "prompt": "\x1b[2J\x1b]0;title\x07 [red]snow[/red]\n x"}] * 50,
+    }  # fmt: skip
+    console.print(page(stats, None, "tcp://here"))
+    shown = console.export_text()
+    assert "?[2J?]0;title? [red]snow[/red]? x" in shown and "\x1b" not in shown and "\x07" not in shown
+    assert shown.count("snow") == 40 and "... and 10 more" in shown and "step 2.0/s" in shown
 
 
 def test_the_port_is_taken(host: HostProcess, world_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`worldsim top`: print a host's statistics every second."""
+"""`worldsim top`: show a host's statistics every second."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldsim.bridges import protocol
 from worldsim.bridges.client.connection import Connection, ConnectionConfig
+from worldsim.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+WIDTH = 140  # columns where the output is no terminal
+MOST_LINES = 40  # sessions that are shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,61 +37,83 @@ class TopConfig:
 
 
 def top(config: TopConfig) -> None:
-    """Print the table until Ctrl-C.
+    """Show the tables until Ctrl-C.
 
     Raises:
         BridgeError: there is no host.
+        MissingDependency: rich is not installed.
     """
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ImportError as error:
+        raise MissingDependency("rich", "worldsim top", "pip install 'worldsim-engine[serve]'") from error
+
     settings = ConnectionConfig(key=config.key, host_key=config.host_key, timeout=2, patience=10)
     connection = Connection(config.address, settings, "worldsim top")
-    before: dict[str, Any] | None = None
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     try:
-        while True:
-            stats = connection.call("stats").header["stats"]
-            page = table(stats, before, config.address)
-            if config.once or not sys.stdout.isatty():
-                print(page, flush=True)
-            else:
-                print(f"\x1b[H\x1b[J{page}", end="", flush=True)
-            if config.once:
-                return
-            before = stats
-            time.sleep(config.every)
+        stats = connection.call("stats").header["stats"]
+        if config.once:
+            console.print(page(stats, None, config.address))
+            return
+        with Live(page(stats, None, config.address), console=console, screen=console.is_terminal) as live:
+            while True:
+                time.sleep(config.every)
+                before, stats = stats, connection.call("stats").header["stats"]
+                live.update(page(stats, before, config.address))
     finally:
         connection.close()
 
 
-def table(stats: dict[str, Any], before: dict[str, Any] | None, address: str) -> str:
-    """Format a host's statistics; rates are since the statistics `before`."""
+def page(stats: dict[str, Any], before: dict[str, Any] | None, address: str) -> RenderableType:
+    """Make tables of a host's statistics; rates are since the statistics `before`.
+
+    Names and prompts come from strangers: they are `Text`, in which markup has no meaning, without control codes.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     span = stats["uptime"] - before["uptime"] if before else stats["uptime"]
     old = before["requests"] if before else {}
     rates = {verb: (count - old.get(verb, 0)) / max(span, 1e-9) for verb, count in stats["requests"].items()}
-    busy = ", ".join(
-        f"{verb} {rate:.1f}/s" for verb, rate in sorted(rates.items(), key=lambda pair: -pair[1])[:6] if rate
-    )
+    fastest = sorted(rates.items(), key=lambda pair: -pair[1])[:6]
+    busy = ", ".join(f"{verb} {rate:.1f}/s" for verb, rate in fastest if rate)
     step, wrong = stats["step_ms"], ", ".join(f"{code} {count}" for code, count in stats["errors"].items())
-    lines = [
-        f"{address}   up {_span(stats['uptime'])}   {stats['sessions']} sessions, {stats['clients']} clients",
-        f"step p50 {step['p50']:.1f} ms, p95 {step['p95']:.1f}, p99 {step['p99']:.1f}   {busy}",
-        f"refused: {wrong or 'nothing'}",
-        "",
-        f"{'world':16} {'runtime':9} {'sessions':>9} {'frames/s':>9} {'p50 ms':>7} {'memory MB':>10}",
-    ]
+    summary = Text(
+        f"{address}   up {_span(stats['uptime'])}   {stats['sessions']} sessions, {stats['clients']} clients\n"
+        f"step p50 {step['p50']:.1f} ms, p95 {step['p95']:.1f}, p99 {step['p99']:.1f}   {busy}\n"
+        f"refused: {wrong or 'nothing'}\n"
+    )
+    worlds = Table("world", "runtime", *_right("sessions", "frames/s", "p50 ms", "memory MB"), box=None)
     for name, world in stats["worlds"].items():
-        lines.append(
-            f"{name[:16]:16} {world['runtime'][:9]:9} {world['sessions']:4}/{world['capacity']:<4} "
-            f"{world['frames_per_second']:9.1f} {world['step_ms']['p50']:7.1f} {world['memory_bytes'] / 1e6:10.1f}"
-        )
-    lines += ["", f"{'session':8} {'world':16} {'step':>8} {'clock':>6} {'watch':>5} {'lease':>6}  prompt"]
-    for line in stats["lines"][:40]:
+        worlds.add_row(
+            _text(name), _text(world["runtime"]), f"{world['sessions']}/{world['capacity']}",
+            f"{world['frames_per_second']:.1f}", f"{world['step_ms']['p50']:.1f}",
+            f"{world['memory_bytes'] / 1e6:.1f}",
+        )  # fmt: skip
+    sessions = Table("session", "world", *_right("step", "clock", "watch", "lease"), "prompt", box=None)
+    for line in stats["lines"][:MOST_LINES]:
         clock = f"{line['fps']:.1f}" if line["fps"] else "-"
-        lines.append(
-            f"{line['session']:8} {line['world'][:16]:16} {line['step']:8} {clock:>6} {line['watchers']:5} "
-            f"{line['lease']:6.0f}  {line['prompt']}"
-        )
-    if len(stats["lines"]) > 40:
-        lines.append(f"... and {stats['sessions'] - 40} more")
-    return "\n".join(lines) + "\n"
+        sessions.add_row(
+            _text(line["session"]), _text(line["world"]), str(line["step"]), clock, str(line["watchers"]),
+            f"{line['lease']:.0f}", _text(line["prompt"]),
+        )  # fmt: skip
+    more = len(stats["lines"]) - MOST_LINES
+    return Group(summary, worlds, Text(), sessions, *([Text(f"... and {more} more")] if more > 0 else []))
+
+
+def _text(words: str) -> Text:
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() else "?" for c in words), no_wrap=True, overflow="ellipsis")
+
+
+def _right(*names: str) -> list[Any]:
+    from rich.table import Column
+
+    return [Column(name, justify="right") for name in names]
 
 
 def _span(seconds: float) -> str:

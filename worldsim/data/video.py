@@ -1,19 +1,18 @@
 """Make datasets from plain video and a log of actions.
 
-A video is a file that ffmpeg reads (mp4, avi, gif, webm, ...) or a folder of PNGs in the order of their names. Its log
-is beside it and has the same name: play.mp4 and play.csv, or run1/ and run1.jsonl. `worldsim.data.actionlog` specifies
-the log. Time: `align` says which step a row is about; worldsim makes no other guess.
+A video is a file that ffmpeg's libraries read through PyAV (mp4, avi, gif, webm, ...), or a folder of PNGs in the order
+of their names. Its log is beside it and has the same name: play.mp4 and play.csv, or run1/ and run1.jsonl.
+`worldsim.data.actionlog` specifies the log. Time: `align` says which step a row is about; there is no other guess.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -82,7 +81,7 @@ def import_video(config: VideoImport) -> Dataset:
     Raises:
         DataError: no such video or log, one that cannot be read, unknown columns, rows and frames that do not match, or
             something is at `out` already. Nothing is left behind.
-        MissingDependency: a video, but imageio-ffmpeg is not installed.
+        MissingDependency: a video, but PyAV is not installed.
     """
     if not config.videos:
         raise DataError("no videos were given.")
@@ -132,7 +131,7 @@ class Video:
 
         Raises:
             DataError: nothing is, or it is no video.
-            MissingDependency: it is a file, and imageio-ffmpeg is not installed.
+            MissingDependency: it is a file, and PyAV is not installed.
         """
         self.path = path
         self.fps: float | None = None
@@ -142,12 +141,9 @@ class Video:
             if not self._images:
                 raise DataError(f"the folder {path} has no .png files.")
         elif path.is_file():
-            about = subprocess.run([*_ffmpeg(path), "-t", "0", "-f", "null", "-"], capture_output=True, check=False)
-            said = about.stderr.decode(errors="replace")
-            if about.returncode:
-                raise DataError(f"ffmpeg cannot read the video {path}: {said.strip().splitlines()[-1]}")
-            rate = re.search(r"Video:.*?(\d+(\.\d+)?) fps", said)
-            self.fps = float(rate[1]) if rate and float(rate[1]) else None
+            with self._open() as container:
+                rate = container.streams.video[0].average_rate
+            self.fps = float(rate) if rate else None
         else:
             raise DataError(f"there is no video {path}.")
 
@@ -157,44 +153,46 @@ class Video:
         Raises:
             DataError: a frame cannot be read.
         """
+        return (frame for _, frame in self.timed())
+
+    def timed(self) -> Iterator[tuple[float | None, np.ndarray]]:
+        """Yield the time of each frame in seconds, None where the video does not say, and the frame; in order.
+
+        As many frames as the file has, also if at uneven times.
+
+        Raises:
+            DataError: a frame cannot be read.
+        """
         if self._images:
             for path in self._images:
                 try:
                     with Image.open(path) as image:
-                        yield np.asarray(image.convert("RGB"))
+                        yield None, np.asarray(image.convert("RGB"))
                 except (OSError, UnidentifiedImageError) as error:
                     raise DataError(f"cannot read the frame {path}: {error}") from error
             return
-        # As PPM, each frame says its own size. passthrough: as many frames as the file has, also if at uneven times.
-        command = [*_ffmpeg(self.path), "-fps_mode", "passthrough", "-c:v", "ppm", "-pix_fmt", "rgb24"]
-        with (
-            tempfile.TemporaryFile() as said,  # a pipe that nobody empties would stop ffmpeg
-            subprocess.Popen([*command, "-f", "image2pipe", "-"], stdout=subprocess.PIPE, stderr=said) as process,
-        ):
-            assert process.stdout is not None
+        with self._open() as container:
             try:
-                while process.stdout.readline().strip() == b"P6":
-                    width, height = map(int, process.stdout.readline().split())
-                    process.stdout.readline()  # 255
-                    data = process.stdout.read(width * height * 3)
-                    if len(data) < width * height * 3:
-                        break
-                    yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-                if process.wait():
-                    said.seek(0)
-                    last = said.read().decode(errors="replace").strip().splitlines()[-1:]
-                    raise DataError(f"ffmpeg cannot read the video {self.path}: {' '.join(last)}")
-            finally:
-                process.kill()  # a reader that stopped needs no more frames
+                for frame in container.decode(video=0):
+                    yield frame.time, frame.to_ndarray(format="rgb24")
+            except OSError as error:  # all of PyAV's are
+                raise DataError(f"cannot read the video {self.path}: {_reason(error)}") from error
 
-
-def _ffmpeg(path: Path) -> list[str]:
-    """Make the beginning of a command that reads the first video stream of a file."""
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise MissingDependency("imageio-ffmpeg", "reading a video", "pip install imageio-ffmpeg") from error
-    return [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", str(path), "-map", "0:v:0"]
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Any]:
+        """Open the file as a container with a video."""
+        try:
+            import av
+        except ImportError as error:
+            raise MissingDependency("av", "reading a video", "pip install 'worldsim-engine[video]'") from error
+        try:
+            container = av.open(str(self.path))
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read the video {self.path}: {_reason(error)}") from error
+        with container:
+            if not container.streams.video:
+                raise DataError(f"cannot read the video {self.path}: it has no video stream.")
+            yield container
 
 
 def _import(video: Video, log: ActionLog, actions: np.ndarray, config: VideoImport, importer: Importer) -> None:
@@ -244,6 +242,10 @@ def _episode(frames: list[np.ndarray], start: int, log: ActionLog, actions: np.n
         prompts=[{"text": text} for text in distinct],
         meta={"log": log.path.name, "first_frame": start},
     )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""Distances between two sets of feature vectors.
+"""Distances between two sets of feature vectors, by torchmetrics.
 
 The meaning of both numbers depends on the features. The Frechet distance also depends on the number of vectors: compare
 only sets of equal size, with several times more vectors than dimensions. The kernel distance has no such bias, so use
@@ -7,11 +7,12 @@ it for few frames.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldsim.errors import ConfigError, InputError
 
@@ -30,17 +31,15 @@ class KernelDistance:
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Compute the squared Frechet (2-Wasserstein) distance between Gaussians fitted to vectors (N, D) and (M, D).
 
-    0 for equal sets. Biased upwards when N or M is not much larger than D.
+    0 for equal sets, but for rounding. Biased upwards when N or M is not much larger than D.
 
     Raises:
         InputError: fewer than two vectors, other shapes than those above, or numbers that are not finite.
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     a, b = check_sets(a, b)
-    mean = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
-    # The square roots of the eigenvalues of cov(a) cov(b) are the singular values of A B^T, where cov(a) = A^T A.
-    a, b = ((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (a, b))
-    shared = torch.linalg.svdvals(_square_root(a) @ _square_root(b).T).sum()
-    return max(0.0, float(mean + a.square().sum() + b.square().sum() - 2 * shared))
+    return max(0.0, float(_measured(FrechetInceptionDistance(feature=Given(a.shape[1])), a, b)))
 
 
 def kernel_distance(
@@ -55,18 +54,31 @@ def kernel_distance(
         InputError: fewer than two vectors, other shapes than those above, or numbers that are not finite.
         ConfigError: `subset` is less than 2 or `subsets` less than 1.
     """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     if subset < 2 or subsets < 1:
         raise ConfigError(f"subset is {subset} and subsets is {subsets}; they must be at least 2 and at least 1.")
     a, b = check_sets(a, b)
     size = min(subset, len(a), len(b))
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(subsets):
-        x, y = (part[torch.from_numpy(rng.choice(len(part), size, replace=False))] for part in (a, b))
-        own = sum(_kernel(z, z).sum() - _kernel(z, z).diagonal().sum() for z in (x, y))
-        values.append(own / (size * (size - 1)) - 2 * _kernel(x, y).mean())
-    found = torch.stack(values)
-    return KernelDistance(float(found.mean()), float(found.std(correction=0)), size)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it stores all features, as it should
+        torch.manual_seed(seed)
+        metric = KernelInceptionDistance(feature=Given(a.shape[1]), subsets=subsets, subset_size=size)
+        mean, deviation = _measured(metric, a, b)
+    return KernelDistance(float(mean), float(deviation), size)
+
+
+class Given(nn.Module):
+    """Stands for the network of a metric where its features, (N, D), are what is given."""
+
+    def __init__(self, width: int) -> None:
+        """Of `width` D."""
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The same."""
+        return features
 
 
 def check_sets(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,10 +97,9 @@ def check_sets(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.double(), b.double()
 
 
-def _square_root(x: Tensor) -> Tensor:
-    """Return the smaller R with R^T R = X^T X."""
-    return torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+def _measured(metric: Any, a: Tensor, b: Tensor) -> Any:
+    """Give a metric of torchmetrics both sets, in double precision."""
+    metric.set_dtype(torch.float64)
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    return metric.compute()
