@@ -113,6 +113,7 @@ def test_killed_twice(world_path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # each of the fifty hosts takes some seconds to start
 def test_killed_fifty_times(world_path: Path, tmp_path: Path) -> None:
     killed(world_path, tmp_path, kills=50, clients=3, frames=4000, every="0.5", low=0.1, seed=50)
 
