@@ -29,6 +29,22 @@ if TYPE_CHECKING:
     from worldsim.agents.training import AgentConfig
 
 SEED = 7
+WORKERS = 4  # at most: each holds its own tiny worlds and loads its own torch
+SLOW = 600.0  # seconds that a slow test may take
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core when all tests are run; none for a file or a test by name, which would wait for it."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    return min(os.cpu_count() or 1, WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every slow test has a limit of its own or this one."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW))
 
 
 @pytest.fixture(scope="session", autouse=True)

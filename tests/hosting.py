@@ -31,10 +31,10 @@ class HostProcess:
         self.log = folder / "host.log"
         command = [sys.executable, "-m", "worldsim.cli", "serve", "--worlds", *map(str, worlds), "--port", str(port)]
         command += ["--checkpoints", str(folder / "sessions"), "--threads", "1", "--runtime", "eager", *words]
-        quiet = {"OMP_NUM_THREADS": "1", "WORLDSIM_CACHE": str(folder / "cache")}
         with self.log.open("ab") as log:
             begin = log.tell()
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | quiet)
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         end = time.monotonic() + START
         while b'"serving"' not in (said := self.log.read_bytes()[begin:]):
             if self.process.poll() is not None or time.monotonic() > end:

@@ -22,6 +22,7 @@ from worldsim.cli import main as worldsim
 from worldsim.errors import ConfigError, SessionError
 from worldsim.world import World
 
+pytestmark = pytest.mark.timeout(600)  # its runs give way to all other work on the machine
 TOP = Path(__file__).resolve().parent.parent
 STEPS = 60  # so many that a fast machine is not through before the run is stopped
 PLAN = """

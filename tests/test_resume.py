@@ -60,8 +60,9 @@ def play(engine: EngineLike, seed: int, frames: int, stop: threading.Event | Non
     return seen
 
 
-def killed(world_path: Path, folder: Path, kills: int, clients: int, frames: int, every: str, low: float) -> None:
-    seed = random.SystemRandom().randrange(1000)
+def killed(
+    world_path: Path, folder: Path, kills: int, clients: int, frames: int, every: str, low: float, seed: int
+) -> None:
     print(f"seed {seed}")
     rng = random.Random(seed)
     local = Engine(World.from_pretrained(world_path), runtime="eager", threads=1, isolated=True)  # see docs/engine.md
@@ -107,12 +108,14 @@ def killed(world_path: Path, folder: Path, kills: int, clients: int, frames: int
 
 
 def test_killed_twice(world_path: Path, tmp_path: Path) -> None:
-    killed(world_path, tmp_path, kills=2, clients=2, frames=250, every="0.3", low=0.2)
+    seed = random.SystemRandom().randrange(1000)
+    killed(world_path, tmp_path, kills=2, clients=2, frames=250, every="0.3", low=0.2, seed=seed)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # each of the fifty hosts takes some seconds to start
 def test_killed_fifty_times(world_path: Path, tmp_path: Path) -> None:
-    killed(world_path, tmp_path, kills=50, clients=3, frames=4000, every="0.5", low=0.1)
+    killed(world_path, tmp_path, kills=50, clients=3, frames=4000, every="0.5", low=0.1, seed=50)
 
 
 def test_graceful_stop_and_resume(world_path: Path, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from worldsim.models.dit import DiTConfig
 from worldsim.world import World
 
 
-@pytest.fixture(scope="module", params=["compiled", "onnx", "cudagraph"])
+# compiling takes a minute of a core, more than any other quick test
+@pytest.fixture(scope="module", params=[pytest.param("compiled", marks=pytest.mark.slow), "onnx", "cudagraph"])
 def runtime(request: pytest.FixtureRequest, world_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     torch.set_num_threads(1)
     world = World.from_pretrained(world_path, dtype=torch.float32)

@@ -156,6 +156,8 @@ def test_a_world_learns_to_remember_more(dataset: Dataset, world_path: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # it compiles many graphs
+@pytest.mark.filterwarnings("default")  # compiling warns of how it works itself, and an error would end it
 def test_compiled_blocks_train_as_eager_ones(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
     losses = []
     for compiled in (False, True):

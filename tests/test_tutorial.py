@@ -33,6 +33,7 @@ def test_the_verbs_of_the_page_exist():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # it records, trains and measures
 def test_the_page_runs_as_written(tmp_path):
     for package in ("minari", "stable_baselines3"):
         pytest.importorskip(package)
