@@ -21,6 +21,7 @@ from worldsim.diffusion import noise
 from worldsim.engine.kv_blocks import NOTHING, KVBlockPool
 from worldsim.engine.records import StepResult
 from worldsim.errors import SnapshotDamaged, SnapshotMismatch
+from worldsim.types import Prompt
 
 FORMAT = "worldsim-snapshot"
 FORMAT_VERSION = 1
@@ -33,7 +34,7 @@ class Session:
     Attributes:
         seed: of its noise.
         step: how many frames it has.
-        prompt: in force for the next frame.
+        text: the prompt in force for the next frame.
         guidance: on the prompt.
         blocks: of the last frames, oldest first, `NOTHING` where there was none.
         actions: the last flattened actions, oldest first, (A, action_size).
@@ -45,7 +46,7 @@ class Session:
 
     seed: int
     step: int
-    prompt: str
+    text: Prompt
     guidance: float
     blocks: tuple[int, ...]
     actions: Tensor
@@ -53,6 +54,11 @@ class Session:
     frame: np.ndarray
     reward: float = 0.0
     ended: float = 0.0
+
+    @property
+    def prompt(self) -> str:
+        """The prompt in force for the next frame, as it was typed."""
+        return self.text.text
 
     @property
     def terminated(self) -> bool:
@@ -136,7 +142,7 @@ class Snapshot:
 
     @staticmethod
     def load(path: str | Path) -> Snapshot:
-        """Read a file that `save` wrote.
+        """Read a file that `save` wrote. It has the prompt's text alone: `Engine.restore` encodes it.
 
         Raises:
             SnapshotMismatch: not a snapshot, or of another format version.
@@ -157,7 +163,8 @@ class Snapshot:
                 raise SnapshotDamaged(f"snapshot {path} has changed since it was written; use another copy.")
             about = json.loads(header["about"])
             memory = Memory(*(tensors.pop(field.name) for field in dataclasses.fields(Memory)))
-            session = Session(**about["session"], blocks=(), frame=tensors.pop("frame").numpy(), **tensors)
+            text = Prompt(about["session"].pop("prompt"), torch.zeros(0, 0))
+            session = Session(text=text, **about["session"], blocks=(), frame=tensors.pop("frame").numpy(), **tensors)
             return Snapshot(session, about["belongs"], None, memory)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, (SnapshotMismatch, SnapshotDamaged)):

@@ -19,6 +19,7 @@ from worldsim.engine.simulator import ModelOutput, State
 from worldsim.errors import ConfigError, EngineFull, SessionError, SnapshotMismatch
 from worldsim.models.dit import DiTConfig
 from worldsim.models.kv_cache import KVCache
+from worldsim.types import Prompt
 
 RECORD_BYTES = 4096  # of a session besides its blocks and its frame
 
@@ -155,8 +156,8 @@ class SessionTable:
         shared.close()
         return free
 
-    def restore(self, snapshot: Snapshot, number: int | None, exact: bool) -> int:
-        """A session, or a new one, as a snapshot says."""
+    def restore(self, snapshot: Snapshot, prompt: Prompt, number: int | None, exact: bool) -> int:
+        """A session, or a new one, as a snapshot says; `prompt` is the snapshot's, encoded."""
         old = None if number is None else self.get(number)
         if snapshot.closed:
             raise SnapshotMismatch("this snapshot was closed; take or load another one.")
@@ -172,7 +173,7 @@ class SessionTable:
             self.pool.acquire(blocks)
         else:
             blocks = self._store(snapshot)
-        restored = replace(snapshot.session, blocks=blocks)
+        restored = replace(snapshot.session, text=prompt, blocks=blocks)
         if number is None or old is None:
             return self.add(restored)
         self.pool.release(old.blocks)
@@ -207,7 +208,7 @@ class SessionTable:
                 step,
             ),
             keys=keys_of([session.seed for session in sessions]),
-            prompts=[session.prompt for session in sessions],
+            prompts=[session.text for session in sessions],
             guidance=[session.guidance for session in sessions],
         )
 
@@ -219,7 +220,7 @@ class SessionTable:
         return Session(
             seed=old.seed,
             step=old.step + 1,
-            prompt=old.prompt,
+            text=old.text,
             guidance=old.guidance,
             blocks=(*old.blocks[1:], block),
             actions=state.actions[row].clone(),
@@ -229,7 +230,7 @@ class SessionTable:
             ended=float(outcome.ended[row]),
         )
 
-    def new_session(self, seed: int, prompt: str, guidance: float) -> Session:
+    def new_session(self, seed: int, prompt: Prompt, guidance: float) -> Session:
         """A session that has no frame yet."""
         config, device = self.config, self.pool.keys.device
         actions = torch.zeros(config.action_history, config.action_size, device=device)

@@ -24,7 +24,7 @@ from worldsim.diffusion.objectives.energy import measured
 from worldsim.engine.simulator import Simulator
 from worldsim.errors import ConfigError
 from worldsim.training.trainer import seed_of
-from worldsim.types import SegmentBatch
+from worldsim.types import Prompt, SegmentBatch
 
 MOVING_DEEP = 2  # segments of a rollout where something moves
 RESTING_DEEP = 256  # frames of one at rest
@@ -79,12 +79,15 @@ class Rollouts:
     noise: Tensor
 
 
-def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, frames: int, seed: int) -> Rollouts:
+def roll(
+    simulator: Simulator, data: LatentData, prompts: list[Prompt], starts: Tensor, seen: Tensor, frames: int, seed: int
+) -> Rollouts:
     """Let the model play `frames` frames from `starts` under the recorded actions.
 
     Args:
         simulator: of the model in training.
         data: the recording.
+        prompts: those of `data.prompts`, encoded.
         starts: index of the first frame to draw, (R,).
         seen: the K frames before it, recorded or the model's own, (R, D, K, C, h, w).
         frames: how many to draw.
@@ -93,8 +96,8 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
     segments, futures, history = seen.shape[:3]
     rows = segments * futures
     begin = starts.repeat_interleave(futures)  # (R D,)
-    texts = [data.prompts[i] for i in data.prompt[begin].tolist()]
-    state = simulator.begin([seed_of(seed, row) for row in range(rows)], texts, (seen.shape[-2], seen.shape[-1]))
+    begun = [prompts[i] for i in data.prompt[begin].tolist()]
+    state = simulator.begin([seed_of(seed, row) for row in range(rows)], begun, (seen.shape[-2], seen.shape[-1]))
     state.history = seen.flatten(0, 1).clone()
     state.step = torch.full((rows,), history)  # all of the history is there
     index = begin.unsqueeze(1) - torch.arange(state.actions.shape[1], 0, -1)
@@ -102,7 +105,7 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
     drawn, noise = [], []
     for frame in range(frames):
         now = begin + frame
-        state.prompts = [data.prompts[i] for i in data.prompt[now].tolist()]
+        state.prompts = [prompts[i] for i in data.prompt[now].tolist()]
         noise.append(simulator.noise(state))
         drawn.append(simulator.step(state, data.actions[now]).latents)
     played, noises = (torch.stack(part, dim=1).unflatten(0, (segments, futures)) for part in (drawn, noise))
@@ -133,16 +136,18 @@ class RolloutBuffer:
         self.depth = torch.arange(self.size) % MOVING_DEEP  # segments that each has gone on for, staggered
         self.uses = 0
 
-    def take(self, rows: int, simulator: Simulator, data: LatentData, step: int, seed: int) -> Rollouts:
+    def take(
+        self, rows: int, simulator: Simulator, data: LatentData, prompts: list[Prompt], step: int, seed: int
+    ) -> Rollouts:
         """The next `rows` segments."""
         if self.kept is None or self.uses + rows > self.size * self.reuse:
-            self._fill(simulator, data, seed_of(seed, step, 1))
+            self._fill(simulator, data, prompts, seed_of(seed, step, 1))
         assert self.kept is not None
         places = (torch.arange(rows) + self.uses) % self.size
         self.uses += rows
         return Rollouts(self.kept.starts[places], self.kept.seen[places], self.kept.noise[places])
 
-    def _fill(self, simulator: Simulator, data: LatentData, seed: int) -> None:
+    def _fill(self, simulator: Simulator, data: LatentData, prompts: list[Prompt], seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         history = max(simulator.dynamics.config.history, 1)
         starts = data.sample_starts(self.size, MOVING_DEEP * self.frames, generator, history + self.lead)
@@ -166,7 +171,7 @@ class RolloutBuffer:
             self.depth = torch.where(on, self.depth + 1, 0)
         module, training = simulator.dynamics, simulator.dynamics.training
         module.eval()
-        self.kept = roll(simulator, data, starts, seen, self.frames, seed)
+        self.kept = roll(simulator, data, prompts, starts, seen, self.frames, seed)
         module.train(training)
         self.uses = 0
 
@@ -237,7 +242,8 @@ class SelfForcing:
         """Sample a batch, the first segments of it self-rollouts once `rollout_start` steps are over."""
         config, data = self.config, self.sampler.data
         own = 0 if step < config.rollout_start or self.batch.is_long(step) else config.rollout_segments
-        taken = self.rollouts.take(own, self.simulator, data, step, self.sampler.seed) if own else None
+        prompts, seed = self.sampler.prompts, self.sampler.seed
+        taken = self.rollouts.take(own, self.simulator, data, prompts, step, seed) if own else None
         begin = None if taken is None else taken.starts - self.rollouts.lead
         batch = self.sampler.segments(step, generator, begin, self.futures)
         seen = batch.seen
