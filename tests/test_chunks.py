@@ -209,7 +209,7 @@ def test_a_world_beats_copying(path: Path, dataset: Dataset) -> None:
     val, simulator = LatentData.encode(dataset, "heldout", world.autoencoder), Simulator.of(world)
     errors = {"model": [], "copy": [], "no action": []}
     for first in val.first.unique().tolist():
-        state = simulator.begin([first], [""])
+        state = simulator.begin([first], [world.book.encode("")])
         simulator.observe(state, val.latents[first : first + 1].float(), None)
         for row in range(first + 1, int(val.last[first]) + 1):
             truth, before = val.latents[row : row + 1].float(), val.latents[row - 1 : row].float()

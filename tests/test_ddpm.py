@@ -127,11 +127,12 @@ def test_300_steps_beat_copying(dataset: Dataset, autoencoder_run: Path, tmp_pat
     seen = task.val.latents[starts.unsqueeze(1) + torch.arange(-2, 0)].float()
     truth = task.val.latents[starts].float()
     copied = float((seen[:, -1] - truth).square().mean())
-    simulator = Simulator(task.module.eval(), task.book, config.objective.world_sampler())
-    sampled = roll(simulator, task.val, starts, seen.unsqueeze(1), 1, 0).seen[:, 0, -1]
+    simulator = Simulator(task.module.eval(), config.objective.world_sampler())
+    prompts = [task.book.encode(text) for text in task.val.prompts]
+    sampled = roll(simulator, task.val, prompts, starts, seen.unsqueeze(1), 1, 0).seen[:, 0, -1]
     assert float((sampled - truth).square().mean()) < copied
 
-    state = simulator.begin(list(range(64)), [task.val.prompts[i] for i in task.val.prompt[starts].tolist()])
+    state = simulator.begin(list(range(64)), [prompts[i] for i in task.val.prompt[starts].tolist()])
     state.history, state.step = seen, torch.full((64,), 2)
     steps = starts.unsqueeze(1) - torch.arange(1, -1, -1)
     state.actions, state.known = task.val.actions[steps], task.val.known[steps]

@@ -68,7 +68,7 @@ def test_play(world: World) -> None:
     with logical() as marks:
         world.dynamics.to("cuda")
         simulator = Simulator.of(world)
-        state = simulator.begin([1, 2], ["", "a cart"])
+        state = simulator.begin([1, 2], [world.book.encode(text) for text in ("", "a cart")])
         state.guidance = [1.0, 2.0]
         outcome = simulator.step(state, None)
         outcome = simulator.step(state, torch.zeros(2, world.codec.size))

@@ -33,6 +33,8 @@ from worldsim.errors import (
     SnapshotDamaged,
     SnapshotMismatch,
 )
+from worldsim.models.text import PromptBook
+from worldsim.types import Prompt
 from worldsim.world import World
 
 ACTIONS = [0, 1, 1, 0, 1, 0, 0, 1, 1, 1]
@@ -133,6 +135,41 @@ def test_forks_share_memory_until_they_differ(engine: Engine) -> None:
     assert engine.table.pool.used == engine.table.pool.reserved  # clips to begin from
 
 
+def test_no_text_is_looked_up_while_time_passes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The engine's own calls encode a prompt, once; what they call has it encoded."""
+    asked: list[str] = []
+    encode = PromptBook.encode
+
+    def noted(book: PromptBook, text: str) -> Prompt:
+        asked.append(text)
+        return encode(book, text)
+
+    monkeypatch.setattr(PromptBook, "encode", noted)
+    numbers = engine.open_all([SessionSpec(prompt="a cart", guidance=2.0), SessionSpec(start=0, prompt="")])
+    assert asked == ["a cart", ""]
+    engine.set_prompt(numbers[1], "a cart")
+    snapshot = engine.snapshot(numbers[1])
+    assert engine.restore(snapshot) and asked == ["a cart", "", "a cart", "a cart"]
+    del asked[:]
+    engine.fork(numbers[0])
+    engine.step({number: 1 for number in engine.sessions})
+    engine.play({number: [0, 1] for number in engine.sessions})
+    engine.observe(numbers[0], 1, engine.sessions[numbers[1]].frame)
+    snapshot.save(tmp_path / "session")
+    assert asked == []
+    assert {type(prompt) for prompt in engine.table.gather([*engine.sessions.values()]).prompts} == {Prompt}
+
+
+def test_sessions_that_share_a_clip_have_each_its_own_words(engine: Engine) -> None:
+    """Case and spaces make no other prompt, so that the clip is seen once; each session shows what was typed."""
+    one, two = (engine.open(seed=1, start=0, prompt=text) for text in ("a cart", "A  Cart"))
+    assert engine.sessions[one].blocks == engine.sessions[two].blocks
+    assert [engine.sessions[number].prompt for number in (one, two)] == ["a cart", "A  Cart"]
+    assert same(play(engine, one), play(engine, two))
+
+
 def test_snapshots_go_back_and_on(engine: Engine, tmp_path: Path) -> None:
     number = engine.open(seed=1, prompt="a cart", guidance=2.0)
     play(engine, number, ACTIONS[:4])
@@ -169,6 +206,8 @@ OTHER_PROCESS = """
 import sys, hashlib, torch
 from worldsim.engine.engine import Engine
 from worldsim.engine.session import Snapshot
+from worldsim.models.text import PromptBook
+from worldsim.types import Prompt
 from worldsim.world import World
 engine = Engine(World.from_pretrained(sys.argv[1], torch.float32), threads=1)
 number = engine.restore(Snapshot.load(sys.argv[2]))

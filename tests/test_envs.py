@@ -163,7 +163,7 @@ def test_shipped_worlds_need_no_text_encoder(name: str) -> None:
     world = World.from_pretrained(WORLDS / name)
     world.book.encoder_name = None
     for text in [*world.card.prompts, *(start["prompt"] for start in world.starts)]:
-        world.book.add(text)
+        world.book.encode(text)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

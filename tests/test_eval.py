@@ -173,7 +173,7 @@ def test_prompt_adherence_of_palettes(world, episodes, dataset):
     class Encoder:
         width = world.book.width
 
-        def encode(self, text):
+        def encode(self, text, tokens):
             return torch.randn(3, self.width)
 
     world.book._encoder = Encoder()

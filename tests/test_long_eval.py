@@ -352,7 +352,7 @@ def test_events_in_a_world(world, recording, judge):
     class Encoder:
         width = world.book.width
 
-        def encode(self, text):
+        def encode(self, text, tokens):
             return torch.randn(3, self.width)
 
     world.book._encoder = Encoder()

@@ -22,6 +22,7 @@ from tiny import tiny_dynamics
 
 from worldsim.data.episodes import Dataset
 from worldsim.engine.engine import Engine
+from worldsim.engine.session import Snapshot
 from worldsim.envs.world_env import WorldEnv
 from worldsim.models.saved import renamed_weights
 from worldsim.training.run import prepare, train_dynamics
@@ -56,6 +57,26 @@ def test_an_old_world_plays_the_same_frames(begin: str) -> None:
         assert np.abs(rewards - expected[f"{begin}_rewards"]).max() < 0.05
         assert np.abs(ended - expected[f"{begin}_ended"]).max() < 0.05
         assert expected[f"{begin}_frames"].std() > 1  # there is something to see
+
+
+def test_an_old_snapshot_goes_on() -> None:
+    """`session.snapshot` was written by commit a688998, which kept prompts as text: one that this world never saw.
+
+    That commit began from clip 0 with seed 5, took 6 steps, changed the prompt to the one below, took 3 more and saved
+    the session; `session_expected.npz` has its next 12 frames, rewards and probabilities of an end, as `played` has.
+    """
+    engine = Engine(World.from_pretrained(OLD, dtype=torch.float32), runtime="eager", threads=1)
+    number = engine.restore(Snapshot.load(OLD / "session.snapshot"), exact=False)
+    session = engine.sessions[number]
+    assert (session.prompt, session.step, session.seed) == ("A  Cart under two moons", 14, 5)
+    assert session.text == engine.world.book.encode("a cart under two moons") and len(session.text.states) == 7
+    steps = [engine.step({number: np.int64(i // 3 % 2)})[number] for i in range(12)]
+    small = [np.asarray(Image.fromarray(step.frame).resize((16, 16), Image.Resampling.BOX)) for step in steps]
+    with np.load(OLD / "session_expected.npz") as expected:
+        apart = np.abs(np.stack(small).astype(int) - expected["frames"].astype(int))
+        assert apart.mean() < 0.5 and (apart > 8).mean() < 0.005
+        assert np.abs([[step.reward, step.ended] for step in steps] - expected["rewards"]).max() < 0.05
+    engine.close()
 
 
 def test_training_goes_on_from_an_old_world(dataset: Dataset, tmp_path: Path) -> None:

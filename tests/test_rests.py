@@ -128,10 +128,11 @@ def resting(data: LatentData) -> LatentData:
 def test_rollouts_at_rest_go_on_until_it_is_over(world: World, dataset: Dataset) -> None:
     data = resting(moving(world, dataset))
     simulator, size, frames = Simulator.of(world), 8, 2
+    prompts = [world.book.encode(text) for text in data.prompts]
     pool = RolloutBuffer(SelfForcingConfig(rollout_buffer=size, rollout_rests=0.25), frames)
     before, deepest = None, 0
     for step in range(6):
-        found = pool.take(size, simulator, data, step, 0)
+        found = pool.take(size, simulator, data, prompts, step, 0)
         at_rest = data.rests(found.starts, frames)
         assert int(at_rest[[3, 7]].sum()) == 2  # every fourth
         if before is not None:
@@ -145,12 +146,13 @@ def test_rollouts_at_rest_go_on_until_it_is_over(world: World, dataset: Dataset)
     assert deepest > MOVING_DEEP
     again = RolloutBuffer(SelfForcingConfig(rollout_buffer=size, rollout_rests=0.25), frames)
     again.load_state(pool.state())
-    a, b = (part.take(size, simulator, data, 9, 0) for part in (pool, again))
+    a, b = (part.take(size, simulator, data, prompts, 9, 0) for part in (pool, again))
     assert torch.equal(a.seen, b.seen) and torch.equal(a.starts, b.starts)
 
 
 def test_a_recording_without_rests_has_none_in_its_rollouts(world: World, dataset: Dataset) -> None:
     data, simulator = moving(world, dataset), Simulator.of(world)
     assert len(data.sample_rests(3, 2, torch.Generator())) == 0
+    prompts = [world.book.encode(text) for text in data.prompts]
     pool = RolloutBuffer(SelfForcingConfig(rollout_buffer=4, rollout_rests=1.0), 2)
-    assert len(pool.take(4, simulator, data, 0, 0).starts) == 4
+    assert len(pool.take(4, simulator, data, prompts, 0, 0).starts) == 4

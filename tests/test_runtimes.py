@@ -55,9 +55,9 @@ def test_sessions_give_what_eager_gives_and_are_exact(runtime: Runtime, world_pa
     world = World.from_pretrained(world_path, dtype=torch.float32)
     frames = {}
     for name, stages in (("own", runtime.stages), ("eager", eager(runtime.dynamics, runtime.autoencoder))):
-        simulator = Simulator(runtime.dynamics, world.book, stages=in_pieces(stages, lambda: runtime.sizes))
+        simulator = Simulator(runtime.dynamics, stages=in_pieces(stages, lambda: runtime.sizes))
         for seeds in ([1], [1, 2, 3, 4, 5]):
-            state = simulator.begin(seeds, ["a cart"] * len(seeds))
+            state = simulator.begin(seeds, [world.book.encode("a cart")] * len(seeds))
             simulator.step(state, None)
             outs = [simulator.step(state, torch.eye(2)[[turn % 2] * len(seeds)]) for turn in range(4)]
             frames[name, len(seeds)] = outs[-1].latents[0]

@@ -29,7 +29,7 @@ SEED = 7
 def test_own_rollouts_are_the_models_own(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
     task, *_ = prepare(tiny_dynamics(dataset, autoencoder_run, tmp_path, rollout_start=0))
     nn.init.normal_(task.module.final.weight, std=0.1)  # which is zero at first: then all futures are one
-    taken = task.forcing.rollouts.take(2, task.forcing.simulator, task.data, 0, 0)
+    taken = task.forcing.rollouts.take(2, task.forcing.simulator, task.data, task.sampler.prompts, 0, 0)
     history = task.config.model.history
     index = taken.starts.unsqueeze(1) + torch.arange(-history, task.config.batch.frames)
     recorded = task.data.latents[index].float()

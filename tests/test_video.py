@@ -37,8 +37,8 @@ def test_patterns() -> None:
 def clips_of(task, count: int) -> tuple[Tensor, TextContext]:
     starts = task.val.sample_starts(count, FRAMES, torch.Generator().manual_seed(0))
     clips = task.val.latents[starts.unsqueeze(1) + torch.arange(FRAMES)].float()
-    states, mask = task.book.batch(["a cart"])
-    return clips, TextContext(states, mask, torch.zeros(count, FRAMES, dtype=torch.long))
+    index = torch.zeros(count, FRAMES, dtype=torch.long)
+    return clips, TextContext.of([task.book.encode("a cart")], task.config.model.text_tokens, index)
 
 
 def test_given_frames_stay_and_clips_do_not_depend_on_one_another(

@@ -7,6 +7,9 @@ prompts, W text tokens, F = T r where a latent stands for r frames (else F = T).
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,12 +17,48 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt, encoded: all that is known of it behind the border where text comes in (`models.text.PromptBook`).
+
+    Prompts of the same states are equal, whatever their text: what is computed from states is stored under the prompt.
+
+    Attributes:
+        text: what was typed, for people and for files.
+        states: of its text tokens, float32 (W, text_width); the empty prompt has none.
+    """
+
+    text: str
+    states: Tensor
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of the states."""
+        digest = hashlib.blake2b(repr(tuple(self.states.shape)).encode(), digest_size=16)
+        digest.update(self.states.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def under(self, text: str) -> Prompt:
+        """The same states under another text."""
+        other = Prompt(text, self.states)
+        other.__dict__["identity"] = self.identity  # which need not be computed again
+        return other
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the states are the same."""
+        return isinstance(other, Prompt) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        """Hash the states."""
+        return hash(self.identity)
+
+
 @dataclass(frozen=True)
 class TextContext:
     """Prompts as text tokens, and which of them is in force at each frame.
 
     Attributes:
-        states: of the distinct prompts, (U, W, text_width); the first is the empty prompt.
+        states: of the distinct prompts, (U, W, text_width); in training the first is the empty prompt.
         mask: which tokens exist, bool (U, W).
         index: the prompt in force at each frame, (B, T).
     """
@@ -27,6 +66,22 @@ class TextContext:
     states: Tensor
     mask: Tensor
     index: Tensor
+
+    @staticmethod
+    def of(prompts: Sequence[Prompt], tokens: int, index: Tensor | None = None) -> TextContext:
+        """Stack prompts, each filled up to W = `tokens`.
+
+        Args:
+            prompts: at least one.
+            tokens: at least as many as the longest has.
+            index: see above; None is (U, 1): each in force in a row of its own.
+        """
+        states = torch.zeros(len(prompts), tokens, prompts[0].states.shape[-1])
+        mask = torch.zeros(len(prompts), tokens, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            states[row, : len(prompt.states)] = prompt.states
+            mask[row, : len(prompt.states)] = True
+        return TextContext(states, mask, torch.arange(len(prompts)).unsqueeze(1) if index is None else index)
 
     def distinct(self) -> TextContext:
         """Drop the prompts that are in force nowhere."""

@@ -30,7 +30,8 @@ from worldsim.models.autoencoder_files import load_autoencoder, save_autoencoder
 from worldsim.models.clip_autoencoder import is_of_clips
 from worldsim.models.dit import DiT
 from worldsim.models.saved import load_dynamics
-from worldsim.models.text import DEFAULT_ENCODER, PromptBook
+from worldsim.models.text import PromptBook
+from worldsim.models.text_encoders import DEFAULT_ENCODER
 from worldsim.spaces import ActionCodec, space_from_json
 
 FORMAT_VERSION = 1
@@ -138,7 +139,7 @@ class World:
             config = json.loads((path / "dynamics" / "config.json").read_text())
             dynamics = load_dynamics(config, load_file(path / "dynamics" / "model.safetensors"))
             starts = _read_starts(path / "starts.npz")
-            book = PromptBook(dynamics.config.text_width, card.text_encoder)
+            book = PromptBook(dynamics.config.text_width, card.text_encoder, dynamics.config.text_tokens)
             book.load(path / "prompts.safetensors")
             world = World(card, autoencoder, dynamics, book, starts)
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -30,7 +30,8 @@ from torch.nn import functional as F
 from worldsim.games.car_racing.palettes import GROUNDS, ROADS, sample_palette
 from worldsim.games.car_racing.prompts import prompt_for
 from worldsim.models.attention import CrossAttention
-from worldsim.models.text import TOKENS, TransformersEncoder
+from worldsim.models.text import TOKENS
+from worldsim.models.text_encoders import TransformersEncoder
 
 ROAD_NAMES, GROUND_NAMES = list(ROADS), list(GROUNDS)
 WIDTH, HEADS = 192, 3  # of the shipped worlds' attention
@@ -42,7 +43,8 @@ Encode = Callable[[str], Tensor]
 
 def minilm() -> Encode:
     """Contextual states (W, 384) of all-MiniLM-L6-v2."""
-    return TransformersEncoder().encode
+    encoder = TransformersEncoder()
+    return lambda text: encoder.encode(text, TOKENS)
 
 
 def wordllama() -> Encode:

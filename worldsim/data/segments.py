@@ -81,12 +81,16 @@ class SegmentSampler:
         book: where its prompts are encoded.
         model: whose history and action history the batches have.
         seed: of the run; with a step it gives the keys of the batch's noise.
+
+    Attributes:
+        prompts: the recording's, encoded, in the order of `data.prompts`.
     """
 
     def __init__(self, config: BatchConfig, data: LatentData, book: PromptBook, model: DiTConfig, seed: int) -> None:
         """Find the clusters, and the frames that play could start from."""
         self.config, self.data, self.model, self.seed = config, data, model, seed
-        self.states, self.mask = book.batch(data.prompts)
+        self.prompts = [book.encode(text) for text in data.prompts]
+        self._prompts = TextContext.of(self.prompts, model.text_tokens)
         age = torch.arange(len(data.first)) - data.first
         self.early = torch.nonzero(age < (config.start_frames or len(age)))[:, 0]
         self.odds = odds(cluster(data.latents, data.actions), config.evenness) if config.evenness else None
@@ -177,4 +181,4 @@ class SegmentSampler:
         found, index = torch.unique(
             torch.cat([torch.zeros(1, dtype=torch.long), prompt.flatten()]), return_inverse=True
         )
-        return TextContext(self.states[found], self.mask[found], index[1:].view(prompt.shape))
+        return TextContext(self._prompts.states[found], self._prompts.mask[found], index[1:].view(prompt.shape))

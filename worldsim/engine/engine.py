@@ -86,7 +86,7 @@ class Engine:
         self.runtime: Runtime = choose(world, runtime)
         self.sampler = sampler or SamplerConfig.of(world.card.sampler)
         stages = in_pieces(self.runtime.stages, lambda: self.sizes)
-        self.simulator = Simulator(self.runtime.dynamics, world.book, self.sampler, stages)
+        self.simulator = Simulator(self.runtime.dynamics, self.sampler, stages)
         self.table = SessionTable(
             self.runtime.dynamics.config,
             world.card.frame_size,
@@ -139,18 +139,18 @@ class Engine:
     def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none; see `open`."""
         with self._lock:
-            specs = [complete(spec, self.world, self.reach) for spec in specs]
-            self.table.admit(len(specs))
-            from_prompt = [spec for spec in specs if spec.start is None]
+            resolved = [complete(spec, self.world, self.reach) for spec in specs]
+            self.table.admit(len(resolved))
+            from_prompt = [spec for spec in resolved if spec.start is None]
             drawn = iter(self._compute(self.stepper.first, [from_prompt])[0] if from_prompt else [])
             sessions = []
-            for spec in specs:
+            for spec in resolved:
                 if spec.start is None:
                     sessions.append(next(drawn))
                     continue
                 clip = self._compute(self.stepper.clip, [spec])[0]
                 self.table.pool.acquire(clip.blocks)  # before another clip takes its place
-                sessions.append(replace(clip, seed=spec.seed, guidance=self.stepper.guidance(spec)))
+                sessions.append(replace(clip, seed=spec.seed, text=spec.text, guidance=self.stepper.guidance(spec)))
             return [self.table.add(session) for session in sessions]
 
     def close(self, session: int | None = None) -> None:
@@ -215,8 +215,8 @@ class Engine:
             EngineFull: there is no room for one more.
         """
         with self._lock:
-            self.world.book.add(snapshot.session.prompt)
-            return self.table.restore(snapshot, session, exact)
+            prompt = self.world.book.encode(snapshot.session.prompt)
+            return self.table.restore(snapshot, prompt, session, exact)
 
     def set_prompt(self, session: int, prompt: str) -> None:
         """Condition a session's frames from now on on `prompt`.
@@ -227,8 +227,7 @@ class Engine:
         """
         with self._lock:
             found = self.table.get(session)
-            self.world.book.add(prompt)
-            self.sessions[session] = replace(found, prompt=prompt)
+            self.sessions[session] = replace(found, text=self.world.book.encode(prompt))
 
     # Time passes.
 

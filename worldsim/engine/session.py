@@ -21,6 +21,7 @@ from worldsim.diffusion import noise
 from worldsim.engine.kv_blocks import NOTHING, KVBlockPool
 from worldsim.engine.records import StepResult
 from worldsim.errors import SnapshotDamaged, SnapshotMismatch
+from worldsim.types import Prompt
 
 FORMAT = "worldsim-snapshot"
 FORMAT_VERSION = 1
@@ -50,7 +51,7 @@ class Session:
     Attributes:
         seed: of its noise.
         step: how many frames it has.
-        prompt: in force for the next frame.
+        text: the prompt in force for the next frame.
         guidance: on the prompt.
         blocks: of the last frames, oldest first, `NOTHING` where there was none.
         actions: the last flattened actions, oldest first, (A, action_size).
@@ -63,7 +64,7 @@ class Session:
 
     seed: int
     step: int
-    prompt: str
+    text: Prompt
     guidance: float
     blocks: tuple[int, ...]
     actions: Tensor
@@ -72,6 +73,11 @@ class Session:
     reward: float = 0.0
     ended: float = 0.0
     chunk: Chunk | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The prompt in force for the next frame, as it was typed."""
+        return self.text.text
 
     @property
     def terminated(self) -> bool:
@@ -158,7 +164,7 @@ class Snapshot:
 
     @staticmethod
     def load(path: str | Path) -> Snapshot:
-        """Read a file that `save` wrote.
+        """Read a file that `save` wrote. It has the prompt's text alone: `Engine.restore` encodes it.
 
         Raises:
             SnapshotMismatch: not a snapshot, or of another format version.
@@ -183,7 +189,8 @@ class Snapshot:
             between: dict[str, Any] = {name.removeprefix("chunk."): part for name, part in parts.items()}
             chunk = Chunk(**between | {"frames": between["frames"].numpy()}) if between else None
             frame = tensors.pop("frame").numpy()
-            session = Session(**about["session"], blocks=(), frame=frame, chunk=chunk, **tensors)
+            text = Prompt(about["session"].pop("prompt"), torch.zeros(0, 0))
+            session = Session(text=text, **about["session"], blocks=(), frame=frame, chunk=chunk, **tensors)
             return Snapshot(session, about["belongs"], None, memory)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, (SnapshotMismatch, SnapshotDamaged)):

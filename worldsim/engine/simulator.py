@@ -8,8 +8,8 @@ Legend: B sessions, K history frames, A action history, C h w latent, G sessions
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ from worldsim.models.conditioning import text_kv
 from worldsim.models.config import DiTConfig
 from worldsim.models.dit import DiT
 from worldsim.models.kv_cache import KVCache
-from worldsim.models.text import PromptBook
+from worldsim.types import Prompt, TextContext
 from worldsim.world import World
+
+PROMPTS_STORED = 1024  # whose keys and values are stored
 
 
 @dataclass
@@ -49,7 +51,7 @@ class State:
     step: Tensor
     cache: KVCache
     keys: Tensor
-    prompts: list[str]
+    prompts: list[Prompt]
     guidance: list[float] | None = None
 
     def push(self, action: Tensor | None) -> None:
@@ -90,7 +92,6 @@ class Simulator:
 
     Args:
         dynamics: the model; its weights' dtype is the dtype of the work.
-        book: where prompts are looked up.
         sampler: how frames are drawn.
         stages: what computes; None is eager torch.
         frozen: whether the weights stay as they are, so that what depends on them alone can be stored.
@@ -99,30 +100,30 @@ class Simulator:
     def __init__(
         self,
         dynamics: DiT,
-        book: PromptBook,
         sampler: SamplerConfig | None = None,
         stages: Stages | None = None,
         frozen: bool = True,
     ) -> None:
         """Keep the parts; nothing is computed yet."""
-        self.dynamics, self.book, self.sampler = dynamics, book, sampler or SamplerConfig()
+        self.dynamics, self.sampler = dynamics, sampler or SamplerConfig()
         check_sampler(self.sampler, dynamics.config)
         self.stages = stages or eager(dynamics)
         self.frozen = frozen
-        self._prompts: dict[str, list[Tensor]] = {}
-        self._rows: dict[tuple[str, ...], list[Tensor]] = {}
+        self._no_prompt = Prompt("", torch.zeros(0, dynamics.config.text_width))
+        project = functools.partial(_project, dynamics)
+        self._project = functools.lru_cache(PROMPTS_STORED)(project) if frozen else project
 
     @staticmethod
     def of(world: World, sampler: SamplerConfig | None = None) -> Simulator:
         """The simulator of a world; the default sampler is its card's."""
-        return Simulator(world.dynamics, world.book, sampler or SamplerConfig.of(world.card.sampler))
+        return Simulator(world.dynamics, sampler or SamplerConfig.of(world.card.sampler))
 
     @property
     def device(self) -> torch.device:
         """Where the work is done."""
         return self.dynamics.device
 
-    def begin(self, seeds: list[int], prompts: list[str], latent_size: tuple[int, int] | None = None) -> State:
+    def begin(self, seeds: list[int], prompts: list[Prompt], latent_size: tuple[int, int] | None = None) -> State:
         """Sessions that have seen nothing yet."""
         config, batch, device = self.dynamics.config, len(seeds), self.device
         size = latent_size or config.latent_size
@@ -163,7 +164,7 @@ class Simulator:
         guidance = [sampler.first_guidance] * batch if first else guidance
         guided = [row for row, strength in enumerate(guidance) if strength != 1]
         # Sessions with guidance have a second row, without their prompt.
-        inputs = self._encode(state, state.keys, state.prompts + [""] * len(guided), guided)
+        inputs = self._encode(state, state.keys, state.prompts + [self._no_prompt] * len(guided), guided)
         strengths = torch.tensor([guidance[row] for row in guided], device=self.device)[:, None, None, None]
         outcome: list[Tensor] = []
 
@@ -204,7 +205,7 @@ class Simulator:
         _, *outcome = self._pass(latents, 0.0, inputs, [])
         return ModelOutput(latents, *outcome)
 
-    def _encode(self, state: State, noise_keys: Tensor, prompts: list[str], again: list[int]) -> list[Tensor]:
+    def _encode(self, state: State, noise_keys: Tensor, prompts: list[Prompt], again: list[int]) -> list[Tensor]:
         """What the passes over a frame share, for all rows and once more for the rows `again`; then the text."""
         frames, cache = state.history.shape[1], state.cache
         noise = normal(noise_keys, state.step, HISTORY, tuple(state.history.shape[1:])).to(self.device)
@@ -217,31 +218,26 @@ class Simulator:
         # Contiguous, as a compiled graph takes the strides of its inputs for granted.
         before = [state.history[:, -1].contiguous(), mask[:, -1].contiguous()]
         parts = [tokens, frame, keys, cache.values, bias, *before]
-        return [*(torch.cat([part, part[again]]) if again else part for part in parts), *self.text(tuple(prompts))]
+        return [*(torch.cat([part, part[again]]) if again else part for part in parts), *self.text(prompts)]
 
     def _pass(self, x: Tensor, sigma: float, inputs: list[Tensor], again: list[int]) -> list[Tensor]:
         x = torch.cat([x, x[again]]) if again else x
         return self.stages.denoise(x, torch.full((len(x),), sigma, device=self.device), *inputs)
 
-    def text(self, prompts: tuple[str, ...]) -> list[Tensor]:
-        """The dynamics' keys, values and masks of some prompts, a row each; the last few sets are kept."""
-        found = self._rows.get(prompts) if self.frozen else None
-        if found is None:
-            distinct = list(dict.fromkeys(prompts))
-            table = [torch.cat(parts) for parts in zip(*map(self._one, distinct), strict=True)]
-            index = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
-            found = _keep(self._rows, prompts, [part[index] for part in table], 16)
-        return found
+    def text(self, prompts: list[Prompt]) -> list[Tensor]:
+        """The dynamics' keys, values and masks of some prompts, a row each."""
+        found = {prompt: self._project(prompt) for prompt in dict.fromkeys(prompts)}
+        if len(prompts) == 1:
+            return found[prompts[0]]
+        return [torch.cat(parts) for parts in zip(*(found[prompt] for prompt in prompts), strict=True)]
 
-    def _one(self, prompt: str) -> list[Tensor]:
-        """One prompt's, always computed by itself: who else is there must not matter."""
-        key = self.book.key(prompt)
-        found = self._prompts.get(key) if self.frozen else None
-        if found is None:
-            states, mask = self.book.batch([prompt])
-            found = flat(text_kv(self.dynamics, states.to(self.device), mask.to(self.device)))
-            _keep(self._prompts, key, found, 1024)
-        return found
+
+@torch.no_grad()
+def _project(dynamics: DiT, prompt: Prompt) -> list[Tensor]:
+    """The keys, values and masks of one prompt, computed by itself: who else is there must not matter."""
+    text = TextContext.of([prompt], dynamics.config.text_tokens)
+    found = text_kv(dynamics, text.states.to(dynamics.device), text.mask.to(dynamics.device))
+    return [part.contiguous() for part in flat(found)]  # as a compiled graph takes it for granted
 
 
 def check_sampler(sampler: SamplerConfig, config: DiTConfig) -> None:
@@ -259,11 +255,3 @@ def check_sampler(sampler: SamplerConfig, config: DiTConfig) -> None:
             f"the model predicts {config.output!r} (learned_variance {config.learned_variance}), the sampler's solver "
             f"{sampler.solver!r} takes {wanted[0]!r} (learned_variance {wanted[1]}). Export the world again."
         )
-
-
-def _keep(table: dict[Any, list[Tensor]], key: Any, value: list[Tensor], most: int) -> list[Tensor]:
-    """Put a value into a table of at most so many, of which several threads may take the oldest at once."""
-    while len(table) >= most:
-        table.pop(next(iter(table), None), None)
-    table[key] = value
-    return value

@@ -21,7 +21,6 @@ from worldsim.models.conditioning import Context, ContextInputs
 from worldsim.models.dit import DiT
 from worldsim.models.heads import reward_mean
 from worldsim.models.kv_cache import KVCache, RotatedCache
-from worldsim.models.text import TOKENS
 
 
 @dataclass
@@ -183,8 +182,8 @@ def example(dynamics: DiT, rows: int, seed: int = 0) -> dict[str, tuple[Tensor, 
     keys, values = (random(*part.shape, dtype=dynamics.dtype) for part in (cache.keys, cache.values))
     text: list[Tensor] = []
     for _ in config.text_layers:
-        prompt = (rows, config.heads, TOKENS + 1, config.width // config.heads)
-        mask = (torch.arange(TOKENS + 1) < 8).expand(rows, 1, 1, -1).contiguous().to(device)
+        prompt = (rows, config.heads, config.text_tokens + 1, config.width // config.heads)
+        mask = (torch.arange(config.text_tokens + 1) < 8).expand(rows, 1, 1, -1).contiguous().to(device)
         text += [random(*prompt, dtype=dynamics.dtype), random(*prompt, dtype=dynamics.dtype), mask]
     seen = max(config.history, 1)
     count = (torch.arange(rows) % (config.context + 1)).to(device)

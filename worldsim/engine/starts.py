@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,19 @@ from torch import Tensor
 
 from worldsim.engine.records import SessionSpec
 from worldsim.errors import ActionError, FrameError, InputError
+from worldsim.types import Prompt
 from worldsim.world import World
 
 
-def complete(spec: SessionSpec, world: World, keep: int) -> SessionSpec:
-    """The same with a prompt that the world knows, and for a start the clip as `check_start` gives it.
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSpec(SessionSpec):
+    """How a session begins, with nothing left open: `text` is the prompt, encoded; `start` None or a checked clip."""
+
+    text: Prompt
+
+
+def complete(spec: SessionSpec, world: World, keep: int) -> ResolvedSpec:
+    """The same with its prompt encoded, and for a start the clip as `check_start` gives it.
 
     Raises:
         InputError: the start does not fit the world.
@@ -33,9 +41,8 @@ def complete(spec: SessionSpec, world: World, keep: int) -> SessionSpec:
     if prompt is None:
         known = world.card.prompts
         prompt = str((start or {}).get("prompt", known[0] if known else ""))
-    world.book.add(prompt)
     clip = None if checked is None else {"frames": checked[0], "actions": checked[1]}
-    return replace(spec, start=clip, prompt=prompt)
+    return ResolvedSpec(**{**vars(spec), "start": clip}, text=world.book.encode(prompt))
 
 
 def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor]:

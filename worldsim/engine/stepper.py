@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldsim.engine.records import SessionSpec
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import ModelOutput, Simulator, State
+from worldsim.engine.starts import ResolvedSpec
 from worldsim.engine.table import SessionTable
 from worldsim.models.autoencoder import Autoencoder
+from worldsim.types import Prompt
 
 DECODE_CONTEXT = 4  # latents before a new one that its frames are decoded with, where it stands for several
 
@@ -36,7 +37,7 @@ class Stepper:
     def __init__(self, simulator: Simulator, table: SessionTable, autoencoder: Autoencoder, clips: int) -> None:
         """Keep the parts."""
         self.simulator, self.table, self.autoencoder, self.clips = simulator, table, autoencoder, clips
-        self._kept: OrderedDict[tuple[str, str], Snapshot] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, Prompt], Snapshot] = OrderedDict()
 
     def step(
         self, sessions: list[Session], actions: Tensor, decode: bool
@@ -63,22 +64,22 @@ class Stepper:
         latents = self.autoencoder.encode(torch.from_numpy(frame[None].copy()))
         return self.table.advance(session, 0, state, self.simulator.take(state, latents), frame.copy())
 
-    def first(self, specs: list[SessionSpec]) -> list[Session]:
+    def first(self, specs: list[ResolvedSpec]) -> list[Session]:
         """Sessions whose first frame is sampled from their prompt."""
-        begun = [self.table.new_session(o.seed, o.prompt or "", self.guidance(o)) for o in specs]
+        begun = [self.table.new_session(o.seed, o.text, self.guidance(o)) for o in specs]
         state = self.table.gather(begun)
         state.push(None)
         outcome = self.simulator.draw(state, first=True)
         frames: Any = self._decoded(outcome)
         return [self.table.advance(old, row, state, outcome, frames[row].copy()) for row, old in enumerate(begun)]
 
-    def clip(self, spec: SessionSpec) -> Session:
+    def clip(self, spec: ResolvedSpec) -> Session:
         """A session that has seen a clip; the last few are stored, as all that begin so can share its memory."""
         assert isinstance(spec.start, Mapping)  # as `starts.complete` makes it
-        frames, actions, prompt = spec.start["frames"], spec.start["actions"], spec.prompt or ""
+        frames, actions, prompt = spec.start["frames"], spec.start["actions"], spec.text
         digest = hashlib.blake2b(frames.tobytes(), digest_size=16)
         digest.update(actions.numpy().tobytes())
-        key = (digest.hexdigest(), self.simulator.book.key(prompt))
+        key = (digest.hexdigest(), prompt)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key].session
@@ -105,7 +106,7 @@ class Stepper:
         while self._kept:
             self._kept.popitem()[1].close()
 
-    def guidance(self, spec: SessionSpec) -> float:
+    def guidance(self, spec: ResolvedSpec) -> float:
         """The guidance of a session that begins, the sampler's where it has none of its own."""
         return self.simulator.sampler.guidance if spec.guidance is None else spec.guidance
 

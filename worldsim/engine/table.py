@@ -21,6 +21,7 @@ from worldsim.engine.simulator import ModelOutput, State
 from worldsim.errors import ConfigError, EngineFull, SessionError, SnapshotMismatch
 from worldsim.models.dit import DiTConfig
 from worldsim.models.kv_cache import KVCache
+from worldsim.types import Prompt
 
 RECORD_BYTES = 4096  # of a session besides its blocks and its frame
 
@@ -158,8 +159,8 @@ class SessionTable:
         shared.close()
         return free
 
-    def restore(self, snapshot: Snapshot, number: int | None, exact: bool) -> int:
-        """A session, or a new one, as a snapshot says."""
+    def restore(self, snapshot: Snapshot, prompt: Prompt, number: int | None, exact: bool) -> int:
+        """A session, or a new one, as a snapshot says; `prompt` is the snapshot's, encoded."""
         old = None if number is None else self.get(number)
         if snapshot.closed:
             raise SnapshotMismatch("this snapshot was closed; take or load another one.")
@@ -175,7 +176,7 @@ class SessionTable:
             self.pool.acquire(blocks)
         else:
             blocks = self._store(snapshot)
-        restored = replace(snapshot.session, blocks=blocks)
+        restored = replace(snapshot.session, text=prompt, blocks=blocks)
         if number is None or old is None:
             return self.add(restored)
         self.pool.release(old.blocks)
@@ -210,7 +211,7 @@ class SessionTable:
                 step,
             ),
             keys=keys_of([session.seed for session in sessions]),
-            prompts=[session.prompt for session in sessions],
+            prompts=[session.text for session in sessions],
             guidance=[session.guidance for session in sessions],
         )
 
@@ -245,7 +246,7 @@ class SessionTable:
             return replace(new, step=chunks.step_after(old.step, self.stride), frame=frames, reward=0.0, ended=0.0)
         return replace(new, step=old.step + 1, frame=frames, reward=float(reward), ended=float(ended))
 
-    def new_session(self, seed: int, prompt: str, guidance: float) -> Session:
+    def new_session(self, seed: int, prompt: Prompt, guidance: float) -> Session:
         """A session that has no frame yet."""
         config, device = self.config, self.pool.keys.device
         actions = torch.zeros(config.action_history, config.action_size, device=device)

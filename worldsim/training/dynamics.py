@@ -52,7 +52,7 @@ class DynamicsTask:
         if config.compiles():
             compile_blocks(self.module)
         self.objective = config.objective.build(metric, data.some_frames)
-        simulator = Simulator(self.module, book, config.objective.sampler(), frozen=False)
+        simulator = Simulator(self.module, config.objective.sampler(), frozen=False)
         self.sampler = SegmentSampler(config.batch, data, book, config.model, config.trainer.seed)
         futures = self.objective.futures
         self.forcing = SelfForcing(config.self_forcing, config.batch, self.sampler, simulator, futures, metric)
@@ -78,8 +78,9 @@ class DynamicsTask:
         generator = torch.Generator().manual_seed(0)
         starts = self.val.sample_starts(4, frames, generator, history)
         seen = self.val.latents[starts.unsqueeze(1) + torch.arange(-history, 0)].float()
-        simulator = Simulator(module, self.book, self.config.objective.world_sampler())
-        sampled = roll(simulator, self.val, starts, seen.unsqueeze(1), frames, 0).seen[:, 0]
+        simulator = Simulator(module, self.config.objective.world_sampler())
+        prompts = [self.book.encode(text) for text in self.val.prompts]
+        sampled = roll(simulator, self.val, prompts, starts, seen.unsqueeze(1), frames, 0).seen[:, 0]
         shown = sorted({0, 1, 3, *range(7, frames, 8)} & set(range(frames)))
         truth = self.val.latents[starts.unsqueeze(1) + torch.arange(frames)].float()
         rows = []

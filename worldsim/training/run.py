@@ -16,6 +16,7 @@ from worldsim.models.autoencoder_files import describe_autoencoder
 from worldsim.models.config import GATE_START
 from worldsim.models.initialise import set_gate
 from worldsim.models.text import PromptBook
+from worldsim.models.text_encoders import DEFAULT_ENCODER, TransformersEncoder
 from worldsim.spaces import ActionCodec
 from worldsim.training.autoencoder import load_run
 from worldsim.training.configs import DynamicsTraining
@@ -50,21 +51,25 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
                 )
     world = None if config.init_from is None else World.from_pretrained(config.init_from, dtype=torch.float32)
     autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
-    book = PromptBook(config.model.text_width)
     data = LatentData.join([LatentData.cached(part, "train", autoencoder) for part in (dataset, *more)])
     val = LatentData.cached(dataset, "heldout", autoencoder)
     if world is None:
         channels, height, width = data.latents.shape[1:]
+        encoder = TransformersEncoder(encoder_of(config))
         model = dataclasses.replace(
             config.model,
             latent_channels=channels,
             latent_size=(height, width),
             action_size=autoencoder.temporal_stride * ActionCodec(dataset.action_space).size,
             frames_per_latent=autoencoder.temporal_stride,
+            text_width=encoder.width,
+            text_tokens=max(config.model.text_tokens, encoder.tokens_of(data.prompts)),
         )
+        book = PromptBook(model.text_width, encoder, model.text_tokens)
     else:
         base = config.model.newest_base and world.dynamics.config.output == "x"
         model = dataclasses.replace(world.dynamics.config, newest_base=base)
+        book = PromptBook(model.text_width, encoder_of(config, world), model.text_tokens)
         if world.action_space != dataset.action_space:
             raise ConfigError(
                 f"the world {config.init_from} has the action space {world.action_space}, the dataset {config.data} "
@@ -98,6 +103,21 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
     return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
 
 
+def encoder_of(config: DynamicsTraining, world: World | None = None) -> str:
+    """The name of the text encoder of a run, that of the world to go on from where there is one.
+
+    Raises:
+        ConfigError: the config names another than the world's.
+    """
+    known = None if world is None else world.card.text_encoder
+    if known is not None and config.text_encoder not in (None, known):
+        raise ConfigError(
+            f"text_encoder is {config.text_encoder!r}, the world {config.init_from} was trained with {known!r}; leave "
+            "text_encoder out, or train without --init-from."
+        )
+    return known or config.text_encoder or DEFAULT_ENCODER
+
+
 def export(
     config: DynamicsTraining, task: DynamicsTask, trainer: Trainer, dataset: Dataset, autoencoder: DiffusersAutoencoder
 ) -> World:
@@ -121,6 +141,7 @@ def export(
         autoencoder=describe_autoencoder(autoencoder),
         keys=dataset.card.get("keys", {}),
         prompts=common[:SHIPPED_PROMPTS],
+        text_encoder=task.book.encoder_name,
         sampler=dataclasses.asdict(config.objective.world_sampler()),
         notices=list(dict.fromkeys(text for part in (dataset, *more) for text in part.card.get("notices", []))),
         provenance={

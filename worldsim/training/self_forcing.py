@@ -25,7 +25,7 @@ from worldsim.engine.simulator import Simulator
 from worldsim.errors import ConfigError
 from worldsim.models.config import DiTConfig
 from worldsim.training.trainer import seed_of
-from worldsim.types import SegmentBatch
+from worldsim.types import Prompt, SegmentBatch
 
 MOVING_DEEP = 2  # segments of a rollout where something moves
 RESTING_DEEP = 256  # frames of one at rest
@@ -80,12 +80,15 @@ class Rollouts:
     noise: Tensor
 
 
-def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, frames: int, seed: int) -> Rollouts:
+def roll(
+    simulator: Simulator, data: LatentData, prompts: list[Prompt], starts: Tensor, seen: Tensor, frames: int, seed: int
+) -> Rollouts:
     """Let the model play `frames` frames from `starts` under the recorded actions.
 
     Args:
         simulator: of the model in training.
         data: the recording.
+        prompts: those of `data.prompts`, encoded.
         starts: index of the first frame to draw, (R,).
         seen: the K frames before it, recorded or the model's own, (R, D, K, C, h, w).
         frames: how many to draw.
@@ -94,8 +97,8 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
     segments, futures, history = seen.shape[:3]
     rows = segments * futures
     begin = starts.repeat_interleave(futures)  # (R D,)
-    texts = [data.prompts[i] for i in data.prompt[begin].tolist()]
-    state = simulator.begin([seed_of(seed, row) for row in range(rows)], texts, (seen.shape[-2], seen.shape[-1]))
+    begun = [prompts[i] for i in data.prompt[begin].tolist()]
+    state = simulator.begin([seed_of(seed, row) for row in range(rows)], begun, (seen.shape[-2], seen.shape[-1]))
     device = simulator.device
     state.history = seen.flatten(0, 1).clone().to(device)
     state.step = torch.full((rows,), history)  # all of the history is there
@@ -104,7 +107,7 @@ def roll(simulator: Simulator, data: LatentData, starts: Tensor, seen: Tensor, f
     drawn, noise = [], []
     for frame in range(frames):
         now = begin + frame
-        state.prompts = [data.prompts[i] for i in data.prompt[now].tolist()]
+        state.prompts = [prompts[i] for i in data.prompt[now].tolist()]
         noise.append(simulator.noise(state).to(seen.device))
         drawn.append(simulator.step(state, data.actions[now]).latents.to(seen.device))
     played, noises = (torch.stack(part, dim=1).unflatten(0, (segments, futures)) for part in (drawn, noise))
@@ -139,16 +142,18 @@ class RolloutBuffer:
         """How many recorded frames come before those that a rollout begins with."""
         return max(model.history, 1) + self.lead
 
-    def take(self, rows: int, simulator: Simulator, data: LatentData, step: int, seed: int) -> Rollouts:
+    def take(
+        self, rows: int, simulator: Simulator, data: LatentData, prompts: list[Prompt], step: int, seed: int
+    ) -> Rollouts:
         """The next `rows` segments."""
         if self.kept is None or self.uses + rows > self.size * self.reuse:
-            self._fill(simulator, data, seed_of(seed, step, 1))
+            self._fill(simulator, data, prompts, seed_of(seed, step, 1))
         assert self.kept is not None
         places = (torch.arange(rows) + self.uses) % self.size
         self.uses += rows
         return Rollouts(self.kept.starts[places], self.kept.seen[places], self.kept.noise[places])
 
-    def _fill(self, simulator: Simulator, data: LatentData, seed: int) -> None:
+    def _fill(self, simulator: Simulator, data: LatentData, prompts: list[Prompt], seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         history, before = max(simulator.dynamics.config.history, 1), self.before(simulator.dynamics.config)
         starts = data.sample_starts(self.size, MOVING_DEEP * self.frames, generator, before)
@@ -172,7 +177,7 @@ class RolloutBuffer:
             self.depth = torch.where(on, self.depth + 1, 0)
         module, training = simulator.dynamics, simulator.dynamics.training
         module.eval()
-        self.kept = roll(simulator, data, starts, seen, self.frames, seed)
+        self.kept = roll(simulator, data, prompts, starts, seen, self.frames, seed)
         module.train(training)
         self.uses = 0
 
@@ -245,7 +250,8 @@ class SelfForcing:
         """Sample a batch, the first segments of it self-rollouts once `rollout_start` steps are over."""
         config, data = self.config, self.sampler.data
         own = 0 if step < config.rollout_start or self.batch.is_long(step) else config.rollout_segments
-        taken = self.rollouts.take(own, self.simulator, data, step, self.sampler.seed) if own else None
+        prompts, seed = self.sampler.prompts, self.sampler.seed
+        taken = self.rollouts.take(own, self.simulator, data, prompts, step, seed) if own else None
         begin = None if taken is None else taken.starts - self.rollouts.lead
         batch = self.sampler.segments(step, generator, begin, self.futures)
         seen = batch.seen

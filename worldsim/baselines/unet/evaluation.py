@@ -78,7 +78,6 @@ class UNetRunner(Runner):
                 f"{context_of(world)}; use a U-Net of shorter history."
             )
         self.model = model
-        self._means: dict[str, Tensor] = {}
 
     def stream(
         self,
@@ -134,9 +133,7 @@ class UNetRunner(Runner):
 
     def draw(self, seen: Tensor, actions: Tensor, prompts: list[str], rows: list[int], n: int) -> Tensor:
         """The next frames, uint8 (B, H, W, 3), from the last K and the last K actions (B, K, A)."""
-        for prompt in set(prompts) - set(self._means):
-            self._means[prompt] = prompt_means(self.world.book, [prompt])[0]
-        text = torch.stack([self._means[prompt] for prompt in prompts])
+        text = prompt_means(self.world.book, prompts)
         shape = (3, *seen.shape[2:4])
         noise = normal(keys_of([self.seed + row for row in rows]), torch.full((len(rows),), n), SAMPLE, shape)
         return self.model.draw(noise, to_pixels(seen), actions, text)

@@ -24,6 +24,7 @@ from worldsim.models.text import PromptBook
 from worldsim.spaces import ActionCodec
 from worldsim.training.precision import choose
 from worldsim.training.trainer import Trainer, TrainerConfig
+from worldsim.types import TextContext
 
 GRID_EPISODES, GRID_FRAMES = 4, 32
 
@@ -103,8 +104,8 @@ class PixelData:
 
 def prompt_means(book: PromptBook, prompts: list[str]) -> Tensor:
     """The mean state of each prompt's words, (U, text_width); zeros for the empty prompt."""
-    states, mask = book.batch(prompts)
-    return states.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    text = TextContext.of([book.encode(prompt) for prompt in prompts], book.tokens)
+    return text.states.sum(dim=1) / text.mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class BaselineTask:
