@@ -44,10 +44,8 @@ def test_stages_give_what_eager_gives(runtime: Runtime) -> None:
             outs = getattr(runtime.stages, name)(*inputs)
             expected = getattr(reference, name)(*inputs)
             for out, right in zip(*((x if isinstance(x, tuple) else (x,)) for x in (outs, expected)), strict=True):
-                if name == "decode":
-                    assert (out.int() - right.int()).abs().max() <= 1 and out.dtype == torch.uint8
-                else:
-                    torch.testing.assert_close(out, right, rtol=1e-3, atol=1e-4)
+                atol = 0.05 if name == "decode" else 1e-4  # grey levels of 255
+                torch.testing.assert_close(out, right, rtol=1e-3, atol=atol)
 
 
 def test_sessions_give_what_eager_gives_and_are_exact(runtime: Runtime, world_path: Path) -> None:
@@ -66,11 +64,11 @@ def test_sessions_give_what_eager_gives_and_are_exact(runtime: Runtime, world_pa
 
 
 def test_what_is_not_exact_is_found(world: World) -> None:
-    """A stage whose bits depend on the batch gets single rows; the others keep their batches."""
+    """A stage whose bits depend on the batch, by less than shows in frames, gets single rows; the others keep theirs."""
     stages = eager(batch_invariant(world.dynamics), world.autoencoder)
 
     def drifting(latents: torch.Tensor) -> Any:
-        return stages.decode(latents + 0.1 * (len(latents) > 3) * torch.rand_like(latents))
+        return stages.decode(latents) + 1e-4 * (len(latents) > 3) * torch.rand(1)
 
     sizes = exact_sizes(Stages(stages.encode, stages.denoise, drifting), world.dynamics)
     honest = exact_sizes(stages, world.dynamics)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldsim.diffusion.schedules import add_noise
 from worldsim.models.attention import TextKV
-from worldsim.models.autoencoder import DiffusersAutoencoder
+from worldsim.models.autoencoder import DiffusersAutoencoder, rounded
 from worldsim.models.conditioning import Context, ContextInputs
 from worldsim.models.dit import DiT
 from worldsim.models.heads import reward_mean
@@ -30,6 +30,10 @@ class Stages:
     encode: Callable[..., Any]
     denoise: Callable[..., Any]
     decode: Callable[..., Any]
+
+    def frames(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to uint8 frames (B, H, W, 3), or clips of them."""
+        return rounded(self.decode(latents))
 
 
 def eager(dynamics: DiT, autoencoder: DiffusersAutoencoder | None = None) -> Stages:
@@ -152,7 +156,7 @@ class Denoise(nn.Module):
 
 
 class Decode(nn.Module):
-    """Latents to pixels."""
+    """Latents to pixels; not rounded, as rounding would hide that a batch has other bits in all but a few places."""
 
     def __init__(self, autoencoder: DiffusersAutoencoder) -> None:
         """Of this autoencoder."""
@@ -160,8 +164,8 @@ class Decode(nn.Module):
         self.autoencoder = autoencoder
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to uint8 frames (B, H, W, 3), or clips of them, both with a time axis after B."""
-        return self.autoencoder.decode(latents)
+        """Latents (B, C, h, w) to grey levels (B, H, W, 3), or clips of them, both with a time axis after B."""
+        return self.autoencoder.pixels(latents)
 
 
 def flat(text: list[TextKV | None]) -> list[Tensor]:

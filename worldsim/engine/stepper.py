@@ -114,7 +114,7 @@ class Stepper:
         """The frames (r, H, W, 3) of a latent (C, h, w) that a session goes on with."""
         # Each by itself, as sessions have as many latents before it as they are old.
         clip = torch.cat([self.table.latents(session, DECODE_CONTEXT), latent.unsqueeze(0)])
-        return self.simulator.stages.decode(clip.unsqueeze(0))[0, -self.table.stride :].cpu().numpy()
+        return self.simulator.stages.frames(clip.unsqueeze(0))[0, -self.table.stride :].cpu().numpy()
 
     def _decoded(self, outcome: ModelOutput) -> np.ndarray:
-        return self.simulator.stages.decode(outcome.latents).cpu().numpy()
+        return self.simulator.stages.frames(outcome.latents).cpu().numpy()

@@ -130,7 +130,7 @@ def time_step(world: World, runtime: Runtime, sessions: int) -> float:
     end = time.perf_counter() + SECONDS
     while len(times) < 4 or time.perf_counter() < end:
         begin = time.perf_counter()
-        stages.decode(simulator.step(state, action).latents).cpu()
+        stages.frames(simulator.step(state, action).latents).cpu()
         times.append(time.perf_counter() - begin)
     return 1000 * statistics.median(times[2:])
 

@@ -101,7 +101,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     simulator = Simulator(runtime.dynamics, settings, stages)
     prompt = world.book.encode(world.card.prompts[0] if world.card.prompts else "")
     state = simulator.begin(list(range(config.sessions)), [prompt] * config.sessions)
-    stages.decode(simulator.step(state, None).latents)
+    stages.frames(simulator.step(state, None).latents)
     world.action_space.seed(0)
     times: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(config.steps):
@@ -109,7 +109,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         spent.clear()
         begin = time.perf_counter()
         actions = world.codec.flatten_list(sampled)
-        stages.decode(simulator.step(state, torch.from_numpy(actions)).latents).numpy()
+        stages.frames(simulator.step(state, torch.from_numpy(actions)).latents).numpy()
         times["step"].append(time.perf_counter() - begin)
         for name, seconds in spent.items():
             times[name].append(seconds)
@@ -190,7 +190,7 @@ def _flops(runtime: Runtime, simulator: Simulator, state: State) -> dict[str, in
     with FlopCounterMode(display=False, custom_mapping=custom) as counter:
         latents = simulator.step(state, state.actions[:, -1]).latents
         counts["transformer"] = counter.get_total_flops()
-        stages.decode(latents)
+        stages.frames(latents)
         counts["decoder"] = counter.get_total_flops() - counts["transformer"]
     return counts
 

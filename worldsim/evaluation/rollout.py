@@ -207,7 +207,7 @@ class Runner:
             found = choose(world, runtime)
             settings = sampler or SamplerConfig.of(world.card.sampler)
             self.simulator = Simulator(found.dynamics, settings, found.stages)
-            self.decode = found.stages.decode
+            self.decode = found.stages.frames
 
     def free(
         self, segments: Segments, act: RolloutPolicy, frames: int | None = None, title: str = "free running"

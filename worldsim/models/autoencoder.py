@@ -55,6 +55,16 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()[:16]
 
 
+def grey_levels(pixels: Tensor) -> Tensor:
+    """Pixels in about -1..1 to grey levels 0..255, float32."""
+    return (pixels.float().clamp(-1, 1) + 1) * 127.5
+
+
+def rounded(levels: Tensor) -> Tensor:
+    """Grey levels 0..255 to uint8."""
+    return levels.round().to(torch.uint8).contiguous()
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
     """A small `diffusers.AutoencoderDC` (Chen et al. 2024, arXiv:2410.10733) behind a pixel unshuffle.
@@ -144,9 +154,13 @@ class DiffusersAutoencoder(nn.Module):
         """Uint8 frames (B, H, W, 3) to normalised latents (B, C, h, w) in float32."""
         raise NotImplementedError
 
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to grey levels 0..255 float32 (B, H, W, 3)."""
+        raise NotImplementedError
+
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to uint8 frames (B, H, W, 3)."""
-        raise NotImplementedError
+        return rounded(self.pixels(latents))
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as the model makes them to pixels (B, 3, H, W), about -1..1, with gradients."""
@@ -218,10 +232,9 @@ class FrameAutoencoder(DiffusersAutoencoder):
         return (raw - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, C, h, w) to uint8 frames (B, H, W, 3)."""
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to grey levels 0..255 float32 (B, H, W, 3)."""
         parameter = next(self.model.parameters())
         raw = latents.float() * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
         raw = raw.to(parameter.dtype).contiguous(memory_format=torch.channels_last)
-        pixels = self.decode_raw(raw).float()  # (B, 3, H, W)
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return grey_levels(self.decode_raw(raw)).permute(0, 2, 3, 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from worldsim.errors import WorldError
-from worldsim.models.autoencoder import DiffusersAutoencoder
+from worldsim.models.autoencoder import DiffusersAutoencoder, grey_levels
 
 PROBE_SIDE, PROBE_FRAMES = 64, 8  # of a clip that shows an autoencoder's stride
 CHANNELS = ("latent_channels", "z_dim")  # what diffusers' configs call the channels of a latent
@@ -59,14 +59,14 @@ class ClipAutoencoder(DiffusersAutoencoder):
         return (raw - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, t, C, h, w) to uint8 clips (B, T, H, W, 3); single frames alike, without time."""
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, t, C, h, w) to grey levels (B, T, H, W, 3); single frames alike, without time."""
         if latents.dim() == 4:
-            return self.decode(latents.unsqueeze(1))[:, 0]
+            return self.pixels(latents.unsqueeze(1))[:, 0]
         parameter = next(self.model.parameters())
         raw = latents.float() * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
-        pixels = self.decode_raw(raw.to(parameter.dtype).transpose(1, 2).contiguous()).float()  # (B, 3, T, H, W)
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+        pixels = self.decode_raw(raw.to(parameter.dtype).transpose(1, 2).contiguous())  # (B, 3, T, H, W)
+        return grey_levels(pixels).permute(0, 2, 3, 4, 1)
 
     def encode_clip(self, frames: Tensor) -> Tensor:
         """Uint8 frames of one clip (T, H, W, 3) to normalised latents (t, C, h, w)."""

@@ -35,7 +35,7 @@ def exact_sizes(stages: Stages, dynamics: DiT, sizes: tuple[int, ...] = SIZES) -
     found = dict.fromkeys(vars(stages), sizes)
     for seed in range(TRIES):
         inputs = example(dynamics, max(sizes), seed)
-        for name in vars(stages) if seed == 0 else ("encode", "denoise"):
+        for name in found:
             call = getattr(stages, name)
             rows = _alone(call, inputs[name], max(sizes))
             found[name] = tuple(n for n in found[name] if n == 1 or _equal(_run(call, inputs[name], 0, n), rows))
