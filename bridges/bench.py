@@ -77,7 +77,7 @@ class StillEngine:
         action_space = space_from_json(space)
         self.world = SimpleNamespace(card=card, action_space=action_space, starts=[], fingerprint=lambda: "still")
         self.sessions: dict[int, Any] = {}
-        self.reach = 1
+        self.context_frames = 1
 
     def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin sessions."""

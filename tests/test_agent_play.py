@@ -65,7 +65,7 @@ def test_evaluation_in_a_world(dreamer, dataset, world_path, tmp_path):
 def test_a_world_that_follows_has_the_bits_of_a_clip(world, dataset):
     episode = read_episode(dataset.episodes()[0])
     engine = Engine(world, runtime="eager", threads=1)
-    count = engine.reach
+    count = engine.context_frames
     clip = engine.open(seed=5, start={"frames": episode.frames[:count], "actions": episode.actions[: count - 1]})
     follower = engine.open(seed=5, start={"frames": episode.frames[:1], "actions": []})
     for i in range(count - 1):

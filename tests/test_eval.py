@@ -200,7 +200,9 @@ class SeeingProbe(Probe):
 
 
 def test_a_probe_has_a_say_in_the_report(world, dataset, tmp_path):
-    evaluation = Evaluation(EvalConfig(world=world.path, data=dataset.path, out=tmp_path, fresh=4, **SMALL), world)
+    evaluation = Evaluation(
+        EvalConfig(world=world.path, data=dataset.path, out=tmp_path, prompt_starts=4, **SMALL), world
+    )
     assert evaluation.probe is None and evaluation.prompt_adherence() is None
     plain = evaluation.free_run()
     evaluation.probe = SeeingProbe(recipe_for(RecordConfig(game="CartPole-v1")))

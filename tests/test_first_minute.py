@@ -130,7 +130,7 @@ def test_distances_and_windows():
     assert measures.distance(one[3:], one) is None
     assert measures.window(64, 700) == [56, 58, 60, 62, 64, 66, 68, 70]
     assert max(measures.window(16, 16)) == 16 and min(measures.window(2, 5)) == 1
-    assert measures.kept_ages((16,), 40)[0] == 0
+    assert measures.stored_ages((16,), 40)[0] == 0
     played = Played(
         [1, 2], torch.zeros(2, 2, 4, 4, 3, dtype=torch.uint8), torch.tensor([[True, False], [True, True]]),
         torch.tensor([[1.0, 3.0, 99.0], [1.0, 1.0, 1.0]]), torch.tensor([2, 4]), torch.zeros(2, 3, 1), [{}, {}],

@@ -89,7 +89,7 @@ def test_a_beginner_keeps_the_road_in_view_in_the_real_game(car, car_starts):
     played = play_real(car, car_starts, lambda i: beginner("steer", car, space, labels[i], [0, i]), 250, ages, (64, 64))
     values = car.layout(played.frames.flatten(0, 1), [label for label in labels for _ in ages])
     assert values[:, car.layout_names.index("road_in_view")].mean() >= 0.9
-    assert car.palette_kept(played.frames[:, ::10], labels).all()
+    assert car.palette_adherence(played.frames[:, ::10], labels).all()
     held = play_real(car, car_starts, lambda i: beginner("hold", car, space, labels[i], [0, i]), 200, (), (64, 64))
     assert (held.ends < 120).all() and held.frames.shape[1] == 0  # over the edge of the world
     assert all(

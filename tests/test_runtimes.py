@@ -64,7 +64,7 @@ def test_sessions_give_what_eager_gives_and_are_exact(runtime: Runtime, world_pa
 
 
 def test_what_is_not_exact_is_found(world: World) -> None:
-    """A stage whose bits depend on the batch, by less than shows in frames, gets single rows; the others keep theirs."""
+    """A stage whose bits depend on the batch, by less than shows in frames, gets single rows; others do not."""
     stages = eager(batch_invariant(world.dynamics), world.autoencoder)
 
     def drifting(latents: torch.Tensor) -> Any:

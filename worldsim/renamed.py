@@ -47,6 +47,7 @@ OPTIONS: dict[str, dict[str, str]] = {  # verb -> old name -> new name, without 
     "eval": {
         "steps": "num-denoising-steps",
         "temperature": "noise-scale",
+        "fresh": "prompt-starts",
         "horizon": "long-rollout",
         "horizon-starts": "long-rollout-starts",
     },

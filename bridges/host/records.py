@@ -154,4 +154,4 @@ def serve_world(name: str, engine: Engine) -> Served:
 def clip_bytes(engine: Engine) -> int:
     """Compute how large a request may be: room for a clip as long as the context, and for more."""
     height, width = engine.world.card.frame_size
-    return 2**20 + 4 * engine.reach * height * width * 3
+    return 2**20 + 4 * engine.context_frames * height * width * 3

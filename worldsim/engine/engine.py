@@ -104,7 +104,7 @@ class Engine:
         self._workers: ThreadPoolExecutor | None = None
 
     @property
-    def reach(self) -> int:
+    def context_frames(self) -> int:
         """How many of the last frames of a clip have an effect on a session that begins from it."""
         config = self.simulator.dynamics.config
         return 1 + (config.context + config.history - 1) * config.frames_per_latent
@@ -139,7 +139,7 @@ class Engine:
     def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none; see `open`."""
         with self._lock:
-            resolved = [complete(spec, self.world, self.reach) for spec in specs]
+            resolved = [complete(spec, self.world, self.context_frames) for spec in specs]
             self.table.admit(len(resolved))
             from_prompt = [spec for spec in resolved if spec.start is None]
             drawn = iter(self._compute(self.stepper.first, [from_prompt])[0] if from_prompt else [])

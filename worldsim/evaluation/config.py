@@ -61,8 +61,8 @@ class EvalConfig:
     """Type the prompts of events in play, for games that have events; trains a classifier first, in a minute or two."""
     event_starts: int = 16
     """Tries of each event in known places, and as many in places it was held out of."""
-    fresh: int = 64
-    """Fresh starts from prompts of training, and as many from unseen ones, where a game measures that (0: none)."""
+    prompt_starts: int = 64
+    """Starts from prompts of training, and as many from unseen ones, where a game measures that (0: none)."""
     features: bool = False
     """Also measure clips of 64 frames by a network's features and VMAF (needs the extra `judge`)."""
     num_denoising_steps: int | None = None
@@ -89,7 +89,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        least = {"episodes": 1, "free": 0, "free_starts": 1, "fresh": 0, "batch": 1}
+        least = {"episodes": 1, "free": 0, "free_starts": 1, "prompt_starts": 0, "batch": 1}
         least |= {"long_rollout": 0, "long_rollout_starts": 1, "memory_starts": 1, "event_starts": 1}
         least |= {} if self.starts is None else {"starts": 1}
         for name, low in least.items():

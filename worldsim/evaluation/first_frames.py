@@ -41,7 +41,7 @@ def first_frames(
     if name := probe.key_layout:
         hits = probe.layout(frames, labels)[:, probe.layout_names.index(name)]
         report |= {"key_layout": name, name: float(hits.mean()), f"{name}_interval": wilson(int(hits.sum()), count)}
-    if (palette := probe.palette_kept(frames.unsqueeze(1), labels)) is not None:
+    if (palette := probe.palette_adherence(frames.unsqueeze(1), labels)) is not None:
         report["palette"] = float(palette.mean())
         report["palette_interval"] = wilson(int(palette.sum()), count)
     return report, list(frames.numpy()), [text for text, _ in chosen]

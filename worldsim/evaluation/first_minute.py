@@ -234,7 +234,7 @@ class Minute:
     def ages(self, name: str) -> list[int]:
         """List the steps at which frames are stored, from 0."""
         more = (*self.config.rest_ages, measures.turn_age(self.length(name))) if name == "rest" else ()
-        return measures.kept_ages((*self.config.ages, *more), self.length(name))
+        return measures.stored_ages((*self.config.ages, *more), self.length(name))
 
     def real(self, name: str) -> Played:
         """Play the real game with a beginner."""
@@ -292,7 +292,7 @@ class Minute:
         report |= measures.moving(world, probe) | {f"real_{k}": v for k, v in measures.moving(real, probe).items()}
         truth = real if not probe.recipe.protect else self.game.play(name, real.steps, (), self.config.seed, False)
         report |= measures.outcome(world) | {f"real_{k}": v for k, v in measures.outcome(truth).items()}
-        if (palette := probe.palette_kept(world.at(ages)[0], world.labels)) is not None:
+        if (palette := probe.palette_adherence(world.at(ages)[0], world.labels)) is not None:
             report["palette"] = measures.mean_interval(palette)["mean"]
             report["palette_interval"] = measures.mean_interval(palette)["interval"]
         self.save_worst(name, origin, world, real, self.badness(name, world, worst, ages))

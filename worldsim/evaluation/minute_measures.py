@@ -41,7 +41,7 @@ def pair_ages(steps: int) -> list[int]:
     return list(range(min(STRIDE, max(1, steps - 1)), steps, STRIDE))
 
 
-def kept_ages(ages: tuple[int, ...], steps: int) -> list[int]:
+def stored_ages(ages: tuple[int, ...], steps: int) -> list[int]:
     """List all ages at which the measures need frames."""
     found = {0} | {one for age in ages if age <= steps for one in window(age, steps)}
     found |= {one for age in pair_ages(steps) for one in (age, age + 1)}

@@ -120,7 +120,7 @@ class Probe:
         """
         return frames.new_empty(len(frames), 0).float()
 
-    def palette_kept(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor | None:
+    def palette_adherence(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor | None:
         """Say which frames uint8 (S, n, H, W, 3) show their session's colors, float (S, n); None: no colors named."""
         return None
 

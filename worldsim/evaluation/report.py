@@ -117,7 +117,7 @@ class Evaluation:
                 report |= self.frame(frames)
             if config.free:
                 report["free_run"] = self.free_run()
-            if config.fresh and (found := self.prompt_adherence()) is not None:
+            if config.prompt_starts and (found := self.prompt_adherence()) is not None:
                 report["palette"] = found
         if config.long_rollout:
             report["long_rollout"] = self.long_rollout()
@@ -284,7 +284,7 @@ class Evaluation:
         if self.probe is None:
             return None
         segments, seed = self.cut(self.config.segments, 16, 4), self.config.seed
-        found = self.probe.prompt_adherence(self.runner, self.episodes, segments, self.config.fresh, seed)
+        found = self.probe.prompt_adherence(self.runner, self.episodes, segments, self.config.prompt_starts, seed)
         if found is None:
             return None
         report, pictures = found

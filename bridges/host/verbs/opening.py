@@ -170,7 +170,7 @@ def _begin_anew(service: Service, sessions: Sequence[Hosted], specs: list[Sessio
         numbers = engine.open_all(specs)
     except EngineFull:
         for spec in specs:  # what could fail below fails here
-            complete(spec, engine.world, engine.reach)
+            complete(spec, engine.world, engine.context_frames)
         snapshots = [engine.snapshot(number, share=False) for number in before]
         for number in before:
             engine.close(number)

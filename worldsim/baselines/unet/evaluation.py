@@ -159,7 +159,7 @@ def compare(config: BaselineEval) -> dict[str, Any]:
         starts=config.starts,
         episodes=config.episodes,
         free=0,
-        fresh=0,
+        prompt_starts=0,
         batch=config.batch,
         seed=config.seed,
     )

@@ -188,7 +188,7 @@ class CarRacingProbe(Probe):
             values[rows] = torch.stack([*parts, offset, bend(seen)], dim=1)
         return values
 
-    def palette_kept(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
+    def palette_adherence(self, frames: Tensor, labels: Sequence[Labels]) -> Tensor:
         """Say whether no other palette explains a frame better, float (S, n)."""
         found = best_palettes(frames.flatten(0, 1))
         named = [Palette(label["road"], label["ground"]) for label in labels for _ in range(frames.shape[1])]
