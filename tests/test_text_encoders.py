@@ -143,6 +143,17 @@ def frames(world: World, prompts: list[str], steps: int = 4) -> np.ndarray:
     return np.stack(found)
 
 
+def latents(world: World, prompts: list[str]) -> torch.Tensor:
+    """The first frame and one under each prompt, before rounding: in six steps a model learns little of text."""
+    simulator = Simulator.of(world)
+    state = simulator.begin([3], [world.book.encode(prompts[0])])
+    drawn = [simulator.step(state, None).latents]
+    for prompt in prompts:
+        state.prompts = [world.book.encode(prompt)]
+        drawn.append(simulator.step(state, torch.zeros(1, world.codec.size)).latents)
+    return torch.stack(drawn)
+
+
 @pytest.mark.parametrize("kind", ["clip", "t5", "umt5"])
 def test_a_world_is_trained_and_played_with_it(
     kind: str, encoders: dict, dataset: Dataset, autoencoder_run: Path, tmp_path: Path
@@ -153,9 +164,11 @@ def test_a_world_is_trained_and_played_with_it(
     assert (world.card.text_encoder, world.dynamics.config.text_width) == (folder, width)
     assert world.book.encode("a cart").states.shape[1] == width
     played = {text: frames(world, [text]) for text in ("", "a cart", NEW)}
-    assert all((a != b).any() for a, b in zip(played.values(), [*played.values()][1:], strict=False))  # prompts matter
+    shown = [latents(world, [text]) for text in played]
+    assert all((a != b).any() for a, b in zip(shown, shown[1:], strict=False))  # prompts matter
     both = frames(world, ["", NEW])
-    assert np.array_equal(both[:5], played[""]) and (both[5:] != frames(world, ["", ""])[5:]).any()
+    assert np.array_equal(both[:5], played[""])
+    assert (latents(world, ["", NEW])[-1] != latents(world, ["", ""])[-1]).any()
 
     world.save_pretrained(tmp_path / "again", dtype=torch.float32)
     again = World.from_pretrained(tmp_path / "again", dtype=torch.float32)
@@ -189,7 +202,7 @@ def test_a_world_reads_as_many_tokens_as_its_recording_needs(
     world = trained("clip", encoders, record(game), autoencoder_run, tmp_path / "run")
     assert world.dynamics.config.text_tokens == world.book.tokens == needed > 40
     other = LONG.removesuffix("night") + "snow"
-    assert (frames(world, [LONG]) != frames(world, [other])).any()
+    assert (latents(world, [LONG]) != latents(world, [other])).any()
     text = Simulator.of(world).text([world.book.encode(LONG), world.book.encode("")])
     built = example(world.dynamics, 2)["denoise"][-len(text) :]
     assert [part.shape for part in text] == [part.shape for part in built]
