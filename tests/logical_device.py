@@ -61,8 +61,10 @@ class Devices(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func == Tensor.device.__get__:  # type: ignore[attr-defined]
             return CUDA if self.marks.has(args[0]) else func(*args, **kwargs)
-        if getattr(func, "__name__", "") == "_parse_to":  # only reads the arguments of `Module.to`
+        if func is torch.device or getattr(func, "__name__", "") == "_parse_to":  # only reads what `Module.to` is given
             return func(*args, **kwargs)
+        if func is Tensor.numpy and self.marks.has(args[0]):
+            raise WrongDevice("numpy reads a tensor of the device.")
         if func is Tensor.cuda:
             return self._moved(args[0].clone(), True)
         if func is Tensor.cpu:

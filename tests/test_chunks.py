@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from worldsim.engine.engine import Engine
 from worldsim.engine.session import Snapshot
 from worldsim.engine.simulator import Simulator
 from worldsim.envs.world_env import WorldEnv
-from worldsim.errors import ConfigError, InputError, RuntimeUnavailable, WorldError
+from worldsim.errors import ConfigError, InputError, RuntimeUnavailable, SnapshotMismatch, WorldError
 from worldsim.evaluation.rollout import Runner
-from worldsim.models.autoencoder_files import load_pretrained
+from worldsim.models.autoencoder_files import load_autoencoder, load_pretrained
 from worldsim.models.clip_autoencoder import ClipAutoencoder
 from worldsim.models.dit import DiTConfig
-from worldsim.training.autoencoder import load_run
+from worldsim.training.autoencoder import AutoencoderTraining, load_run, train_autoencoder
 from worldsim.training.run import train_dynamics
 from worldsim.training.trainer import TrainerConfig
 from worldsim.world import World
@@ -203,6 +204,19 @@ def test_what_is_no_autoencoder_is_refused(tmp_path: Path, wan: Path) -> None:
         load_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("said", [0, 2, "4", -4])
+def test_a_card_with_another_stride_is_refused(run: Path, said: Any) -> None:
+    card = json.loads((run / "autoencoder.json").read_text()) | {"temporal_stride": said}
+    with pytest.raises(WorldError, match="stands for"):
+        load_autoencoder(card, card["mean"], card["std"], run / "autoencoder")
+
+
+def test_frames_that_do_not_fit_are_refused(wan: Path, tmp_path: Path) -> None:
+    data = record(RecordConfig(game="CartPole-v1", out=tmp_path / "d", frames=200, workers=1, frame_size=(18, 18)))
+    with pytest.raises(ConfigError, match="record with --frame-size 16 16"):
+        train_autoencoder(AutoencoderTraining(data=data.path, out=tmp_path / "a", pretrained=str(wan)))
+
+
 def test_a_world_beats_copying(path: Path, dataset: Dataset) -> None:
     """The next latent on held-out episodes, from true ones and the four actions between."""
     world = World.from_pretrained(path, dtype=torch.float32)
@@ -264,6 +278,50 @@ def test_batch_equals_singles(world: World) -> None:
         for a, b in pairs:
             assert np.array_equal(both[a].frame, single[b].frame)
             assert (both[a].reward, both[a].ended, both[a].step) == (single[b].reward, single[b].ended, single[b].step)
+
+
+def test_threads_do_not_matter(world: World) -> None:
+    """Diffusers keeps what a causal convolution has seen in the model; sessions of other threads must not meet it."""
+    shown = []
+    for threads in (1, 4):
+        engine = Engine(world, threads=threads)
+        numbers = [engine.open(seed=seed) for seed in range(4)]
+        turns = [engine.step(dict.fromkeys(numbers, RIGHT)) for _ in range(3 * STRIDE)]
+        shown.append([steps[number].frame for steps in turns for number in numbers])
+    assert all(np.array_equal(a, b) for a, b in zip(*shown, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("chunk", None),
+        ("chunk.actions", torch.zeros(STRIDE, 3)),
+        ("chunk.actions", torch.zeros(1, 5)),
+        ("chunk.frames", np.zeros((1, 7, 7, 3), np.uint8)),
+        ("chunk.frames", np.zeros((1, 16, 16, 3))),
+        ("chunk.rewards", torch.zeros(3)),
+        ("frame", np.zeros((3, 3, 3), np.uint8)),
+        ("actions", torch.zeros(1, 1)),
+        ("step", "5"),
+    ],
+)
+def test_strange_snapshots_are_refused(world: World, tmp_path: Path, part: str, value: Any) -> None:
+    """A file with parts that no session has: nothing opens, and the others step on."""
+    engine = Engine(world, threads=1)
+    number = engine.open(seed=2)
+    for _ in range(STRIDE + 1):
+        engine.step({number: RIGHT})
+    snapshot = engine.snapshot(number, share=False)
+    name, _, inner = part.partition(".")
+    if inner:
+        assert snapshot.session.chunk is not None
+        value = dataclasses.replace(snapshot.session.chunk, **{inner: value})
+    strange = Snapshot(dataclasses.replace(snapshot.session, **{name: value}), snapshot.belongs, None, snapshot.memory)
+    used = engine.table.pool.used
+    with pytest.raises(SnapshotMismatch):
+        engine.restore(strange)
+    assert engine.table.pool.used == used and list(engine.sessions) == [number]
+    engine.step({number: RIGHT})
 
 
 @pytest.mark.parametrize("taken", [0, 1, STRIDE, STRIDE + 3])

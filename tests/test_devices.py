@@ -30,6 +30,8 @@ def test_the_lint_sees_mistakes() -> None:
             lambda: here[there.long()],
             lambda: torch.nn.functional.linear(there, here[None]),
             lambda: there.add_(here),
+            lambda: there.numpy(),
+            lambda: torch.zeros(3, device=torch.device("cuda")) + here,
         ):
             with pytest.raises(WrongDevice):
                 mistake()

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -303,10 +304,38 @@ def test_frames_have_times(tmp_path):
     times, frames = zip(*video.timed(), strict=True)
     assert video.fps == 8 and times == pytest.approx(np.arange(12) / 8, abs=1e-3)
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 12
-    cut = (tmp_path / "v.mp4").read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(cut[: len(cut) // 2])
-    with pytest.raises(DataError, match="cannot read the video"):
-        list(Video(tmp_path / "cut.mp4"))
+
+
+def test_damaged_videos_are_refused(tmp_path):
+    """However a file is damaged, what comes is its frames or an error of ours."""
+    write_video(tmp_path / "v.mp4", grey_frames(12))
+    whole, rng = (tmp_path / "v.mp4").read_bytes(), np.random.default_rng(4)
+    refused = 0
+    for number in range(24):
+        bad = bytearray(whole[: int(rng.integers(len(whole) // 4, len(whole)))] if number % 3 == 0 else whole)
+        for place in rng.integers(0, len(bad), 40):
+            bad[place] = rng.integers(256)
+        (tmp_path / "bad.mp4").write_bytes(bad)
+        try:
+            assert all(frame.ndim == 3 for frame in Video(tmp_path / "bad.mp4"))
+        except DataError as error:
+            refused += "cannot read the video" in str(error)
+    assert refused > 8
+
+
+def test_a_film_of_a_turned_camera_is_upright(tmp_path):
+    """What the file says of its rotation is followed, as players do."""
+    frames = grey_frames(3, (64, 96))
+    frames[:, :32] = 255  # white above
+    write_video(tmp_path / "v.mp4", frames)
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    turned = [ffmpeg, "-loglevel", "error", "-display_rotation", "90", "-i", "v.mp4", "-c", "copy", "r.mp4"]
+    subprocess.run(turned, cwd=tmp_path, check=True)
+    shown = [ffmpeg, "-loglevel", "error", "-i", "r.mp4", "-frames:v", "1", "-f", "image2", "r.png"]
+    subprocess.run(shown, cwd=tmp_path, check=True)
+    expected = np.asarray(Image.open(tmp_path / "r.png").convert("RGB")).astype(int)
+    found = next(iter(Video(tmp_path / "r.mp4"))).astype(int)
+    assert found.shape == expected.shape == (96, 64, 3) and abs(found - expected).mean() < 8
 
 
 def test_videos_that_are_none(tmp_path):

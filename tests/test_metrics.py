@@ -47,7 +47,7 @@ def test_ssim(side):
     slight = (frames.float() + 8 * torch.randn(frames.shape)).clamp(0, 255).to(torch.uint8)
     assert (metrics.ssim(slight, frames) > metrics.ssim(noise(3, side), frames)).all()
     assert metrics.ssim(slight, frames).allclose(metrics.ssim(frames, slight))
-    assert (metrics.ssim(frames + 0, 255 - frames) < 0.3).all()
+    assert (metrics.ssim(frames + 0, 255 - frames) < (0.2 if side == 64 else 0.3)).all()  # of four places
 
 
 def test_sharpness_brightness_entropy():

@@ -57,7 +57,11 @@ def top(config: TopConfig) -> None:
         if config.once:
             console.print(page(stats, None, config.address))
             return
-        with Live(page(stats, None, config.address), console=console, screen=console.is_terminal) as live:
+        while not console.is_terminal:
+            console.print(page(stats, None, config.address))
+            time.sleep(config.every)
+            stats = connection.call("stats").header["stats"]
+        with Live(page(stats, None, config.address), console=console, screen=True) as live:
             while True:
                 time.sleep(config.every)
                 before, stats = stats, connection.call("stats").header["stats"]
@@ -81,7 +85,7 @@ def page(stats: dict[str, Any], before: dict[str, Any] | None, address: str) -> 
     fastest = sorted(rates.items(), key=lambda pair: -pair[1])[:6]
     busy = ", ".join(f"{verb} {rate:.1f}/s" for verb, rate in fastest if rate)
     step, wrong = stats["step_ms"], ", ".join(f"{code} {count}" for code, count in stats["errors"].items())
-    summary = Text(
+    summary = (
         f"{address}   up {_span(stats['uptime'])}   {stats['sessions']} sessions, {stats['clients']} clients\n"
         f"step p50 {step['p50']:.1f} ms, p95 {step['p95']:.1f}, p99 {step['p99']:.1f}   {busy}\n"
         f"refused: {wrong or 'nothing'}\n"
@@ -100,8 +104,15 @@ def page(stats: dict[str, Any], before: dict[str, Any] | None, address: str) -> 
             _text(line["session"]), _text(line["world"]), str(line["step"]), clock, str(line["watchers"]),
             f"{line['lease']:.0f}", _text(line["prompt"]),
         )  # fmt: skip
-    more = len(stats["lines"]) - MOST_LINES
-    return Group(summary, worlds, Text(), sessions, *([Text(f"... and {more} more")] if more > 0 else []))
+    more = stats["sessions"] - len(stats["lines"][:MOST_LINES])
+    return Group(
+        *map(_text, summary.splitlines()),
+        Text(),
+        worlds,
+        Text(),
+        sessions,
+        *([Text(f"... and {more} more")] if more > 0 else []),
+    )
 
 
 def _text(words: str) -> Text:

@@ -172,27 +172,27 @@ class Video:
                     raise DataError(f"cannot read the frame {path}: {error}") from error
             return
         with self._open() as container:
-            try:
-                for frame in container.decode(video=0):
-                    yield frame.time, frame.to_ndarray(format="rgb24")
-            except OSError as error:  # all of PyAV's are
-                raise DataError(f"cannot read the video {self.path}: {_reason(error)}") from error
+            for frame in container.decode(video=0):
+                turned = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                yield frame.time, np.ascontiguousarray(turned)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
-        """Open the file as a container with a video."""
+        """Open the file as a container with a video; what is wrong with it is a DataError, also later."""
         try:
             import av
+            import av.error
         except ImportError as error:
             raise MissingDependency("av", "reading a video", "pip install 'worldsim-engine[video]'") from error
         try:
-            container = av.open(str(self.path))
-        except (OSError, ValueError) as error:
+            with av.open(str(self.path)) as container:
+                if not container.streams.video:
+                    raise DataError(f"cannot read the video {self.path}: it has no video stream.")
+                yield container
+        except DataError:
+            raise
+        except (av.error.FFmpegError, OSError, ValueError) as error:
             raise DataError(f"cannot read the video {self.path}: {_reason(error)}") from error
-        with container:
-            if not container.streams.video:
-                raise DataError(f"cannot read the video {self.path}: it has no video stream.")
-            yield container
 
 
 def _import(video: Video, log: ActionLog, actions: np.ndarray, config: VideoImport, importer: Importer) -> None:

@@ -107,7 +107,7 @@ class Engine:
     def context_frames(self) -> int:
         """How many of the last frames of a clip have an effect on a session that begins from it."""
         config = self.simulator.dynamics.config
-        return 1 + (config.context + config.history - 1) * config.frames_per_latent
+        return 1 + max(config.context + config.history - 1, 0) * config.frames_per_latent
 
     # Sessions come and go.
 
@@ -213,10 +213,10 @@ class Engine:
             SnapshotMismatch: it is of another world or runtime, or was closed.
             SessionError: there is no such session.
             EngineFull: there is no room for one more.
+            PromptError, WorldError, MissingDependency: it is from a file, and its prompt cannot be encoded.
         """
         with self._lock:
-            prompt = self.world.book.encode(snapshot.session.prompt)
-            return self.table.restore(snapshot, prompt, session, exact)
+            return self.table.restore(snapshot, self.world.book.encode, session, exact)
 
     def set_prompt(self, session: int, prompt: str) -> None:
         """Condition a session's frames from now on on `prompt`.
@@ -291,6 +291,7 @@ class Engine:
         Args:
             actions: for each session its next ones.
             frames: "last" decodes only the last frame of each session; the others show the frame before all again.
+                Where a latent stands for several frames, all are decoded and shown.
 
         Raises:
             SessionError, ActionError: as in `step`; before anything is drawn.
@@ -368,7 +369,7 @@ class Engine:
             for row, number in enumerate(group):
                 frame = before[number].frame if frames is None else frames[row].copy()
                 self.sessions[number] = self.table.advance(before[number], row, state, outcome, frame)
-        self.counts.note(time.perf_counter() - begun, sizes)
+        self.counts.note(time.perf_counter() - begun, sizes, self.table.stride)
 
     def _flatten(self, number: int, action: Any) -> Tensor:
         self.table.get(number)

@@ -23,13 +23,14 @@ class Stats:
         self.batches: Counter[int] = Counter()
         self._recent: deque[tuple[float, float, int]] = deque(maxlen=RECENT)  # when, seconds, frames
 
-    def note(self, seconds: float, sizes: list[int]) -> None:
-        """Count a step that took `seconds` in batches of `sizes`."""
-        self.frames += sum(sizes)
+    def note(self, seconds: float, sizes: list[int], stride: int = 1) -> None:
+        """Count a step that took `seconds` in batches of `sizes` latents, each for `stride` frames."""
+        frames = stride * sum(sizes)
+        self.frames += frames
         self.steps += 1
         self.seconds += seconds
         self.batches.update(sizes)
-        self._recent.append((time.perf_counter(), seconds, sum(sizes)))
+        self._recent.append((time.perf_counter(), seconds, frames))
 
     def read(self) -> dict[str, Any]:
         """Totals; p50, p95 and p99 of the last steps in ms; frames/s over the last seconds; batches by size."""

@@ -78,7 +78,8 @@ class SessionTable:
     def session_bytes(self) -> int:
         """What a session takes that shares nothing; one block more than it has, for the moment it gets a new one."""
         height, width = self.frame_size
-        return (self.need + 1) * self.block_bytes + 3 * height * width + RECORD_BYTES
+        frames = self.stride  # the one that is shown, and those of a chunk that follow
+        return (self.need + 1) * self.block_bytes + 3 * frames * height * width + RECORD_BYTES
 
     @property
     def capacity(self) -> int:
@@ -159,8 +160,8 @@ class SessionTable:
         shared.close()
         return free
 
-    def restore(self, snapshot: Snapshot, prompt: Prompt, number: int | None, exact: bool) -> int:
-        """A session, or a new one, as a snapshot says; `prompt` is the snapshot's, encoded."""
+    def restore(self, snapshot: Snapshot, encode: Callable[[str], Prompt], number: int | None, exact: bool) -> int:
+        """A session, or a new one, as a snapshot says; `encode` gives prompts of files, which have only their text."""
         old = None if number is None else self.get(number)
         if snapshot.closed:
             raise SnapshotMismatch("this snapshot was closed; take or load another one.")
@@ -169,6 +170,10 @@ class SessionTable:
             if theirs != own and (exact or name != "runtime"):
                 hint = " Pass exact=False to go on with other last bits." if name == "runtime" else ""
                 raise SnapshotMismatch(f"the snapshot is of the {name} {theirs!r}, the engine's is {own!r}.{hint}")
+        self._check(snapshot)
+        prompt = snapshot.session.text
+        if prompt.states.shape[1] == 0:
+            prompt = encode(prompt.text)
         if old is None:
             self.admit(1)
         if snapshot.pool is self.pool:
@@ -176,18 +181,46 @@ class SessionTable:
             self.pool.acquire(blocks)
         else:
             blocks = self._store(snapshot)
-        restored = replace(snapshot.session, text=prompt, blocks=blocks)
+        actions, known = (part.to(self.pool.keys.device) for part in (snapshot.session.actions, snapshot.session.known))
+        restored = replace(snapshot.session, text=prompt, blocks=blocks, actions=actions, known=known)
         if number is None or old is None:
             return self.add(restored)
         self.pool.release(old.blocks)
         self.open[number] = restored
         return number
 
+    def _check(self, snapshot: Snapshot) -> None:
+        """Check the shapes of a snapshot, which may be a stranger's file.
+
+        Raises:
+            SnapshotMismatch: they are another model's.
+        """
+        config, session, chunk = self.config, snapshot.session, snapshot.session.chunk
+        fresh = self.new_session(0, session.text, 1.0)
+        wanted: dict[str, tuple[int, ...]] = {"actions": fresh.actions.shape, "known": fresh.known.shape}
+        found: dict[str, tuple[int, ...]] = {"actions": session.actions.shape, "known": session.known.shape}
+        wanted["frame"], found["frame"] = fresh.frame.shape, session.frame.shape
+        if snapshot.pool is not self.pool:
+            memory = snapshot.memory
+            count = min(len(memory.keys), self.need)
+            for name, part in (("keys", self.pool.keys), ("values", self.pool.values), ("latents", self.pool.latents)):
+                wanted[name], found[name] = (count, *part.shape[1:]), getattr(memory, name).shape
+        if (chunk is None) != (self.stride == 1):
+            raise SnapshotMismatch(f"the snapshot is of a world with other frames a latent than {self.stride}.")
+        if chunk is not None:
+            taken, shown = min(len(chunk.actions), self.stride - 1), min(len(chunk.frames), self.stride - 1)
+            wanted["chunk.actions"] = (taken, config.action_size // self.stride)
+            wanted |= {"chunk.frames": (shown, *fresh.frame.shape), "chunk.rewards": (shown,), "chunk.ended": (shown,)}
+            found |= {f"chunk.{name}": part.shape for name, part in vars(chunk).items()}
+        wrong = {name: tuple(shape) for name, shape in found.items() if tuple(shape) != tuple(wanted[name])}
+        if wrong:
+            raise SnapshotMismatch(f"the snapshot has parts of the shapes {wrong}; this world's are {wanted}.")
+        frames = [session.frame, *([chunk.frames] if chunk is not None else [])]
+        if any(part.dtype != np.uint8 for part in frames) or not isinstance(session.step, int):
+            raise SnapshotMismatch("the snapshot has frames that are not uint8, or a step that is no whole number.")
+
     def _store(self, snapshot: Snapshot) -> tuple[int, ...]:
         memory = snapshot.memory
-        expected = self.pool.keys.shape[1:], self.pool.latents.shape[1:]
-        if (memory.keys.shape[1:], memory.latents.shape[1:]) != expected or len(memory.keys) > self.need:
-            raise SnapshotMismatch(f"the snapshot's memory has the shape {tuple(memory.keys.shape)}; another model's.")
         blocks = [self.pool.allocate() for _ in memory.keys]
         for block, *parts in zip(blocks, memory.keys, memory.values, memory.latents, strict=True):
             self.pool.write(block, *parts)

@@ -28,6 +28,7 @@ from worldsim.engine.simulator import Simulator, State
 from worldsim.engine.stages import Stages, eager
 from worldsim.engine.tuning import choose
 from worldsim.errors import ConfigError
+from worldsim.evaluation.rollout import check_single_frames
 from worldsim.world import World
 
 GEMMS = ((1024, 1024, 1024), (256, 1024, 1024), (256, 256, 1024))  # the fastest of these is called the peak
@@ -95,6 +96,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     before = _memory()["VmRSS"]
     world = World.from_pretrained(config.world)
+    check_single_frames(world)
     settings = SamplerConfig.of(world.card.sampler, num_denoising_steps=config.num_denoising_steps)
     runtime, spent = choose(world, config.runtime), defaultdict(float)
     stages = timed(in_pieces(runtime.stages, lambda: runtime.sizes), spent)

@@ -7,6 +7,7 @@ All frames are uint8 tensors (N, H, W, 3).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +38,16 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    # The library's window has 2 int(3.5 deviations + .5) + 1 pixels.
+    # The library's window has 2 int(3.5 deviations + .5) + 1 pixels. It pads the frames by half of that.
     side = (min(WINDOW, *frames.shape[1:3]) - 1) // 2
-    deviation = min(DEVIATION, (side - 0.5) / 3.5)
+    deviation = min(DEVIATION, (side + 0.49) / 3.5)
+    rows, columns = (slice(side, length - side) for length in frames.shape[1:3])
     scores = []
     for a, b in _parts(frames, truth):
         pair = grayscale(a).unsqueeze(1), grayscale(b).unsqueeze(1)  # (n, 1, H, W)
-        found = structural_similarity_index_measure(*pair, sigma=deviation, data_range=255.0, reduction="none")
-        scores.append(torch.as_tensor(found).view(-1))
+        settings: Any = {"sigma": deviation, "data_range": 255.0, "reduction": "none", "return_full_image": True}
+        _, score = structural_similarity_index_measure(*pair, **settings)
+        scores.append(score[..., rows, columns].mean(dim=(1, 2, 3)))
     return torch.cat(scores) if scores else torch.empty(0)
 
 

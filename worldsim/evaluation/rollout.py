@@ -171,6 +171,19 @@ def chained(segments: Segments, episodes: list[Episode], space: spaces.Space, fr
     return scripted(torch.stack(actions), prompts)
 
 
+def check_single_frames(world: World) -> None:
+    """Check that a latent of the world stands for one frame.
+
+    Raises:
+        ConfigError: it stands for several.
+    """
+    if world.autoencoder.temporal_stride > 1:
+        raise ConfigError(
+            f"a latent of this world stands for {world.autoencoder.temporal_stride} frames; allowed here so far: "
+            "worlds with one frame a latent. Look at it with: worldsim play"
+        )
+
+
 class Runner:
     """Predicts segments with a world, `batch` of them at a time.
 
@@ -195,11 +208,7 @@ class Runner:
         Raises:
             ConfigError: a latent of the world stands for several frames.
         """
-        if world.autoencoder.temporal_stride > 1:
-            raise ConfigError(
-                f"a latent of this world stands for {world.autoencoder.temporal_stride} frames; allowed here so far: "
-                "worlds with one frame a latent. Look at it with: worldsim play"
-            )
+        check_single_frames(world)
         self.world, self.batch, self.seed = world, batch, seed
         if runtime == "eager":
             self.simulator, self.decode = Simulator.of(world, sampler), world.autoencoder.decode

@@ -79,7 +79,7 @@ def load_pretrained(name: str | Path) -> DiffusersAutoencoder:
 
     try:
         about: Any = AutoencoderKL.load_config(str(name))  # as it is, whichever class it names
-        model = _read_model(str(about.get("_class_name")), name)
+        model = _read_model(about.get("_class_name"), name)
     except (OSError, ValueError) as error:
         if isinstance(error, WorldError):
             raise
@@ -87,9 +87,9 @@ def load_pretrained(name: str | Path) -> DiffusersAutoencoder:
     return ClipAutoencoder(model) if is_of_clips(model) else FrameAutoencoder(model)
 
 
-def _read_model(kind: str, path: str | Path) -> Any:
+def _read_model(kind: Any, path: str | Path) -> Any:
     import diffusers
 
-    if not kind.startswith("Autoencoder") or not hasattr(diffusers, kind):
+    if not isinstance(kind, str) or not kind.startswith("Autoencoder") or not hasattr(diffusers, kind):
         raise WorldError(f"{path} names the autoencoder class {kind!r}; allowed: diffusers' Autoencoder classes.")
     return getattr(diffusers, kind).from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False).eval()

@@ -7,6 +7,7 @@ Legend: B clips, T = 1 + n r frames, t = 1 + n latents, H W pixels, C h w latent
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from worldsim.errors import WorldError
 from worldsim.models.autoencoder import DiffusersAutoencoder, grey_levels
 
 PROBE_SIDE, PROBE_FRAMES = 64, 8  # of a clip that shows an autoencoder's stride
+_ALONE = threading.Lock()  # diffusers keeps what a causal convolution has seen in the model, between two of its steps
 CHANNELS = ("latent_channels", "z_dim")  # what diffusers' configs call the channels of a latent
 
 
@@ -24,10 +26,10 @@ class ClipAutoencoder(DiffusersAutoencoder):
 
     Args:
         model: its `encode` takes pixels in -1..1, (B, 3, T, H, W).
-        temporal_stride: r; None finds out, by a short clip.
+        temporal_stride: what a card says r is; None finds out, by a short clip.
 
     Raises:
-        WorldError: no causal video autoencoder.
+        WorldError: no causal video autoencoder with a stride in time, or not with this one.
     """
 
     def __init__(self, model: Any, temporal_stride: int | None = None) -> None:
@@ -36,17 +38,24 @@ class ClipAutoencoder(DiffusersAutoencoder):
         if not channels:
             raise WorldError(f"{type(model).__name__} names no latent channels; allowed: a config with {CHANNELS}.")
         super().__init__(model, channels[0])
-        self.temporal_stride = temporal_stride or self._find_stride()
+        self.temporal_stride = self._find_stride()
+        if temporal_stride not in (None, self.temporal_stride):
+            raise WorldError(
+                f"the card says that a latent of the autoencoder stands for {temporal_stride!r} frames; it stands for "
+                f"{self.temporal_stride}."
+            )
 
     def encode_raw(self, pixels: Tensor) -> Tensor:
         """Pixels in -1..1 of shape (B, 3, T, H, W) to latents (B, C, t, h, w) as the model makes them."""
-        return self.model.encode(pixels).latent_dist.mode()
+        with _ALONE:
+            return self.model.encode(pixels).latent_dist.mode()
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Latents to pixels, not clamped: (B, C, t, h, w) to (B, 3, T, H, W), or single frames without a time axis."""
         if latents.dim() == 4:
-            return self.model.decode(latents.unsqueeze(2)).sample[:, :, 0]
-        return self.model.decode(latents).sample
+            return self.decode_raw(latents.unsqueeze(2))[:, :, 0]
+        with _ALONE:
+            return self.model.decode(latents).sample
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -81,17 +90,19 @@ class ClipAutoencoder(DiffusersAutoencoder):
         pixels = next(self.model.parameters()).new_zeros(1, 3, 1 + PROBE_FRAMES, PROBE_SIDE, PROBE_SIDE)
         try:
             latents = self.encode_raw(pixels).shape[2]
+            stride = PROBE_FRAMES // max(1, latents - 1)
+            fits = stride > 1 and self.encode_raw(pixels[:, :, : 1 + stride]).shape[2] == 2
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise WorldError(
                 f"{type(self.model).__name__} does not encode a clip of {1 + PROBE_FRAMES} frames ({error!s:.200}); "
                 "allowed: diffusers' causal video autoencoders."
             ) from error
-        if latents < 2 or PROBE_FRAMES % (latents - 1):
+        if not fits or stride * (latents - 1) != PROBE_FRAMES:
             raise WorldError(
-                f"{type(self.model).__name__} makes {latents} latents of {1 + PROBE_FRAMES} frames; allowed: one of "
-                "the first frame, and one of each 1, 2, 4 or 8 after it."
+                f"{type(self.model).__name__} makes {latents} latents of {1 + PROBE_FRAMES} frames, and others of "
+                "shorter clips; allowed: one of the first frame, and one of each 2, 4 or 8 after it."
             )
-        return PROBE_FRAMES // (latents - 1)
+        return stride
 
 
 def is_of_clips(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ trained on, and its book remembers every new one.
 from __future__ import annotations
 
 import json
+import threading
 from collections import deque
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class PromptBook:
         self._encoder = None if isinstance(encoder, str) else encoder
         self.lowercase = None if self._encoder is None else self._encoder.lowercase
         self.prompts: dict[str, Prompt] = {"": Prompt("", torch.zeros(0, width))}
+        self._lock = threading.Lock()
         self._encoded: deque[str] = deque()  # those that no file brought, oldest first
 
     def key(self, text: str) -> str:
@@ -69,12 +71,17 @@ class PromptBook:
         key = self.key(text)
         found = self.prompts.get(key)
         if found is None:
-            found = Prompt(key, self._loaded(text).encode(key, self.tokens)[: self.tokens])
-            if len(self._encoded) >= MOST_ENCODED:  # who still needs it has it encoded again, to the same states
-                del self.prompts[self._encoded.popleft()]
-            self._encoded.append(key)
-            self.prompts[key] = found
+            with self._lock:  # engines that share a world may meet a new prompt at once
+                found = self.prompts.get(key) or self._encode(key, text)
         return found if found.text == text else found.under(text)
+
+    def _encode(self, key: str, text: str) -> Prompt:
+        found = Prompt(key, self._loaded(text).encode(key, self.tokens)[: self.tokens])
+        if len(self._encoded) >= MOST_ENCODED:  # who still needs it has it encoded again, to the same states
+            del self.prompts[self._encoded.popleft()]
+        self._encoded.append(key)
+        self.prompts[key] = found
+        return found
 
     def _loaded(self, text: str) -> TextEncoder:
         """Load the encoder, which is needed to read `text`."""

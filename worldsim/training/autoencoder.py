@@ -150,12 +150,22 @@ def adopt_autoencoder(config: AutoencoderTraining, name: str) -> DiffusersAutoen
     Raises:
         WorldError: there is no such autoencoder.
         DataError: no episode of the recording is long enough.
+        ConfigError: the run folder has an autoencoder that was trained, or the recording's frames do not fit.
     """
-    autoencoder, episodes = load_pretrained(name), Dataset(config.data).episodes("train")
+    if (config.folder() / "checkpoint.pt").exists():
+        raise ConfigError(f"{config.folder()} has a training run; choose another folder with --out.")
+    dataset = Dataset(config.data)
+    autoencoder, episodes = load_pretrained(name), dataset.episodes("train")
     if autoencoder.temporal_stride == 1:
         frames = FrameTable(episodes).evenly(SAMPLE_FRAMES)
     else:
         frames = _clips(episodes, 1 + (SAMPLE_LATENTS - 1) * autoencoder.temporal_stride)
+    shown = autoencoder.decode(autoencoder.encode(torch.from_numpy(frames[:1]))).shape[-3:-1]
+    if tuple(shown) != tuple(dataset.frame_size):
+        raise ConfigError(
+            f"frames of {dataset.frame_size} come back from {name} as {tuple(shown)}; record with --frame-size "
+            f"{shown[0]} {shown[1]}."
+        )
     autoencoder.set_statistics(*latent_statistics(autoencoder, frames))
     save_run(autoencoder, config.folder())
     return autoencoder

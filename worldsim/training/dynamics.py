@@ -55,7 +55,9 @@ class DynamicsTask:
         simulator = Simulator(self.module, config.objective.sampler(), frozen=False)
         self.sampler = SegmentSampler(config.batch, data, book, config.model, config.trainer.seed)
         futures = self.objective.futures
-        self.forcing = SelfForcing(config.self_forcing, config.batch, self.sampler, simulator, futures, metric)
+        self.forcing = SelfForcing(
+            config.self_forcing, config.batch, self.sampler, simulator, futures, metric, config.trainer.steps
+        )
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch: recorded segments, the model's own once `rollout_start` steps are over, and single frames."""

@@ -226,6 +226,10 @@ class SelfForcing:
         simulator: of the model in training.
         futures: how often each segment is played.
         metric: see `training.latent_metric`; None counts channels alike.
+        steps: of the run; None is not known.
+
+    Raises:
+        DataError: rollouts would begin in the run, and no episode is long enough.
     """
 
     def __init__(
@@ -236,13 +240,14 @@ class SelfForcing:
         simulator: Simulator,
         futures: int,
         metric: Tensor | None,
+        steps: int | None = None,
     ) -> None:
         """Begin without rollouts."""
         self.config, self.batch, self.sampler, self.simulator = config, batch, sampler, simulator
         self.futures, self.metric = futures, metric
         length = min(config.rollout_length, batch.frames)
         self.rollouts = RolloutBuffer(config, length, batch.frames - length, futures)
-        if config.rollout_segments:  # said now, and not when rollouts begin
+        if config.rollout_segments and (steps is None or steps > config.rollout_start):  # said now, not at that step
             sampler.data.check_length(MOVING_DEEP * length, self.rollouts.before(simulator.dynamics.config))
         self.errors = ErrorBank()
 
