@@ -182,8 +182,8 @@ def test_steps_become_chunks(steps: int, terminated: bool, latents: int, counted
 
 
 def test_the_stride_is_found_and_kept(wan: Path, run: Path, dataset: Dataset) -> None:
-    fresh, loaded = load_pretrained(wan), load_run(run)
-    assert isinstance(loaded, ClipAutoencoder) and fresh.temporal_stride == loaded.temporal_stride == STRIDE
+    given, loaded = load_pretrained(wan), load_run(run)
+    assert isinstance(loaded, ClipAutoencoder) and given.temporal_stride == loaded.temporal_stride == STRIDE
     frames = torch.from_numpy(read_episode(dataset.episodes("heldout")[0]).frames[:17])
     latents = loaded.encode_clip(frames)
     assert latents.shape == (5, 4, 4, 4) and latents.std() == pytest.approx(1, abs=0.6)

@@ -196,10 +196,10 @@ class SessionTable:
             SnapshotMismatch: they are another model's.
         """
         config, session, chunk = self.config, snapshot.session, snapshot.session.chunk
-        fresh = self.new_session(0, session.text, 1.0)
-        wanted: dict[str, tuple[int, ...]] = {"actions": fresh.actions.shape, "known": fresh.known.shape}
+        empty = self.new_session(0, session.text, 1.0)
+        wanted: dict[str, tuple[int, ...]] = {"actions": empty.actions.shape, "known": empty.known.shape}
         found: dict[str, tuple[int, ...]] = {"actions": session.actions.shape, "known": session.known.shape}
-        wanted["frame"], found["frame"] = fresh.frame.shape, session.frame.shape
+        wanted["frame"], found["frame"] = empty.frame.shape, session.frame.shape
         if snapshot.pool is not self.pool:
             memory = snapshot.memory
             count = min(len(memory.keys), self.need)
@@ -210,7 +210,7 @@ class SessionTable:
         if chunk is not None:
             taken, shown = min(len(chunk.actions), self.stride - 1), min(len(chunk.frames), self.stride - 1)
             wanted["chunk.actions"] = (taken, config.action_size // self.stride)
-            wanted |= {"chunk.frames": (shown, *fresh.frame.shape), "chunk.rewards": (shown,), "chunk.ended": (shown,)}
+            wanted |= {"chunk.frames": (shown, *empty.frame.shape), "chunk.rewards": (shown,), "chunk.ended": (shown,)}
             found |= {f"chunk.{name}": part.shape for name, part in vars(chunk).items()}
         wrong = {name: tuple(shape) for name, shape in found.items() if tuple(shape) != tuple(wanted[name])}
         if wrong:
