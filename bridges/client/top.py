@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
@@ -53,19 +54,16 @@ def top(config: TopConfig) -> None:
     connection = Connection(config.address, settings, "worldsim top")
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     try:
-        stats = connection.call("stats").header["stats"]
-        if config.once:
-            console.print(page(stats, None, config.address))
-            return
-        while not console.is_terminal:
-            console.print(page(stats, None, config.address))
-            time.sleep(config.every)
-            stats = connection.call("stats").header["stats"]
-        with Live(page(stats, None, config.address), console=console, screen=True) as live:
+        before, stats = None, connection.call("stats").header["stats"]
+        lasting = console.is_terminal and not config.once
+        with Live(console=console, screen=True) if lasting else contextlib.nullcontext() as live:
             while True:
+                show = console.print if live is None else live.update
+                show(page(stats, before, config.address))
+                if config.once:
+                    return
                 time.sleep(config.every)
                 before, stats = stats, connection.call("stats").header["stats"]
-                live.update(page(stats, before, config.address))
     finally:
         connection.close()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from worldsim.diffusion.noise import keys_of
 from worldsim.engine import chunks
 from worldsim.engine.kv_blocks import NOTHING, KVBlockPool
-from worldsim.engine.session import Session, Snapshot
+from worldsim.engine.session import Memory, Session, Snapshot
 from worldsim.engine.simulator import ModelOutput, State
 from worldsim.errors import ConfigError, EngineFull, SessionError, SnapshotMismatch
 from worldsim.models.dit import DiTConfig
@@ -170,17 +170,18 @@ class SessionTable:
             if theirs != own and (exact or name != "runtime"):
                 hint = " Pass exact=False to go on with other last bits." if name == "runtime" else ""
                 raise SnapshotMismatch(f"the snapshot is of the {name} {theirs!r}, the engine's is {own!r}.{hint}")
-        self._check(snapshot)
+        memory = None if snapshot.pool is self.pool else snapshot.memory  # blocks can be shared within a pool
+        self._check(snapshot.session, memory)
         prompt = snapshot.session.text
         if prompt.states.shape[1] == 0:
             prompt = encode(prompt.text)
         if old is None:
             self.admit(1)
-        if snapshot.pool is self.pool:
+        if memory is None:
             blocks = snapshot.session.blocks
             self.pool.acquire(blocks)
         else:
-            blocks = self._store(snapshot)
+            blocks = self._store(memory)
         actions, known = (part.to(self.pool.keys.device) for part in (snapshot.session.actions, snapshot.session.known))
         restored = replace(snapshot.session, text=prompt, blocks=blocks, actions=actions, known=known)
         if number is None or old is None:
@@ -189,19 +190,18 @@ class SessionTable:
         self.open[number] = restored
         return number
 
-    def _check(self, snapshot: Snapshot) -> None:
-        """Check the shapes of a snapshot, which may be a stranger's file.
+    def _check(self, session: Session, memory: Memory | None) -> None:
+        """Check the shapes of a snapshot's parts, which may be of a stranger's file.
 
         Raises:
             SnapshotMismatch: they are another model's.
         """
-        config, session, chunk = self.config, snapshot.session, snapshot.session.chunk
+        config, chunk = self.config, session.chunk
         empty = self.new_session(0, session.text, 1.0)
         wanted: dict[str, tuple[int, ...]] = {"actions": empty.actions.shape, "known": empty.known.shape}
         found: dict[str, tuple[int, ...]] = {"actions": session.actions.shape, "known": session.known.shape}
         wanted["frame"], found["frame"] = empty.frame.shape, session.frame.shape
-        if snapshot.pool is not self.pool:
-            memory = snapshot.memory
+        if memory is not None:
             count = min(len(memory.keys), self.need)
             for name, part in (("keys", self.pool.keys), ("values", self.pool.values), ("latents", self.pool.latents)):
                 wanted[name], found[name] = (count, *part.shape[1:]), getattr(memory, name).shape
@@ -219,8 +219,7 @@ class SessionTable:
         if any(part.dtype != np.uint8 for part in frames) or not isinstance(session.step, int):
             raise SnapshotMismatch("the snapshot has frames that are not uint8, or a step that is no whole number.")
 
-    def _store(self, snapshot: Snapshot) -> tuple[int, ...]:
-        memory = snapshot.memory
+    def _store(self, memory: Memory) -> tuple[int, ...]:
         blocks = [self.pool.allocate() for _ in memory.keys]
         for block, *parts in zip(blocks, memory.keys, memory.values, memory.latents, strict=True):
             self.pool.write(block, *parts)

@@ -88,8 +88,9 @@ class DynamicsTask:
         rows = []
         for latents in (part for pair in zip(truth, sampled[:, history:], strict=True) for part in pair):
             # Of a latent for several frames the last one is shown, which needs the latents before.
-            clip = self.decode(latents[shown]) if self.val.stride == 1 else self.decode(latents)[:: self.val.stride]
-            rows.append(torch.cat(list(clip if self.val.stride == 1 else clip[shown]), dim=1))
+            stride = self.val.stride
+            clip = self.decode(latents[shown]) if stride == 1 else self.decode(latents)[::stride][shown]
+            rows.append(torch.cat(list(clip), dim=1))
         return torch.cat(rows).numpy()
 
     def state(self) -> dict[str, Any]:
