@@ -33,6 +33,7 @@ WORKERS = 4  # at most: each holds its own tiny worlds and loads its own torch
 SLOW = 600.0  # seconds that a slow test may take
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A worker for each core when all tests are run; none for a file or a test by name, which would wait for it."""
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:

@@ -68,7 +68,7 @@ def request(rng: random.Random, tokens: list[str], number: int) -> dict[str, Any
     for field in fields:
         if not field.needed and rng.random() < 0.5:
             continue
-        if rng.random() < 0.3:
+        if rng.random() < 0.15:
             header[field.name] = rng.choice(VALUES)
         else:
             header[field.name] = likely(rng, field.kind, tokens)
