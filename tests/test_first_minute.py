@@ -133,8 +133,15 @@ def test_distances_and_windows():
     assert measures.stored_ages((16,), 40)[0] == 0
     played = Played(
         [1, 2], torch.zeros(2, 2, 4, 4, 3, dtype=torch.uint8), torch.tensor([[True, False], [True, True]]),
-        torch.tensor([[1.0, 3.0, 99.0], [1.0, 1.0, 1.0]]), torch.tensor([2, 4]), torch.zeros(2, 3, 1), [{}, {}],
+        torch.tensor([[1.0, 3.0, 99.0], [1.0, 1.0, 1.0]]), torch.tensor([2, 4]),
+        torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]), torch.zeros(2, 3, 1), [{}, {}],
     )  # fmt: skip
     found = measures.outcome(played)
     assert found["reward"] == pytest.approx(7 / 5) and found["ended"] == 0.5 and found["end_age"] == 3.0
+    assert (
+        measures.outcome(dataclasses.replace(played, ends=torch.tensor([1, 1])))["end_age"] == 3.0
+    )  # whatever was drawn
+    even = dataclasses.replace(played, chances=torch.full((2, 3), 0.25))  # .75, .56 and .42 go on
+    assert measures.outcome(even)["end_age"] == 3.0 and measures.outcome(even)["end_age_interval"] == (3.0, 3.0)
+    assert measures.outcome(dataclasses.replace(played, chances=torch.full((2, 3), 0.1)))["end_age"] is None
     assert [len(part) for part in measures.sessions(played, [1, 2])] == [1, 2]

@@ -83,7 +83,7 @@ def test_a_game_that_ends_at_once_has_no_reference(world, dataset):
     recipe = recipe_for(RecordConfig(game="CartPole-v1"))
     nothing = Played(
         [1, 12], torch.zeros(1, 2, 40, 40, 3, dtype=torch.uint8), torch.tensor([[True, False]]),
-        torch.zeros(1, 13), torch.tensor([2]), torch.zeros(1, 13, 2), [{}],
+        torch.zeros(1, 13), torch.tensor([2]), torch.zeros(1, 13), torch.zeros(1, 13, 2), [{}],
     )  # fmt: skip
     with pytest.raises(DataError, match="CartPole-v1 ended within 12 steps under every beginner"):
         measures.Reference.of([nothing], Probe(recipe), world.autoencoder)

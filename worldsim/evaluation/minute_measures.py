@@ -122,13 +122,18 @@ def moving(played: Played, probe: Probe) -> dict[str, Any]:
 
 
 def outcome(played: Played) -> dict[str, Any]:
-    """Compute the reward a step, the share of sessions that terminated, and the median age of the termination."""
+    """Compute the reward a step, the share of sessions that terminated, and the median age of the termination.
+
+    The age is that of the chances, not of the ends drawn from them: sixteen draws, the same in every world, say more
+    of the draw than of the world.
+    """
     steps, count = played.steps, len(played.ends)
     alive = torch.arange(1, steps + 1) <= played.ends.unsqueeze(1)
     rewards = mean_interval(played.rewards.masked_fill(~alive, math.nan))
     ended = int((played.ends <= steps).sum())
-    middle = float(np.median(played.ends.numpy()))
-    interval = stillness.median_interval(played.ends.float())
+    going = (1 - played.chances.double()).cumprod(dim=1)  # (S, T)
+    sums = torch.cat([going, torch.ones(count, 1)], dim=1).numpy()
+    middle, interval = float(_middle(sums.sum(axis=0))), bootstrap(sums, range(count), _middle)
     return {
         "reward": rewards["mean"],
         "reward_interval": rewards["interval"],
@@ -137,6 +142,12 @@ def outcome(played: Played) -> dict[str, Any]:
         "end_age": middle if middle <= steps else None,  # None: more than half go on
         "end_age_interval": None if interval is None or interval[1] > steps else interval,
     }
+
+
+def _middle(sums: np.ndarray) -> np.ndarray:
+    """Find the age at which half of the sessions have ended, from (..., T + 1): those that go on, and their number."""
+    going = sums[..., :-1] / sums[..., -1:]
+    return ((going > 0.5).sum(axis=-1) + (going >= 0.5).sum(axis=-1)) / 2 + 1  # as the median of an even number
 
 
 def rest(
