@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,22 @@ from worldsim.world import World
 PATIENT = ConnectionConfig(timeout=1.0, patience=180.0)
 
 
-def play(engine: EngineLike, seed: int, frames: int, stop: threading.Event | None = None) -> list[str]:
+def play(engine: EngineLike, seed: int, steps: int, stop: threading.Event | None = None) -> tuple[list[str], int]:
     """A life with everything in it: steps, batches, words, a snapshot that is gone back to, a fork, resets.
 
     Returns:
-        What was seen, in order: hashes of frames, rewards, prompts.
+        What was seen, in order: hashes of frames, rewards, prompts; and the number of steps until `stop` was set.
     """
     rng = random.Random(seed)
     openings = [SessionSpec(seed=seed), SessionSpec(seed=seed + 1, prompt="a cart"), SessionSpec(seed=seed, start=0)]
     sessions = engine.open_all(openings)
     seen = [digest(engine.sessions[number].frame) for number in sessions]
     kept: Any = None
-    for count, action in enumerate(drive(frames, seed)):
+    count = 0
+    for action in drive(steps, seed):
         if stop is not None and stop.is_set():
             break
+        count += 1
         chosen = sessions if rng.random() < 0.5 else sessions[:1]
         for number, step in engine.step({number: action for number in chosen}).items():
             seen += [digest(step.frame), repr(step.reward), str(engine.sessions[number].step)]
@@ -57,27 +60,23 @@ def play(engine: EngineLike, seed: int, frames: int, stop: threading.Event | Non
             seen.append(digest(engine.sessions[sessions[-1]].frame))
     for number in sessions:
         engine.close(number)
-    return seen
+    return seen, count
 
 
-def killed(
-    world_path: Path, folder: Path, kills: int, clients: int, frames: int, every: str, low: float, seed: int
-) -> None:
+def killed(world_path: Path, folder: Path, kills: int, clients: int, every: str, low: float, seed: int) -> None:
+    """Kill a host again and again while clients play, then hold what they saw against an unbroken run."""
     print(f"seed {seed}")
     rng = random.Random(seed)
-    local = Engine(World.from_pretrained(world_path), runtime="eager", threads=1, isolated=True)  # see docs/engine.md
-    unbroken = [play(local, seed + 10 * i, frames) for i in range(clients)]
-    local.close()
-
-    words = ("--every", every, "--isolated")
+    words = ("--every", every, "--isolated")  # see docs/engine.md
     host = HostProcess([world_path], folder, 0, *words)
-    seen: dict[int, list[str]] = {}
+    seen: dict[int, tuple[list[str], int]] = {}
     failures: list[BaseException] = []
+    stop = threading.Event()
 
     def client(i: int) -> None:
         try:
             engine = RemoteEngine(host.address, config=PATIENT)
-            seen[i] = play(engine, seed + 10 * i, frames)
+            seen[i] = play(engine, seed + 10 * i, 100_000, stop)
             engine.close()
         except BaseException as error:
             failures.append(error)
@@ -85,37 +84,39 @@ def killed(
     threads = [threading.Thread(target=client, args=(i,)) for i in range(clients)]
     for thread in threads:
         thread.start()
-    done = 0
     try:
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(low + rng.random() * 0.5)
-            if done < kills and any(thread.is_alive() for thread in threads):
-                host.kill(signal.SIGKILL)
-                done += 1
-                host = HostProcess([world_path], folder, host.port, "--resume", *words)
+        for _ in range(kills):
+            time.sleep(low + rng.random() * 0.5)
+            host.kill(signal.SIGKILL)
+            host = HostProcess([world_path], folder, host.port, "--resume", *words)
+        time.sleep(2 * PATIENT.timeout)
+        stop.set()
         for thread in threads:
             thread.join()
         left = [path for path in (folder / "sessions").iterdir() if (path / "meta.json").exists()]
     finally:
+        stop.set()
         host.kill()
     if failures:
         raise failures[0]
-    print(f"{done} kills")
-    assert done == kills
+    local = Engine(World.from_pretrained(world_path), runtime="eager", threads=1, isolated=True)
     for i in range(clients):
-        assert seen[i] == unbroken[i]
+        print(f"{seen[i][1]} steps")
+        assert seen[i][1] > kills
+        assert seen[i] == play(local, seed + 10 * i, seen[i][1])
+    local.close()
     assert left == []  # every session was closed, none was lost or left over
 
 
 def test_killed_twice(world_path: Path, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1000)
-    killed(world_path, tmp_path, kills=2, clients=2, frames=250, every="0.3", low=0.2, seed=seed)
+    killed(world_path, tmp_path, kills=2, clients=2, every="0.3", low=0.2, seed=seed)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # each of the fifty hosts takes some seconds to start
 def test_killed_fifty_times(world_path: Path, tmp_path: Path) -> None:
-    killed(world_path, tmp_path, kills=50, clients=3, frames=4000, every="0.5", low=0.1, seed=50)
+    killed(world_path, tmp_path, kills=50, clients=3, every="0.5", low=0.1, seed=50)
 
 
 def test_graceful_stop_and_resume(world_path: Path, tmp_path: Path) -> None:
