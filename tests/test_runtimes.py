@@ -96,6 +96,23 @@ def test_small_products_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
             assert torch.equal(torch.cat([call(*part) for part in parts]), alone)
 
 
+@pytest.mark.parametrize("kind", [torch.nn.SiLU, torch.nn.GELU, torch.nn.Sigmoid, torch.nn.Tanh])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 5, 5), (3, 7, 7), (48,), (32,), (1,)])
+@torch.no_grad()
+def test_activations_do_not_depend_on_the_batch(kind: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """The last numbers of a tensor are computed by other code: one of 10^9 pixels of a float32 decoder was another."""
+    rows = torch.randn(960, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    if len(shape) == 3:
+        rows = rows.to(memory_format=torch.channels_last)
+    call = batch_invariant(torch.nn.Sequential(kind()))
+    alone = torch.cat([call(row) for row in rows.split(1)])
+    torch.testing.assert_close(alone, kind()(rows))
+    for size in (2, 3, 5, 32):
+        found = torch.cat([call(part) for part in rows.split(size)])
+        assert torch.equal(found, alone) and call(rows[:size]).stride() == kind()(rows[:size]).stride()
+
+
 @torch.no_grad()
 def test_a_batch_invariant_copy_computes_the_same(world: World) -> None:
     """In another order, with weights of its own; the world's model stays what it was."""

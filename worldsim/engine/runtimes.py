@@ -10,7 +10,6 @@ All give what eager gives but for rounding. Bits are promised within one runtime
 
 from __future__ import annotations
 
-import copy
 import shutil
 import warnings
 from collections.abc import Callable
@@ -110,7 +109,7 @@ def build(
         )
     if name == "cudagraph" and not torch.cuda.is_available():
         raise RuntimeUnavailable("the runtime 'cudagraph' needs an NVIDIA GPU, and torch sees none here.")
-    dynamics, autoencoder = batch_invariant(world.dynamics), copy.deepcopy(world.autoencoder)
+    dynamics, autoencoder = batch_invariant(world.dynamics), batch_invariant(world.autoencoder)
     if name == "onnx":
         dynamics, autoencoder = dynamics.float(), autoencoder.float()
     if name == "cudagraph":

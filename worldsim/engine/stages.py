@@ -150,7 +150,8 @@ class Denoise(nn.Module):
         )
         cache = RotatedCache(keys, values, bias)
         out = dynamics(noisy.unsqueeze(1), sigma[:1].unsqueeze(1), context, cache=cache)
-        reward, terminated = reward_mean(out.reward).squeeze(1), out.termination.float().sigmoid().squeeze(1)
+        # In double, as the gate of `DiT`: a kernel computes the last numbers of a tensor by other code.
+        reward, terminated = reward_mean(out.reward).squeeze(1), out.termination.double().sigmoid().float().squeeze(1)
         sample = out.sample if out.log_var is None else torch.cat([out.sample, out.log_var], dim=2)
         return sample.squeeze(1), reward, terminated, out.kv[0].squeeze(1), out.kv[1].squeeze(1)
 

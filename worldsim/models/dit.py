@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from worldsim.models import conditioning as inputs
 from worldsim.models.attention import TIME, Attention, CrossAttention, LayerCache, TextKV
@@ -101,6 +100,7 @@ class DiT(nn.Module):
         self.history = inputs.HistoryEmbedder(config.history, channels, config.patch, width) if config.history else None
         self.camera, self.image = optional(config.camera_size, width), optional(config.image_width, width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(len(config.pattern)))
+        self.silu = nn.SiLU()
         self.modulation = FrameLinear(width, (6 * len(config.pattern) + 2) * width)  # of all blocks and the output
         self.final = NarrowLinear(width, patch * (2 if config.learned_variance else 1))
         self.gate = NarrowLinear(width, patch // channels)
@@ -161,7 +161,7 @@ class DiT(nn.Module):
             tokens = tokens + context.tokens
         if self.noise is not None and noise is not None:
             tokens = tokens + self.noise(patchify(noise, config.patch).to(self.dtype))
-        modulation = self.modulation(silu(self.sigma(sigma[:, ::step]) + context.frame))
+        modulation = self.modulation(self.silu(self.sigma(sigma[:, ::step]) + context.frame))
         *parts, last = modulation.unflatten(-1, (-1, 1, config.width)).split([6] * len(self.blocks) + [2], dim=2)
         frames, head = tokens.shape[1], config.width // config.heads
         space = space_rotation(size, config.patch[1:], head, x.device)

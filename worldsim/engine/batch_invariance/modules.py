@@ -1,13 +1,16 @@
 """Modules whose rows do not depend on how many there are, and the copy of a model that has them.
 
 Libraries choose kernels by the number of rows, and another kernel may add up in another order: in one of some hundred
-thousand numbers the last bit then differs. In training that does not matter, so that the model has plain modules and
-an engine swaps them on its own copy.
+thousand numbers the last bit then differs. So it does where an activation meets the last numbers of a tensor, which
+are fewer than a vector register holds. In training that does not matter, so that the model has plain modules and an
+engine swaps them on its own copy.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,9 @@ from worldsim.models.layers import MLP, FrameLinear, Linear, NarrowLinear, Small
 PADDED_ROWS = 64  # that a small network always computes
 MORE_ROWS = 3  # that a wide linear of one vector a frame computes besides its own
 NARROW = 128  # columns below which a product's kernel changes with its rows
+VECTORS = 64  # numbers that activations are computed in whole groups of: two registers of the widest
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class DoubleLinear(Linear):
@@ -75,14 +81,43 @@ class SplitMLP(MLP):
         return out
 
 
+class _WholeVectors(nn.Module):
+    """An activation that computes all of its numbers by the same code."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  -- the name it has in torch
+        """(B, ...) to the same."""
+        return whole_vectors(super().forward, input)
+
+
+_PLAIN: tuple[type[nn.Module], ...] = (nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Mish, nn.Softplus)  # not ReLU
+_ACTIVATIONS: dict[type[nn.Module], type[nn.Module]] = {
+    kind: type(f"Whole{kind.__name__}", (_WholeVectors, kind), {}) for kind in _PLAIN
+}
+
+
+def whole_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply an activation to rows (B, ...) of which each fills whole groups of numbers, with zeros after its own.
+
+    Kernels compute the numbers beyond the last group one by one, with another exponential.
+    """
+    count = x[0].numel()
+    if count % VECTORS == 0:
+        return function(x)
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)  # as it lies in memory, so that it stays
+    rows = x.movedim(1, -1) if last else x
+    shape = rows.shape
+    out = function(nn.functional.pad(rows.flatten(1), (0, -count % VECTORS)))[:, :count].contiguous().view(shape)
+    return out.movedim(-1, 1) if last else out
+
+
 def pad_rows(rows: Tensor) -> Tensor:
     """Rows (n, in) with zeros up to `PADDED_ROWS`."""
     return nn.functional.pad(rows, (0, 0, 0, PADDED_ROWS - rows.shape[0]))
 
 
-def batch_invariant(dynamics: DiT) -> DiT:
-    """A copy of the model with the modules above, without gradients; the weights are shared with nothing."""
-    found = copy.deepcopy(dynamics).requires_grad_(False)
+def batch_invariant(model: Model) -> Model:
+    """A copy of a dynamics model or an autoencoder with the modules above, without gradients; it shares no weights."""
+    found = copy.deepcopy(model).requires_grad_(False)
     for module in found.modules():
         kind = _kind(module)
         if kind is not None:
@@ -108,4 +143,4 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
         return SplitMLP
     if type(module) is Linear and module.out_features < NARROW:
         return DoubleLinear
-    return None
+    return _ACTIVATIONS.get(type(module))
