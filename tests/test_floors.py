@@ -121,7 +121,7 @@ def test_nobody_reaches_into_the_model() -> None:
             and node.attr in parts
             and (
                 (isinstance(node.value, ast.Attribute) and node.value.attr in ("dynamics", "module"))
-                or (isinstance(node.value, ast.Name) and node.value.id in ("dynamics", "dit"))
+                or (isinstance(node.value, ast.Name) and node.value.id in ("dynamics", "module", "dit"))
             )
         ]
         if reached:

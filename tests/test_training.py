@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_autoencoder, tiny_dynamics
@@ -21,6 +22,7 @@ from worldsim.data.record import RecordConfig, record
 from worldsim.data.segments import BatchConfig
 from worldsim.diffusion.objectives.energy import EnergyConfig
 from worldsim.diffusion.objectives.flow import FlowConfig
+from worldsim.engine.engine import Engine
 from worldsim.errors import ConfigError, DataError, TrainingDiverged
 from worldsim.training.autoencoder import AutoencoderTraining, load_run, prepare_autoencoder, train_autoencoder
 from worldsim.training.configs import DynamicsTraining, training_of
@@ -61,6 +63,35 @@ def test_goes_on_from_a_world(dataset: Dataset, world_path: Path, tmp_path: Path
         assert torch.equal(tensor, task.module.state_dict()[name])
         assert torch.equal(tensor, trainer.ema[name])
     assert torch.equal(autoencoder.std, world.autoencoder.std)
+
+
+def test_a_world_without_history_trains_and_plays(dataset: Dataset, autoencoder_run: Path, tmp_path: Path) -> None:
+    """Its clips still have a frame to begin from, and its frames depend on the action."""
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path)
+    train_dynamics(dataclasses.replace(config, model=dataclasses.replace(config.model, history=0)))
+    world = World.from_pretrained(tmp_path / "world")
+    assert world.dynamics.config.history == 0 and {len(start["frames"]) for start in world.starts} == {3}
+    engine = Engine(world, runtime="eager", threads=1)
+    number = engine.open(start=0)
+    frames = [engine.step({number: 0})[number].frame for _ in range(3)]
+    assert not np.array_equal(frames[0], frames[2])
+    engine.close()
+
+
+def test_clips_are_as_long_as_the_trained_model_needs(dataset: Dataset, world_path: Path, tmp_path: Path) -> None:
+    """Whatever the config says of a model that is not built, as the run goes on from a world."""
+    config = tiny_dynamics(dataset, tmp_path / "none", tmp_path / "out", steps=1, init_from=world_path)
+    world = train_dynamics(dataclasses.replace(config, model=dataclasses.replace(config.model, history=0)))
+    assert {len(start["frames"]) for start in world.starts} == {2 * world.dynamics.config.history + 1}
+
+
+@pytest.mark.parametrize("extra", [{"fresh_noise": True}, {"camera_size": 6}, {"image_width": 4}, {"memory_width": 4}])
+def test_an_input_that_nothing_gives_is_refused(
+    extra: dict[str, Any], dataset: Dataset, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path)
+    with pytest.raises(ConfigError, match=f"{next(iter(extra))} is .* leave it out"):
+        prepare(dataclasses.replace(config, model=dataclasses.replace(config.model, **extra)))
 
 
 def test_missing_autoencoder_says_how_to_make_one(dataset: Dataset, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ OPTIONS: dict[str, dict[str, str]] = {  # verb -> old name -> new name, without 
         "hold": "action-repeat",
         "start": "init-from",
     },
-    "serve": {"alone": "isolated"},
+    "serve": {"alone": "isolated", "no-alone": "no-isolated"},
     "bench": {"denoise": "num-denoising-steps"},
     "agent eval": {"temperature": "noise-scale"},
     "agent plan": {"temperature": "noise-scale", "planner.hold": "planner.action-repeat"},

@@ -28,6 +28,7 @@ from worldsim.world import World, WorldCard
 PICTURE_FRAMES = 32  # frames that say what latents change in the picture
 SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use
 SHIPPED_STARTS = 8  # clips that a world carries to begin from
+UNFED = ("fresh_noise", "camera_size", "image_width", "memory_width")  # inputs of a model that training does not give
 IN_MOTION = 24  # steps after which a policy has started to move
 
 
@@ -83,6 +84,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
             f"{shape.learned_variance}); train with the world's own objective, or without --init-from."
         )
     model = shape
+    if unfed := [name for name in UNFED if getattr(model, name)]:
+        raise ConfigError(f"{unfed[0]} is {getattr(model, unfed[0])!r}; no recording has what it takes: leave it out.")
     if model.patch[0] != 1:
         raise ConfigError(f"patch is {model.patch}; training takes patches of one latent in time so far.")
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
@@ -156,7 +159,7 @@ def export(
     for index, path in enumerate(dataset.episodes("heldout")[:SHIPPED_STARTS]):
         steps = count_steps(path)
         # Early, as policies begin well and then try things out: every second clip at rest, the others in motion.
-        length = 2 * config.model.history * autoencoder.temporal_stride
+        length = 2 * max(dynamics.config.history, 1) * autoencoder.temporal_stride
         begin = min(IN_MOTION * (index % 2), max(0, steps - length))
         clip = read_episode(path, begin, min(steps, begin + length))
         starts.append({"frames": clip.frames, "actions": clip.actions, "prompt": clip.texts()[-1]})
