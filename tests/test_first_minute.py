@@ -141,6 +141,7 @@ def test_distances_and_windows():
     assert (
         measures.outcome(dataclasses.replace(played, ends=torch.tensor([1, 1])))["end_age"] == 3.0
     )  # whatever was drawn
+    assert found["end_reward"] == 3.0  # of the one session that ended
     even = dataclasses.replace(played, chances=torch.full((2, 3), 0.25))  # .75, .56 and .42 go on
     assert measures.outcome(even)["end_age"] == 3.0 and measures.outcome(even)["end_age_interval"] == (3.0, 3.0)
     assert measures.outcome(dataclasses.replace(played, chances=torch.full((2, 3), 0.1)))["end_age"] is None

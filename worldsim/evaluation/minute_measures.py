@@ -122,7 +122,7 @@ def moving(played: Played, probe: Probe) -> dict[str, Any]:
 
 
 def outcome(played: Played) -> dict[str, Any]:
-    """Compute the reward a step, the share of sessions that terminated, and the median age of the termination.
+    """Compute the reward a step, the share of sessions that ended, their median age at the end, and the last reward.
 
     The age is that of the chances, not of the ends drawn from them: sixteen draws, the same in every world, say more
     of the draw than of the world.
@@ -133,6 +133,8 @@ def outcome(played: Played) -> dict[str, Any]:
     ended = int((played.ends <= steps).sum())
     going = (1 - played.chances.double()).cumprod(dim=1)  # (S, T)
     sums = torch.cat([going, torch.ones(count, 1)], dim=1).numpy()
+    last = played.rewards.gather(1, (played.ends - 1).clamp(max=steps - 1).unsqueeze(1))  # (S, 1)
+    at_end = mean_interval(last.masked_fill(played.ends.unsqueeze(1) > steps, math.nan))
     middle, interval = float(_middle(sums.sum(axis=0))), bootstrap(sums, range(count), _middle)
     return {
         "reward": rewards["mean"],
@@ -141,6 +143,8 @@ def outcome(played: Played) -> dict[str, Any]:
         "ended_interval": wilson(ended, count),
         "end_age": middle if middle <= steps else None,  # None: more than half go on
         "end_age_interval": None if interval is None or interval[1] > steps else interval,
+        "end_reward": at_end["mean"],
+        "end_reward_interval": at_end["interval"],
     }
 
 

@@ -68,7 +68,7 @@ def _whole(found: dict[str, Any]) -> list[str]:
             shown(line["distance"], None),
         )
         lines.append(f"  {name.replace('_', ' '):>14}: {value}, real {real}, distance {away}")
-    for name in ("motion", "turning", "reward", "ended", "end_age"):
+    for name in ("motion", "turning", "reward", "ended", "end_age", "end_reward"):
         value = shown(found[name], found[f"{name}_interval"])
         real = shown(found[f"real_{name}"], found[f"real_{name}_interval"])
         lines.append(f"  {name.replace('_', ' '):>14}: {value}, real {real}")
