@@ -1,4 +1,4 @@
-"""Rows in batches whose size does not change their bits.
+"""How rows are batched: in pieces of exact sizes.
 
 A kernel may add up in another order when it gets more rows, and a frame would then depend on who shares its batch.
 `batch_invariance.sizes` finds the sizes at which every row is what it is alone; here a batch is cut into pieces of
@@ -8,12 +8,70 @@ these.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from worldsim.engine.batch_invariance.sizes import Sizes
+from worldsim.engine.runtimes import MOST_ROWS, Runtime
 from worldsim.engine.stages import Stages
+
+ANY_SIZE = tuple(range(1, MOST_ROWS // 2 + 1))  # of batches that need not be exact; guidance doubles their rows
+
+
+class Batching(Protocol):
+    """A way to compute many rows."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """The numbers of rows that passes have, for each stage by name."""
+        ...
+
+    def wrap(self, stages: Stages) -> Stages:
+        """The same stages for any number of rows, computed in passes of `sizes`."""
+        ...
+
+    def split(self, sessions: int, workers: int) -> list[int]:
+        """`sessions` as a sum of groups, each for one of `workers` that compute at the same time."""
+        ...
+
+
+class ExactPieces:
+    """Batches in pieces of sizes that were found to be exact.
+
+    Args:
+        sizes: finds them, for each stage by name; is asked only when there are several rows, as trying takes seconds.
+        largest: number of sessions in a group beyond which a frame does not get cheaper.
+    """
+
+    def __init__(self, sizes: Callable[[], Sizes], largest: int) -> None:
+        """Nothing is tried yet."""
+        self._sizes, self.largest = sizes, largest
+
+    @property
+    def sizes(self) -> Sizes:
+        """See `Batching`."""
+        return self._sizes()
+
+    def wrap(self, stages: Stages) -> Stages:
+        """See `Batching`."""
+        return in_pieces(stages, self._sizes)
+
+    def split(self, sessions: int, workers: int) -> list[int]:
+        """See `Batching`."""
+        return [1] if sessions == 1 else spread(sessions, self.sizes["denoise"], workers, self.largest)
+
+
+def batching_for(runtime: Runtime, *, exact: bool = True, isolated: bool = False) -> Batching:
+    """How an engine batches its sessions; `worldsim.engine.engine.Engine` says what the settings mean."""
+
+    def sizes() -> Sizes:
+        if exact and not isolated:
+            return runtime.sizes
+        return dict.fromkeys(vars(runtime.stages), (1,) if isolated else ANY_SIZE)
+
+    return ExactPieces(sizes, runtime.largest)
 
 
 def pieces(rows: int, sizes: Sequence[int]) -> list[int]:
@@ -44,12 +102,16 @@ class _Pieces:
     def __init__(self, call: Callable[..., Any], sizes: Callable[[], Sequence[int]]) -> None:
         self.call, self.sizes = call, sizes
 
-    def __call__(self, *args: torch.Tensor) -> Any:
+    def __call__(self, *args: Tensor) -> Any:
         rows = len(args[0])
         if rows == 1 or rows in self.sizes():
             return self.call(*args)
         split = zip(*(arg.split(pieces(rows, self.sizes())) for arg in args), strict=True)
-        outs = [self.call(*parts) for parts in split]
-        if isinstance(outs[0], torch.Tensor):
-            return torch.cat(outs)
-        return tuple(torch.cat(parts) for parts in zip(*outs, strict=True))
+        return _joined([self.call(*parts) for parts in split])
+
+
+def _joined(outs: list[Any]) -> Any:
+    """What a stage gave for parts of the rows, as what it gives for all."""
+    if isinstance(outs[0], Tensor):
+        return torch.cat(outs)
+    return tuple(torch.cat(parts) for parts in zip(*outs, strict=True))

@@ -22,9 +22,9 @@ from torch import Tensor
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine import chunks
 from worldsim.engine.batch_invariance.sizes import Sizes
-from worldsim.engine.batching import in_pieces, spread
+from worldsim.engine.batching import batching_for
 from worldsim.engine.records import SessionSpec, StepResult
-from worldsim.engine.runtimes import MOST_ROWS, Runtime
+from worldsim.engine.runtimes import Runtime
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import ModelOutput, Simulator, State
 from worldsim.engine.starts import complete
@@ -37,7 +37,6 @@ from worldsim.world import World
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-ANY_SIZE = tuple(range(1, MOST_ROWS // 2 + 1))  # of batches that need not be exact; guidance doubles their rows
 CLIPS = 32  # clips to begin from whose memory is stored
 
 
@@ -85,7 +84,8 @@ class Engine:
         self.world, self.exact, self.isolated = world, exact, isolated
         self.runtime: Runtime = choose(world, runtime)
         self.sampler = sampler or SamplerConfig.of(world.card.sampler)
-        stages = in_pieces(self.runtime.stages, lambda: self.sizes)
+        self.batching = batching_for(self.runtime, exact=exact, isolated=isolated)
+        stages = self.batching.wrap(self.runtime.stages)
         self.simulator = Simulator(self.runtime.dynamics, self.sampler, stages)
         self.table = SessionTable(
             self.runtime.dynamics.config,
@@ -328,9 +328,7 @@ class Engine:
     @property
     def sizes(self) -> Sizes:
         """The batch sizes that are used, for each stage by name."""
-        if self.isolated:
-            return dict.fromkeys(vars(self.runtime.stages), (1,))
-        return self.runtime.sizes if self.exact else dict.fromkeys(vars(self.runtime.stages), ANY_SIZE)
+        return self.batching.sizes
 
     # How it is done.
 
@@ -351,12 +349,7 @@ class Engine:
         if not actions:
             return
         begun, numbers = time.perf_counter(), list(actions)
-        # One session needs no sizes, which take seconds to find where nobody has done so before.
-        sizes = (
-            [1]
-            if len(numbers) == 1
-            else spread(len(numbers), self.sizes["denoise"], self.threads, self.runtime.largest)
-        )
+        sizes = self.batching.split(len(numbers), self.threads)
         ends = np.cumsum(sizes).tolist()
         groups = [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
