@@ -54,8 +54,9 @@ class Engine:
         buckets: numbers of rows that batches are filled up to (default: batches of sizes that a trial found exact,
             without padding). With one, such as (8,), every pass has that shape, and sessions keep their bits without
             a trial. Several, such as (1, 4, 16), are faster for few sessions, and keep the bits only while a session
-            stays within one bucket. The number of threads changes nothing with one bucket. Not beside
-            `isolated=True` or `exact=False`, which say something else about batches.
+            stays within one bucket. Each thread computes whole buckets, so that a batch that fits one uses one
+            thread; the number of threads changes no bits with one bucket. `isolated=True` and `exact=False` say
+            something else about batches and are refused beside it.
         max_sessions: at most so many, besides what memory allows.
         memory_mb: for the sessions and their snapshots.
         clips: of so many of the last clips that sessions began from the memory is stored.
