@@ -259,9 +259,10 @@ def test_frames_are_shown_one_a_step(world: World) -> None:
     assert ends[LEFT] + 2 < ends[RIGHT], (begun, ends)
 
 
-def test_batch_equals_singles(world: World) -> None:
+@pytest.mark.parametrize("buckets", [None, (3,)])
+def test_batch_equals_singles(world: World, buckets: tuple[int, ...] | None) -> None:
     """Sessions at different places of their chunks have the bits that they have alone."""
-    together, alone = Engine(world, threads=1), Engine(world, threads=1, isolated=True)
+    together, alone = (Engine(world, threads=1, isolated=one and not buckets, buckets=buckets) for one in (False, True))
     rng = np.random.default_rng(5)
     pairs = []
     for seed in range(5):
@@ -274,7 +275,7 @@ def test_batch_equals_singles(world: World) -> None:
     for _ in range(2 * STRIDE + 1):
         actions = rng.integers(0, 3, len(pairs)).tolist()
         both = together.step(dict(zip((a for a, _ in pairs), actions, strict=True)))
-        single = alone.step(dict(zip((b for _, b in pairs), actions, strict=True)))
+        single = {b: alone.step({b: action})[b] for (_, b), action in zip(pairs, actions, strict=True)}
         for a, b in pairs:
             assert np.array_equal(both[a].frame, single[b].frame)
             assert (both[a].reward, both[a].ended, both[a].step) == (single[b].reward, single[b].ended, single[b].step)

@@ -2,16 +2,19 @@
 
     python tests/benchmarks/batch_invariance.py tests/data/old_world --frames 500000
     python tests/benchmarks/batch_invariance.py car-racing --frames 100000
+    python tests/benchmarks/batch_invariance.py car-racing --buckets 4
 
 Two engines of one world play the same sessions under the same random actions: one in batches of all sizes that it
-takes for exact, one session by session. Frame, reward, probability of an end and what the session remembers are
-compared at every step; after a difference the session goes on from what it was alone. Figures are in docs/engine.md.
+takes for exact (or in padded buckets), one session by session. Frame, reward, probability of an end and what the
+session remembers are compared at every step; after a difference the session goes on from what it was alone. Figures are
+in docs/engine.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +34,14 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--sessions", type=int, default=12)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--buckets", type=int, nargs="*")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     world = World.from_pretrained(world_path(options.world), dtype=getattr(torch, options.dtype))
-    together, alone = (Engine(world, threads=1, runtime="eager", isolated=one) for one in (False, True))
+    settings: list[dict[str, Any]] = [{"buckets": options.buckets}] * 2 if options.buckets else [{}, {"isolated": True}]
+    together, alone = (Engine(world, threads=1, runtime="eager", **kwargs) for kwargs in settings)
     rng, seed = np.random.default_rng(options.seed), options.seed
-    print(f"exact sizes: {together.sizes}; sums in {together.runtime.split_k} parts", flush=True)
+    print(f"sizes: {together.sizes}; sums in {together.runtime.split_k} parts", flush=True)
     frames = differ = 0
     begun = time.monotonic()
     while frames < options.frames:
@@ -49,7 +54,7 @@ def main() -> None:
             chosen = [pairs[i] for i in rng.choice(options.sessions, count, replace=False)]
             actions = [world.action_space.sample() for _ in chosen]
             both = together.step(dict(zip((a for a, _ in chosen), actions, strict=True)))
-            single = alone.step(dict(zip((b for _, b in chosen), actions, strict=True)))
+            single = {b: alone.step({b: action})[b] for (_, b), action in zip(chosen, actions, strict=True)}
             for a, b in chosen:
                 frames += 1
                 if not _equal(together, a, both[a], alone, b, single[b]):

@@ -22,9 +22,9 @@ from torch import Tensor
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine import chunks
 from worldsim.engine.batch_invariance.sizes import Sizes
-from worldsim.engine.batching import in_pieces, spread
+from worldsim.engine.batching import batching_for, check_buckets
 from worldsim.engine.records import SessionSpec, StepResult
-from worldsim.engine.runtimes import MOST_ROWS, Runtime
+from worldsim.engine.runtimes import Runtime
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import ModelOutput, Simulator, State
 from worldsim.engine.starts import complete
@@ -37,7 +37,6 @@ from worldsim.world import World
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-ANY_SIZE = tuple(range(1, MOST_ROWS // 2 + 1))  # of batches that need not be exact; guidance doubles their rows
 CLIPS = 32  # clips to begin from whose memory is stored
 
 
@@ -52,6 +51,12 @@ class Engine:
         exact: whether a session's bits are the same alone and among others. False is faster where kernels differ, see
             `worldsim bench engine`.
         isolated: draw every session by itself: the same bits by construction, not by trying, at the speed of one.
+        buckets: numbers of rows that batches are filled up to (default: batches of sizes that a trial found exact,
+            without padding). With one, such as (8,), every pass has that shape, and sessions keep their bits without
+            a trial. Several, such as (1, 4, 16), are faster for few sessions, and keep the bits only while a session
+            stays within one bucket. Each thread computes whole buckets, so that a batch that fits one uses one
+            thread; the number of threads changes no bits with one bucket. `isolated=True` and `exact=False` say
+            something else about batches and are refused beside it.
         max_sessions: at most so many, besides what memory allows.
         memory_mb: for the sessions and their snapshots.
         clips: of so many of the last clips that sessions began from the memory is stored.
@@ -59,6 +64,7 @@ class Engine:
     Attributes:
         sessions: the open ones, by number; numbers are never used again.
         runtime: what computes.
+        exact: whether a session's bits are the same alone and among others; not with several buckets.
 
     Raises:
         ConfigError: a setting that cannot work.
@@ -74,6 +80,7 @@ class Engine:
         threads: int | None = None,
         exact: bool = True,
         isolated: bool = False,
+        buckets: Sequence[int] | None = None,
         max_sessions: int | None = None,
         memory_mb: int = 1024,
         clips: int = CLIPS,
@@ -82,11 +89,15 @@ class Engine:
         self.threads = os.cpu_count() or 1 if threads is None else threads
         if self.threads < 1 or (max_sessions is not None and max_sessions < 1):
             raise ConfigError(f"threads is {threads} and max_sessions {max_sessions}; both must be at least 1.")
-        self.world, self.exact, self.isolated = world, exact, isolated
+        buckets = check_buckets(buckets, exact=exact, isolated=isolated)
+        self.world, self.isolated = world, isolated
+        self.exact = exact and (buckets is None or len(buckets) == 1)
         self.runtime: Runtime = choose(world, runtime)
         self.sampler = sampler or SamplerConfig.of(world.card.sampler)
-        stages = in_pieces(self.runtime.stages, lambda: self.sizes)
+        self.batching = batching_for(self.runtime, exact=exact, isolated=isolated, buckets=buckets)
+        stages = self.batching.wrap(self.runtime.stages)
         self.simulator = Simulator(self.runtime.dynamics, self.sampler, stages)
+        identity = "/".join(filter(None, (self.runtime.identity, self.batching.identity)))
         self.table = SessionTable(
             self.runtime.dynamics.config,
             world.card.frame_size,
@@ -94,7 +105,7 @@ class Engine:
             self.simulator.device,
             memory_mb,
             max_sessions,
-            {"world": world.fingerprint(), "name": world.card.name, "runtime": self.runtime.identity},
+            {"world": world.fingerprint(), "name": world.card.name, "runtime": identity},
             lambda: self.stepper.drop_clips(),
         )
         self.stepper = Stepper(self.simulator, self.table, self.runtime.autoencoder, clips)
@@ -327,10 +338,8 @@ class Engine:
 
     @property
     def sizes(self) -> Sizes:
-        """The batch sizes that are used, for each stage by name."""
-        if self.isolated:
-            return dict.fromkeys(vars(self.runtime.stages), (1,))
-        return self.runtime.sizes if self.exact else dict.fromkeys(vars(self.runtime.stages), ANY_SIZE)
+        """The numbers of rows that passes have, for each stage by name."""
+        return self.batching.sizes
 
     # How it is done.
 
@@ -351,12 +360,7 @@ class Engine:
         if not actions:
             return
         begun, numbers = time.perf_counter(), list(actions)
-        # One session needs no sizes, which take seconds to find where nobody has done so before.
-        sizes = (
-            [1]
-            if len(numbers) == 1
-            else spread(len(numbers), self.sizes["denoise"], self.threads, self.runtime.largest)
-        )
+        sizes = self.batching.split(len(numbers), self.threads)
         ends = np.cumsum(sizes).tolist()
         groups = [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 

@@ -29,6 +29,8 @@ class EngineConfig:
     """See `worldsim.engine.engine.Engine`."""
     isolated: bool = False
     """Sample every session by itself."""
+    buckets: tuple[int, ...] | None = None
+    """Fill batches up to these sizes; see `worldsim.engine.engine.Engine`."""
     num_denoising_steps: int | None = None
     """Of the sampler, as are the next three (default: what the world's card says)."""
     history_sigma: float | None = None
@@ -68,6 +70,7 @@ def make_engine(world: str | Path | World, config: EngineConfig) -> Engine:
             runtime=config.runtime,
             threads=config.threads,
             isolated=config.isolated,
+            buckets=config.buckets,
             max_sessions=config.max_sessions,
             memory_mb=memory_mb,
             clips=CLIPS if config.clips is None else config.clips,
