@@ -48,9 +48,10 @@ def test_every_parameter_has_one_optimizer() -> None:
 
 
 def test_precision_is_what_was_asked_for_and_is_set_back() -> None:
-    assert choose(True).bf16 and choose(True).dtype == torch.bfloat16
-    assert not choose(False).bf16 and choose(False).dtype == torch.float32
-    assert "GFLOP/s" in choose().why
+    device = torch.get_default_device()
+    assert choose(device, True).bf16 and choose(device, True).dtype == torch.bfloat16
+    assert not choose(device, False).bf16 and choose(device, False).dtype == torch.float32
+    assert "GFLOP/s" in choose(device).why
     before = torch.get_float32_matmul_precision()
     with Precision(False, "medium", "").active():
         assert torch.get_float32_matmul_precision() == "medium"

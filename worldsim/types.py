@@ -83,6 +83,10 @@ class TextContext:
             mask[row, : len(prompt.states)] = True
         return TextContext(states, mask, torch.arange(len(prompts)).unsqueeze(1) if index is None else index)
 
+    def to(self, device: torch.device | str) -> TextContext:
+        """Copy all tensors to a device."""
+        return TextContext(self.states.to(device), self.mask.to(device), self.index.to(device))
+
     def distinct(self) -> TextContext:
         """Drop the prompts that are in force nowhere."""
         found, index = torch.unique(self.index, return_inverse=True)
@@ -171,10 +175,6 @@ class SegmentBatch:
         """Copy all tensors to a device."""
 
         def moved(part: object) -> object:
-            if isinstance(part, Tensor):
-                return part.to(device)
-            if isinstance(part, TextContext):
-                return TextContext(part.states.to(device), part.mask.to(device), part.index.to(device))
-            return part
+            return part.to(device) if isinstance(part, Tensor | TextContext) else part
 
         return SegmentBatch(**{field.name: moved(getattr(self, field.name)) for field in dataclasses.fields(self)})  # type: ignore[arg-type]

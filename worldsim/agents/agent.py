@@ -135,18 +135,19 @@ class Agent:
         """Choose an action for each game, from the output of `look`."""
         if self.actions is not None:
             return self.actions.values[self.choose(seen)]
-        distribution = self.policy.get_distribution(_tensor(seen)).distribution
+        distribution = self.policy.get_distribution(self._tensor(seen)).distribution
         mean: Tensor = distribution.mean  # type: ignore[union-attr]
         if not self.greedy:
-            mean = mean + torch.randn(mean.shape, generator=self._noise) * distribution.stddev  # type: ignore[union-attr]
+            noise = torch.randn(mean.shape, generator=self._noise).to(mean.device)
+            mean = mean + noise * distribution.stddev  # type: ignore[union-attr]
         space = self.space
         assert isinstance(space, spaces.Box)  # as `find_actions` leaves it
-        return np.clip(mean.numpy(), space.low, space.high).astype(space.dtype)
+        return np.clip(mean.cpu().numpy(), space.low, space.high).astype(space.dtype)
 
     @torch.no_grad()
     def choose(self, seen: np.ndarray) -> np.ndarray:
         """Choose the numbers (N,) of the actions for the output of `look`."""
-        likely: Tensor = self.policy.get_distribution(_tensor(seen)).distribution.probs  # type: ignore[union-attr]
+        likely: Tensor = self.policy.get_distribution(self._tensor(seen)).distribution.probs.cpu()  # type: ignore[union-attr]
         picked = likely.argmax(1) if self.greedy else torch.multinomial(likely, 1, generator=self._noise)[:, 0]
         return picked.numpy()
 
@@ -154,7 +155,10 @@ class Agent:
     def value(self, seen: np.ndarray) -> np.ndarray:
         """Estimate the return with the critic, (N,), in the game's own rewards."""
         scale = float(self.card.progress.get("reward_scale", 1.0))  # it learned with rewards divided by this
-        return self.policy.predict_values(_tensor(seen))[:, 0].numpy() * scale
+        return self.policy.predict_values(self._tensor(seen))[:, 0].cpu().numpy() * scale
+
+    def _tensor(self, seen: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(seen)).to(self.policy.device)
 
     def recall(self, seen: np.ndarray) -> None:
         """Continue from the output of `look`, of this agent or another."""
@@ -288,10 +292,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
     partial.replace(path)
-
-
-def _tensor(seen: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(seen))
 
 
 def _channels(card: AgentCard) -> int:

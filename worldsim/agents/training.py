@@ -245,7 +245,7 @@ def make_ppo(config: AgentConfig, envs: VecEnv) -> PPO:
         ent_coef=config.entropy,
         policy_kwargs=POLICY_SETTINGS,
         seed=config.seed,
-        device="cpu",
+        device=torch.get_default_device(),  # theirs is the GPU wherever there is one
     )
     model.set_logger(Logger(folder=None, output_formats=[]))  # `Learning` writes what it says
     return model

@@ -86,7 +86,7 @@ class LatentData:
             chunks = chunks_of(episode, actions, autoencoder.temporal_stride)
             rows = len(chunks.last)
             # Contiguous, as a file gives them: kernels differ in their last bits by how channels lie in memory.
-            columns["latents"].append(autoencoder.encode_clip(chunks.frames).half().contiguous())
+            columns["latents"].append(autoencoder.encode_clip(chunks.frames).half().cpu().contiguous())
             for name in ("actions", "known", "rewards", "terminated"):
                 columns[name].append(getattr(chunks, name))
             columns["mortal"].append(torch.full((rows,), 0.0 if episode.meta.get("protected") else 1.0))

@@ -35,7 +35,7 @@ class KVBlockPool:
         latents: (blocks + 1, C, h, w) in float32.
     """
 
-    def __init__(self, config: DiTConfig, blocks: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: DiTConfig, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         """Reserve the memory."""
         patches = (config.latent_size[0] // config.patch[1]) * (config.latent_size[1] // config.patch[2])
         memory = (config.pattern.count("t"), patches, config.heads, config.width // config.heads)

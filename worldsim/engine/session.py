@@ -146,7 +146,7 @@ class Snapshot:
         """Write it to a file, tensors as safetensors and the rest as JSON in their header."""
         session, path = self.session, Path(path)
         tensors = {f.name: getattr(self.memory, f.name).contiguous() for f in dataclasses.fields(Memory)}
-        tensors |= {"actions": session.actions.contiguous(), "known": session.known.contiguous()}
+        tensors |= {name: getattr(session, name).cpu().contiguous() for name in ("actions", "known")}
         tensors["frame"] = torch.from_numpy(session.frame.copy())
         if session.chunk is not None:
             parts = vars(session.chunk) | {"frames": torch.from_numpy(session.chunk.frames)}

@@ -111,7 +111,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         spent.clear()
         begin = time.perf_counter()
         actions = world.codec.flatten_list(sampled)
-        stages.frames(simulator.step(state, torch.from_numpy(actions)).latents).numpy()
+        stages.frames(simulator.step(state, torch.from_numpy(actions)).latents).cpu().numpy()
         times["step"].append(time.perf_counter() - begin)
         for name, seconds in spent.items():
             times[name].append(seconds)

@@ -170,7 +170,7 @@ class Events:
         encode, decode = self.runner.world.autoencoder.encode, self.runner.world.autoencoder.decode
         parts = [examples(episode, self.classifier.labels, every=8) for episode in self.episodes]
         frames, numbers = (torch.cat(part) for part in zip(*parts, strict=True))
-        decoded = torch.cat([decode(encode(part)) for part in frames.split(64)])
+        decoded = torch.cat([decode(encode(part)).cpu() for part in frames.split(64)])
         report: dict[str, Any] = {
             "real_frames": accuracy(self.classifier, frames, numbers),
             "decoded_frames": accuracy(self.classifier, decoded, numbers),

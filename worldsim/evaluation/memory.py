@@ -110,7 +110,7 @@ def compare(runner: Runner, segments: Segments) -> tuple[dict[str, Any], list[np
         forgetful(runner, segments),
     )
     truth, home = segments.truth[:, -1:], segments.before[:, :1]
-    decoded = runner.world.autoencoder.decode(runner.world.autoencoder.encode(truth[:, 0])).unsqueeze(1)
+    decoded = runner.world.autoencoder.decode(runner.world.autoencoder.encode(truth[:, 0])).cpu().unsqueeze(1)
     others = truth.roll(1, dims=0)
     views = {"": drawn[:, -1:], "emptied_": emptied[:, -1:], "copy_": home, "other_": others, "decoded_": decoded}
     report: dict[str, Any] = {"segments": len(segments)}

@@ -162,7 +162,7 @@ class Evaluation:
         self.save_segments("next", segments, {"drawn": drawn}, list(range(min(COLUMNS, truth.shape[1]))))
         encode, decode = self.world.autoencoder.encode, self.world.autoencoder.decode
         flat = truth.flatten(0, 1)
-        seen = torch.cat([decode(encode(part)) for part in flat.split(64)])
+        seen = torch.cat([decode(encode(part)).cpu() for part in flat.split(64)])
         report: dict[str, dict[str, Any]] = {"next_frame": metrics.compare(drawn, truth, before, other)}
         report["next_frame"] |= psnr_intervals(drawn, truth, {"copy": before, "shuffled": other}, segments.sources)
         report["autoencoder"] = {

@@ -133,6 +133,11 @@ class DiffusersAutoencoder(nn.Module):
         self.register_buffer("std", torch.ones(channels), persistent=False)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mean.device
+
+    @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
         return self.mean.numel()
@@ -160,7 +165,7 @@ class DiffusersAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to uint8 frames (B, H, W, 3)."""
-        return rounded(self.pixels(latents))
+        return rounded(self.pixels(latents.to(self.device)))
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as the model makes them to pixels (B, 3, H, W), about -1..1, with gradients."""

@@ -71,10 +71,10 @@ class AutoencoderTask:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of random frames."""
         index = torch.randint(len(self.frames), (self.config.batch,), generator=generator)
-        frames = torch.from_numpy(self.frames.read(index.numpy()))
+        frames = torch.from_numpy(self.frames.read(index.numpy())).to(self.module.device)
         pixels = frames.permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W), channels_last
         latents = self.module.encode_raw(pixels)
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         spread = latents.detach().float().std(dim=(0, 2, 3), keepdim=True)
         out = self.module.decode_raw(latents + self.config.latent_noise * spread * noise).float()
         error = out - pixels
@@ -87,9 +87,8 @@ class AutoencoderTask:
     def sample_grid(self, module: nn.Module) -> np.ndarray:
         """Held-out frames above what the autoencoder makes of them."""
         assert isinstance(module, FrameAutoencoder)
-        frames = self.val
-        rows = torch.cat([torch.cat(list(frames), 1), torch.cat(list(module.decode(module.encode(frames))), 1)], 0)
-        return rows.numpy()
+        shown = module.decode(module.encode(self.val)).cpu()
+        return torch.cat([torch.cat(list(frames), 1) for frames in (self.val, shown)], 0).numpy()
 
     def state(self) -> dict[str, Any]:
         """Nothing but the weights."""
@@ -114,7 +113,7 @@ def latent_statistics(autoencoder: DiffusersAutoencoder, frames: np.ndarray) -> 
     mean, std = latents.mean(dim=others), latents.std(dim=others)
     probe = latents[:: max(1, len(latents) // 16)]
     base = autoencoder.decode(probe).float()
-    noise = 0.3 * torch.randn(probe.select(-3, 0).shape, generator=torch.Generator().manual_seed(0))
+    noise = 0.3 * torch.randn(probe.select(-3, 0).shape, generator=torch.Generator().manual_seed(0)).to(probe)
     effect = torch.empty_like(std)
     for channel in range(len(std)):
         moved = probe.clone()

@@ -90,7 +90,7 @@ class DynamicsTask:
             # Of a latent for several frames the last one is shown, which needs the latents before.
             stride = self.val.stride
             clip = self.decode(latents[shown]) if stride == 1 else self.decode(latents)[::stride][shown]
-            rows.append(torch.cat(list(clip), dim=1))
+            rows.append(torch.cat(list(clip.cpu()), dim=1))
         return torch.cat(rows).numpy()
 
     def state(self) -> dict[str, Any]:

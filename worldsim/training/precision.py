@@ -1,4 +1,4 @@
-"""In which precision this machine trains fastest: measured, as no processor flag says it.
+"""In which precision a device trains fastest: measured, as no processor flag says it.
 
 A product of a training step takes a ninth of the time in bfloat16 on one CPU and nine times as long on the next; the
 fast float32 kernels of oneDNN, which torch calls precision "medium", are twice as fast as the default on one and half
@@ -51,9 +51,9 @@ class Precision:
             torch.set_float32_matmul_precision(before)
 
 
-def choose(bf16: bool | None = None, matmul: str | None = None) -> Precision:
-    """The fastest precision of this machine; `bf16` and `matmul` decide their part whatever was measured."""
-    speeds = dict(_speeds())
+def choose(device: torch.device, bf16: bool | None = None, matmul: str | None = None) -> Precision:
+    """The fastest precision of a device; `bf16` and `matmul` decide their part whatever was measured."""
+    speeds = dict(_speeds(device))
     matmul = matmul or max((name for name in speeds if name != "bf16"), key=speeds.__getitem__)
     fast = bf16 if bf16 is not None else speeds["bf16"] > WORTH * speeds[matmul]
     found = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
@@ -61,11 +61,11 @@ def choose(bf16: bool | None = None, matmul: str | None = None) -> Precision:
 
 
 @cache
-def _speeds() -> tuple[tuple[str, float], ...]:
-    """GFLOP/s of one product by name: "bf16", and those float32 precisions that are exact here."""
+def _speeds(device: torch.device) -> tuple[tuple[str, float], ...]:
+    """GFLOP/s of one product on a device by name: "bf16", and those float32 precisions that are exact there."""
     rows, inner, outer = SHAPE
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(rows, inner, generator=generator), torch.randn(outer, inner, generator=generator)
+    x, weight = (torch.randn(count, inner, generator=generator).to(device) for count in (rows, outer))
     truth = F.linear(x.double(), weight.double())
     found = []
     for name in ("highest", "medium"):
@@ -80,6 +80,6 @@ def _time(x: torch.Tensor, weight: torch.Tensor, tries: int = 5) -> float:
     best = float("inf")
     for _ in range(tries + 1):
         start = time.perf_counter()
-        F.linear(x, weight)
+        float(F.linear(x, weight)[0, 0])  # a device may still compute when a call is over: its number is there then
         best = min(best, time.perf_counter() - start)
     return 2 * x.shape[0] * x.shape[1] * weight.shape[0] / best / 1e9

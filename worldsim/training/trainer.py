@@ -120,7 +120,7 @@ class Trainer:
         self.step = 0
         self.smooth: float | None = None
         self.best = math.inf
-        self.precision = choose(config.bf16, config.matmul)
+        self.precision = choose(self.device, config.bf16, config.matmul)
         self.optimizers = build_optimizers(
             task.module,
             learning_rate=config.learning_rate,
@@ -131,6 +131,11 @@ class Trainer:
         self.ema = {name: tensor.detach().clone().float() for name, tensor in task.module.state_dict().items()}
         if (self.out / "checkpoint.pt").exists():
             self.load(self.out / "checkpoint.pt")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next(self.task.module.parameters()).device
 
     def run(self) -> dict[str, float]:
         """Train until the budget is spent; return the last scalars.
@@ -186,9 +191,8 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * rate
-        device = next(module.parameters()).device.type
         with self.precision.active():
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision.bf16):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision.bf16):
                 loss, scalars = self.task.loss(self.step, generator)
             value = float(loss.detach())
             self._check(value)
@@ -296,7 +300,7 @@ class Trainer:
         self.step, self.smooth, self.best = state["step"], state["smooth"], state["best"]
         self.ema = {name: tensor.to(self.ema[name].device) for name, tensor in state["ema"].items()}
         # A second measurement could choose otherwise, and the run would not go on with the same bits.
-        self.precision = choose(self.config.bf16, self.config.matmul or state.get("matmul"))
+        self.precision = choose(self.device, self.config.bf16, self.config.matmul or state.get("matmul"))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             bases = [group["base_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)

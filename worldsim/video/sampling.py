@@ -43,7 +43,7 @@ def sample_clips(
     batch, frames = clips.shape[:2]
     given = given.expand(batch, frames).to(clips.device)
     keep = given[..., None, None, None]
-    context = dit.encode_context(clip_inputs(dit, clips, text))
+    context = dit.encode_context(clip_inputs(dit, clips, text.to(clips.device)))
     noise = normal(keys_of(seeds or list(range(batch))), torch.zeros(batch, dtype=torch.long), SAMPLE, clips.shape[1:])
 
     def predict(x: Tensor, sigma: float) -> Tensor:

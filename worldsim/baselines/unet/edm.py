@@ -44,8 +44,8 @@ def add_noise(clean: Tensor, sigma: Tensor, offset: float, generator: torch.Gene
 
     The second one makes the network correct colours, which noise of single pixels never hides.
     """
-    noise = torch.randn(clean.shape, generator=generator) * sigma.view(-1, 1, 1, 1)
-    return clean + noise + offset * torch.randn((*clean.shape[:2], 1, 1), generator=generator)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device) * sigma.view(-1, 1, 1, 1)
+    return clean + noise + offset * torch.randn((*clean.shape[:2], 1, 1), generator=generator).to(clean.device)
 
 
 def sample_sigmas(count: int, generator: torch.Generator, mean: float = -0.4, deviation: float = 1.2) -> Tensor:

@@ -136,7 +136,7 @@ class UNetRunner(Runner):
         text = prompt_means(self.world.book, prompts)
         shape = (3, *seen.shape[2:4])
         noise = normal(keys_of([self.seed + row for row in rows]), torch.full((len(rows),), n), SAMPLE, shape)
-        return self.model.draw(noise, to_pixels(seen), actions, text)
+        return self.model.draw(noise, to_pixels(seen), actions, text).cpu()
 
 
 def compare(config: BaselineEval) -> dict[str, Any]:

@@ -96,6 +96,11 @@ class UNetDynamics(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compiled: Callable[..., Any] | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.text.weight.device
+
     def compile_unet(self) -> None:
         """Compile the U-Net for training, when it first runs; only passes with gradients use that."""
         self._compiled = torch.compile(self.unet.forward, dynamic=False)  # a function: no submodule
@@ -128,11 +133,15 @@ class UNetDynamics(nn.Module):
 
     @torch.no_grad()
     def draw(self, noise: Tensor, past: Tensor, actions: Tensor, text: Tensor) -> Tensor:
-        """The next frames, uint8 (B, H, W, 3), from standard normal noise (B, 3, H, W); the rest as of `denoise`."""
+        """The next frames, uint8 (B, H, W, 3), from standard normal noise (B, 3, H, W); the rest as of `denoise`.
+
+        What is given may be on any device; the frames are on the model's.
+        """
         levels = edm.get_schedule(self.config.steps)
+        noise, past, actions, text = (part.to(self.device) for part in (noise, past, actions, text))
 
         def predict(x: Tensor, sigma: float) -> Tensor:
-            return self.denoise(x, torch.full((len(x),), sigma), past, actions, text).clamp(-1, 1)
+            return self.denoise(x, torch.full((len(x),), sigma, device=x.device), past, actions, text).clamp(-1, 1)
 
         return to_frames(euler(predict, levels[0] * noise, levels))
 

@@ -123,16 +123,17 @@ class BaselineTask:
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of frames at random places."""
-        config, data = self.config, self.data
+        config, data, device = self.config, self.data, self.module.device
         rows = self.choice[torch.randint(len(self.choice), (config.batch,), generator=generator)]
         index = rows.unsqueeze(1) + self.back  # (B, K + 1)
-        pixels = to_pixels(data.frames[index])
+        pixels = to_pixels(data.frames[index].to(device))
         past, clean = pixels[:, :-3], pixels[:, -3:]
-        sigma = edm.sample_sigmas(config.batch, generator)
+        sigma = edm.sample_sigmas(config.batch, generator).to(device)
         noisy = edm.add_noise(clean, sigma, config.model.offset_noise, generator)
         scales = edm.scales(sigma, config.model.offset_noise)
         target = (clean - scales.skip.view(-1, 1, 1, 1) * noisy) / scales.out.view(-1, 1, 1, 1)
-        out = self.module(noisy, sigma, past, data.actions[index[:, 1:]], self.text[data.prompt[rows]])
+        actions, text = data.actions[index[:, 1:]].to(device), self.text[data.prompt[rows]].to(device)
+        out = self.module(noisy, sigma, past, actions, text)
         error = (out - target).square()
         # The squared error of the frame itself, where it was hidden.
         hidden = (sigma > 1).float()
@@ -163,13 +164,14 @@ class BaselineTask:
         starts = fits[:: max(1, len(fits) // count)][:count]
         text, generator = prompt_means(self.book, val.prompts), torch.Generator().manual_seed(0)
         seen = val.frames[starts.unsqueeze(1) + self.back[:-1]]  # (S, K, H, W, 3)
+        bf16 = choose(module.device, self.config.trainer.bf16).bf16
         for n in range(frames):
             rows = starts + n
             noise = torch.randn((len(rows), 3, *seen.shape[2:4]), generator=generator)
             actions = val.actions[rows.unsqueeze(1) + self.back[1:]]
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=choose(self.config.trainer.bf16).bf16):
+            with torch.autocast(module.device.type, dtype=torch.bfloat16, enabled=bf16):
                 drawn = module.draw(noise, to_pixels(seen[:, -history:]), actions, text[val.prompt[rows]])
-            seen = torch.cat([seen, drawn.unsqueeze(1)], dim=1)
+            seen = torch.cat([seen, drawn.cpu().unsqueeze(1)], dim=1)
         return seen[:, history:], val.frames[starts.unsqueeze(1) + torch.arange(frames)]
 
     def state(self) -> dict[str, Any]:
