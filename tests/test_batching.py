@@ -162,6 +162,15 @@ def test_groups_of_sessions_fill_buckets() -> None:
                 assert sum(groups) == sessions and max(groups) <= 8 and min(groups) >= 1
 
 
+def test_a_bucket_of_one_is_what_single_rows_are() -> None:
+    names = ("encode", "denoise", "decode")
+    assert [Buckets(dict.fromkeys(names, sizes)).identity for sizes in ((1,), (4,), (1, 4))] == [
+        "",
+        "buckets-4",
+        "buckets-1-4",
+    ]
+
+
 def test_snapshots_are_of_their_buckets(make: MakeEngine) -> None:
     """Frames to come would differ in their last bits, as in another runtime."""
     engine, same, other, none = make(buckets=(4,)), make(buckets=[4]), make(buckets=(4, 2)), make()

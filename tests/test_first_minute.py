@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from worldsim import cli
+from worldsim.diffusion import noise
 from worldsim.errors import ConfigError, DataError
 from worldsim.evaluation import minute_measures as measures
 from worldsim.evaluation import realism
@@ -142,7 +143,8 @@ def test_distances_and_windows():
         measures.outcome(dataclasses.replace(played, ends=torch.tensor([1, 1])))["end_age"] == 3.0
     )  # whatever was drawn
     assert found["end_reward"] == 3.0  # of the one session that ended
-    even = dataclasses.replace(played, chances=torch.full((2, 3), 0.25))  # .75, .56 and .42 go on
+    even = dataclasses.replace(played, probabilities=torch.full((2, 3), 0.25))  # .75, .56 and .42 go on
     assert measures.outcome(even)["end_age"] == 3.0 and measures.outcome(even)["end_age_interval"] == (3.0, 3.0)
-    assert measures.outcome(dataclasses.replace(played, chances=torch.full((2, 3), 0.1)))["end_age"] is None
+    assert measures.outcome(dataclasses.replace(played, probabilities=torch.full((2, 3), 0.1)))["end_age"] is None
+    assert noise.possible(torch.tensor([0.0009, 0.001])).tolist() == pytest.approx([0.0, 0.001])  # as ends are drawn
     assert [len(part) for part in measures.sessions(played, [1, 2])] == [1, 2]

@@ -22,11 +22,14 @@ from worldsim.world import World
 PATIENT = ConnectionConfig(timeout=1.0, patience=180.0)
 
 
-def play(engine: EngineLike, seed: int, steps: int, stop: threading.Event | None = None) -> tuple[list[str], int]:
+def play(
+    engine: EngineLike, seed: int, steps: int, stop: threading.Event | None = None, counts: list[int] | None = None
+) -> tuple[list[str], int]:
     """A life with everything in it: steps, batches, words, a snapshot that is gone back to, a fork, resets.
 
     Returns:
-        What was seen, in order: hashes of frames, rewards, prompts; and the number of steps until `stop` was set.
+        What was seen, in order: hashes of frames, rewards, prompts; and the number of steps until `stop` was set. Each
+        is noted in `counts` as it is made.
     """
     rng = random.Random(seed)
     openings = [SessionSpec(seed=seed), SessionSpec(seed=seed + 1, prompt="a cart"), SessionSpec(seed=seed, start=0)]
@@ -38,6 +41,8 @@ def play(engine: EngineLike, seed: int, steps: int, stop: threading.Event | None
         if stop is not None and stop.is_set():
             break
         count += 1
+        if counts is not None:
+            counts.append(count)
         chosen = sessions if rng.random() < 0.5 else sessions[:1]
         for number, step in engine.step({number: action for number in chosen}).items():
             seen += [digest(step.frame), repr(step.reward), str(engine.sessions[number].step)]
@@ -70,26 +75,37 @@ def killed(world_path: Path, folder: Path, kills: int, clients: int, every: str,
     words = ("--every", every, "--isolated")  # see docs/engine.md
     host = HostProcess([world_path], folder, 0, *words)
     seen: dict[int, tuple[list[str], int]] = {}
+    counts: list[list[int]] = [[] for _ in range(clients)]
     failures: list[BaseException] = []
     stop = threading.Event()
 
     def client(i: int) -> None:
         try:
             engine = RemoteEngine(host.address, config=PATIENT)
-            seen[i] = play(engine, seed + 10 * i, 100_000, stop)
+            seen[i] = play(engine, seed + 10 * i, 100_000, stop, counts[i])
             engine.close()
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(clients)]
+    def wait_for_steps() -> None:
+        """Until every client has made another two."""
+        before, until = [len(one) for one in counts], time.monotonic() + PATIENT.patience
+        while any(len(one) < was + 2 for one, was in zip(counts, before, strict=True)) and not failures:
+            assert time.monotonic() < until, f"clients made no steps: {before}, {[len(one) for one in counts]}"
+            time.sleep(0.02)
+
+    threads = [threading.Thread(target=client, args=(i,), daemon=True) for i in range(clients)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(kills):
+            wait_for_steps()
             time.sleep(low + rng.random() * 0.5)
             host.kill(signal.SIGKILL)
             host = HostProcess([world_path], folder, host.port, "--resume", *words)
-        time.sleep(2 * PATIENT.timeout)
+            if failures:
+                raise failures[0]
+        wait_for_steps()
         stop.set()
         for thread in threads:
             thread.join()
@@ -102,7 +118,7 @@ def killed(world_path: Path, folder: Path, kills: int, clients: int, every: str,
     local = Engine(World.from_pretrained(world_path), runtime="eager", threads=1, isolated=True)
     for i in range(clients):
         print(f"{seen[i][1]} steps")
-        assert seen[i][1] > kills
+        assert seen[i][1] > 2 * kills
         assert seen[i] == play(local, seed + 10 * i, seen[i][1])
     local.close()
     assert left == []  # every session was closed, none was lost or left over

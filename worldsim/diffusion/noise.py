@@ -66,7 +66,12 @@ def ends(probability: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
     The end of many games cannot be seen coming, such as that of a player who slowly loses health: there the probability
     stays far below a half at every step, and only a draw ends an episode as often as in the game.
     """
-    return (uniform(keys, steps, END, ()) < probability) & (probability >= NEVER)
+    return uniform(keys, steps, END, ()) < possible(probability)
+
+
+def possible(probability: Tensor) -> Tensor:
+    """Probabilities of an end with those below `NEVER` as none."""
+    return probability.where(probability >= NEVER, 0.0)
 
 
 def share_places(noise: Tensor, shared: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Buckets:
     def __init__(self, sizes: Sizes) -> None:
         """Nothing is tried."""
         self._sizes = sizes
-        self.identity = "-".join(["buckets", *map(str, sizes["denoise"])])
+        self.identity = "" if sizes["denoise"] == (1,) else "-".join(["buckets", *map(str, sizes["denoise"])])
 
     @property
     def sizes(self) -> Sizes:
@@ -105,7 +105,9 @@ class Buckets:
         return [size] * (sessions // size) + ([rest] if rest else [])
 
 
-def check_buckets(buckets: Sequence[int] | None, *, exact: bool, isolated: bool) -> tuple[int, ...] | None:
+def check_buckets(
+    buckets: tuple[int, ...] | list[int] | None, *, exact: bool, isolated: bool
+) -> tuple[int, ...] | None:
     """An engine's buckets, ascending.
 
     Raises:

@@ -80,7 +80,7 @@ class Engine:
         threads: int | None = None,
         exact: bool = True,
         isolated: bool = False,
-        buckets: Sequence[int] | None = None,
+        buckets: tuple[int, ...] | list[int] | None = None,
         max_sessions: int | None = None,
         memory_mb: int = 1024,
         clips: int = CLIPS,

@@ -11,6 +11,7 @@ All give what eager gives but for rounding. Bits are promised within one runtime
 from __future__ import annotations
 
 import shutil
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -207,19 +208,19 @@ class _Graph:
     """A stage as CUDA graphs, one for each set of shapes; recorded when first met."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        self.module, self.lock = module, threading.Lock()
         self.recorded: dict[tuple[torch.Size, ...], tuple[Any, list[Tensor], Any]] = {}
 
     def __call__(self, *args: Tensor) -> Any:
         key = tuple(arg.shape for arg in args)
-        if key not in self.recorded:
-            self.recorded[key] = self._record([arg.clone() for arg in args])
-        graph, inputs, outs = self.recorded[key]
-        for own, arg in zip(inputs, args, strict=True):
-            own.copy_(arg)
-        graph.replay()
-        # The graph writes its outputs to the same place again, at the next call.
-        return outs.clone() if isinstance(outs, Tensor) else tuple(out.clone() for out in outs)
+        with self.lock:  # an engine's threads share the places that a graph reads from and writes to
+            if key not in self.recorded:
+                self.recorded[key] = self._record([arg.clone() for arg in args])
+            graph, inputs, outs = self.recorded[key]
+            for own, arg in zip(inputs, args, strict=True):
+                own.copy_(arg)
+            graph.replay()
+            return outs.clone() if isinstance(outs, Tensor) else tuple(out.clone() for out in outs)
 
     def _record(self, inputs: list[Tensor]) -> tuple[Any, list[Tensor], Any]:
         with torch.no_grad():

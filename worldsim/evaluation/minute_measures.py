@@ -124,34 +124,34 @@ def moving(played: Played, probe: Probe) -> dict[str, Any]:
 def outcome(played: Played) -> dict[str, Any]:
     """Compute the reward a step, the share of sessions that ended, their median age at the end, and the last reward.
 
-    The age is that of the chances, not of the ends drawn from them: sixteen draws, the same in every world, say more
-    of the draw than of the world.
+    Share and age of the ends are those of the world's probabilities, not of the ends drawn from them: sixteen draws,
+    the same in every world, say more of the draw than of the world. Rewards are those up to the end that was drawn.
     """
     steps, count = played.steps, len(played.ends)
     alive = torch.arange(1, steps + 1) <= played.ends.unsqueeze(1)
     rewards = mean_interval(played.rewards.masked_fill(~alive, math.nan))
-    ended = int((played.ends <= steps).sum())
-    going = (1 - played.chances.double()).cumprod(dim=1)  # (S, T)
-    sums = torch.cat([going, torch.ones(count, 1)], dim=1).numpy()
+    survival = (1 - played.probabilities.double()).cumprod(dim=1)  # (S, T)
+    ended = 1 - survival[:, -1:]
+    sums = torch.cat([survival, torch.ones(count, 1)], dim=1).numpy()
     last = played.rewards.gather(1, (played.ends - 1).clamp(max=steps - 1).unsqueeze(1))  # (S, 1)
     at_end = mean_interval(last.masked_fill(played.ends.unsqueeze(1) > steps, math.nan))
-    middle, interval = float(_middle(sums.sum(axis=0))), bootstrap(sums, range(count), _middle)
+    median, interval = float(_median(sums.sum(axis=0))), bootstrap(sums, range(count), _median)
     return {
         "reward": rewards["mean"],
         "reward_interval": rewards["interval"],
-        "ended": ended / count,
-        "ended_interval": wilson(ended, count),
-        "end_age": middle if middle <= steps else None,  # None: more than half go on
+        "ended": float(ended.mean()),
+        "ended_interval": wilson(float(ended.sum()), count),
+        "end_age": median if median <= steps else None,  # None: more than half go on
         "end_age_interval": None if interval is None or interval[1] > steps else interval,
         "end_reward": at_end["mean"],
         "end_reward_interval": at_end["interval"],
     }
 
 
-def _middle(sums: np.ndarray) -> np.ndarray:
-    """Find the age at which half of the sessions have ended, from (..., T + 1): those that go on, and their number."""
-    going = sums[..., :-1] / sums[..., -1:]
-    return ((going > 0.5).sum(axis=-1) + (going >= 0.5).sum(axis=-1)) / 2 + 1  # as the median of an even number
+def _median(sums: np.ndarray) -> np.ndarray:
+    """Find the age at which half of the sessions have ended, from (..., T + 1): those that survive, and all."""
+    survival = sums[..., :-1] / sums[..., -1:]
+    return ((survival > 0.5).sum(axis=-1) + (survival >= 0.5).sum(axis=-1)) / 2 + 1  # as of an even number of values
 
 
 def rest(

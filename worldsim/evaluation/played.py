@@ -66,7 +66,8 @@ class Played:
         present: which of them there are, bool (S, K): the real game draws none after its end.
         rewards: (S, T), nan after the real game's end.
         ends: the step that ended each session, from 1; T + 1 where none did; (S,).
-        chances: of an end at each step, (S, T): what a world draws `ends` from; 0 and 1 in the real game.
+        probabilities: of a termination at each step, (S, T), from which a world's `ends` are drawn; 0 and 1 in the
+            real game.
         actions: flattened, (S, T, action_size).
         labels: see `Probe.labels`, one of each session.
         forks: frames uint8 (S, steps, H, W, 3) of scripts that were played beside, by name.
@@ -77,7 +78,7 @@ class Played:
     present: Tensor
     rewards: Tensor
     ends: Tensor
-    chances: Tensor
+    probabilities: Tensor
     actions: Tensor
     labels: list[dict[str, Any]]
     forks: dict[str, Tensor] = field(default_factory=dict)
@@ -233,9 +234,9 @@ def play_real(
             taken.append(torch.cat([flat, flat.new_zeros(steps - len(flat), flat.shape[1])]))
     finally:
         env.close()
-    chances = (torch.arange(1, steps + 1) == ends.unsqueeze(1)).float()  # (S, T)
+    probabilities = (torch.arange(1, steps + 1) == ends.unsqueeze(1)).float()  # (S, T)
     labels = [start.labels for start in starts]
-    return Played(stored, frames, present, rewards, ends, chances, torch.stack(taken), labels)
+    return Played(stored, frames, present, rewards, ends, probabilities, torch.stack(taken), labels)
 
 
 Forks = dict[int, dict[str, list[Any]]]
@@ -267,7 +268,8 @@ def play_world(
     forks, space, (height, width) = forks or {}, runner.world.action_space, runner.world.card.frame_size
     count, stored = len(begin), sorted(set(ages))
     frames = torch.zeros(count, len(stored), height, width, 3, dtype=torch.uint8)
-    rewards, chances, ends = torch.zeros(count, steps), torch.zeros(count, steps), torch.full((count,), steps + 1)
+    rewards, probabilities = torch.zeros(count, steps), torch.zeros(count, steps)
+    ends = torch.full((count,), steps + 1)
     taken, beside = torch.zeros(count, steps, runner.world.dynamics.config.action_size), {}
     chunks = [list(range(i, min(i + runner.batch, count))) for i in range(0, count, runner.batch)]
     with tqdm(total=steps * len(chunks), desc=title, unit="step", leave=False, disable=None) as bar:
@@ -281,7 +283,7 @@ def play_world(
                     outcome = runner.simulator.step(state, taken[rows, step - 1])
                     last = runner.decode(outcome.latents).cpu()
                     rewards[rows, step - 1] = outcome.reward.float().cpu()
-                    chances[rows, step - 1] = outcome.ended.float().cpu()
+                    probabilities[rows, step - 1] = noise.possible(outcome.ended.float().cpu())
                     over = noise.ends(outcome.ended.cpu(), state.keys, state.step)
                     ends[rows] = torch.where(over & (ends[rows] > steps), step, ends[rows])
                     bar.update()
@@ -291,7 +293,7 @@ def play_world(
                     shown = _script(runner, replace(state), script, len(rows))
                     beside.setdefault(name, torch.zeros(count, *shown.shape[1:], dtype=torch.uint8))[rows] = shown
     present = torch.ones(count, len(stored), dtype=torch.bool)
-    return Played(stored, frames, present, rewards, ends, chances, taken, labels, beside)
+    return Played(stored, frames, present, rewards, ends, probabilities, taken, labels, beside)
 
 
 def _begin(runner: Runner, begin: Segments | Sequence[str], rows: list[int]) -> tuple[State, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import torch
 
@@ -13,7 +14,7 @@ from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError
 from worldsim.models.autoencoder import DiffusersAutoencoder
 from worldsim.models.autoencoder_files import describe_autoencoder
-from worldsim.models.config import GATE_START
+from worldsim.models.config import GATE_START, DiTConfig
 from worldsim.models.initialise import set_gate
 from worldsim.models.text import PromptBook
 from worldsim.models.text_encoders import DEFAULT_ENCODER, TransformersEncoder
@@ -28,7 +29,7 @@ from worldsim.world import World, WorldCard
 PICTURE_FRAMES = 32  # frames that say what latents change in the picture
 SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use
 SHIPPED_STARTS = 8  # clips that a world carries to begin from
-UNFED = ("fresh_noise", "camera_size", "image_width", "memory_width")  # inputs of a model that training does not give
+EXTRA_INPUTS = ("fresh_noise", "camera_size", "image_width", "memory_width")  # that training does not give yet
 IN_MOTION = 24  # steps after which a policy has started to move
 
 
@@ -51,6 +52,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
                     f"{other.path} has the {name} {there}, {config.data} has {here}; train on recordings of one game."
                 )
     world = None if config.init_from is None else World.from_pretrained(config.init_from, dtype=torch.float32)
+    _check_inputs(config.model if world is None else world.dynamics.config, config.init_from)
     autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
     data = LatentData.join([LatentData.cached(part, "train", autoencoder) for part in (dataset, *more)])
     val = LatentData.cached(dataset, "heldout", autoencoder)
@@ -84,8 +86,6 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
             f"{shape.learned_variance}); train with the world's own objective, or without --init-from."
         )
     model = shape
-    if unfed := [name for name in UNFED if getattr(model, name)]:
-        raise ConfigError(f"{unfed[0]} is {getattr(model, unfed[0])!r}; no recording has what it takes: leave it out.")
     if model.patch[0] != 1:
         raise ConfigError(f"patch is {model.patch}; training takes patches of one latent in time so far.")
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
@@ -104,6 +104,14 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
         if model.newest_base and not world.dynamics.config.newest_base:
             set_gate(task.module, GATE_START)
     return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
+
+
+def _check_inputs(model: DiTConfig, world: Path | None) -> None:
+    """Raises ConfigError for a model with an input that training does not give."""
+    for name in EXTRA_INPUTS:
+        if value := getattr(model, name):
+            whose, help = ("", "leave it out") if world is None else (f" in {world}", "go on from another world")
+            raise ConfigError(f"{name} is {value!r}{whose}; training does not give this input so far: {help}.")
 
 
 def encoder_of(config: DynamicsTraining, world: World | None = None) -> str:

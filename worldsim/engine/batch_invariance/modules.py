@@ -89,9 +89,10 @@ class _WholeVectors(nn.Module):
         return whole_vectors(super().forward, input)
 
 
-_PLAIN: tuple[type[nn.Module], ...] = (nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Mish, nn.Softplus)  # not ReLU
-_ACTIVATIONS: dict[type[nn.Module], type[nn.Module]] = {
-    kind: type(f"Whole{kind.__name__}", (_WholeVectors, kind), {}) for kind in _PLAIN
+# Those with an exponential; a ReLU is exact in any code.
+ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Mish, nn.Softplus)
+_WHOLE: dict[type[nn.Module], type[nn.Module]] = {
+    kind: type(f"Whole{kind.__name__}", (_WholeVectors, kind), {}) for kind in ACTIVATIONS
 }
 
 
@@ -100,10 +101,11 @@ def whole_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     Kernels compute the numbers beyond the last group one by one, with another exponential.
     """
-    count = x[0].numel()
+    count = x.shape[1:].numel()
     if count % VECTORS == 0:
         return function(x)
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)  # as it lies in memory, so that it stays
+    # Rows as they lie in memory, so that the result lies alike.
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     rows = x.movedim(1, -1) if last else x
     shape = rows.shape
     out = function(nn.functional.pad(rows.flatten(1), (0, -count % VECTORS)))[:, :count].contiguous().view(shape)
@@ -143,4 +145,4 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
         return SplitMLP
     if type(module) is Linear and module.out_features < NARROW:
         return DoubleLinear
-    return _ACTIVATIONS.get(type(module))
+    return _WHOLE.get(type(module))
