@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from logical_device import WrongDevice, logical
+from logical_device import Marks, WrongDevice, logical
 from tiny import OPENINGS, tiny_autoencoder, tiny_baseline, tiny_dynamics
 
 from worldsim.baselines.unet.evaluation import UNetRunner
@@ -31,7 +31,7 @@ from worldsim.models.clip_autoencoder import ClipAutoencoder
 from worldsim.training.autoencoder import latent_statistics, load_run, prepare_autoencoder, save_run
 from worldsim.training.latent_metric import latent_metric
 from worldsim.training.run import prepare
-from worldsim.training.trainer import Trainer
+from worldsim.training.trainer import Task, Trainer, TrainerConfig
 from worldsim.types import TextContext
 from worldsim.video.patterns import given_frames
 from worldsim.video.sampling import sample_clips
@@ -151,6 +151,18 @@ def test_play(world: World) -> None:
         simulator.observe(state, outcome.latents, torch.zeros(2, world.codec.size))
 
 
+def trains_alike(task: Task, config: TrainerConfig, folder: Path, losses: list[dict[str, float]], marks: Marks) -> None:
+    """Train on the device: three steps, a sample grid and checkpoint after two, have the `losses` of the host."""
+    task.module.to("cuda")
+    trainer = Trainer(task, config, folder)
+    assert [trainer.train_step() for _ in range(2)] == losses[:2]
+    trainer.draw()
+    trainer.save()
+    trainer = Trainer(task, config, folder)
+    assert [trainer.train_step()] == losses[2:]
+    assert all(map(marks.has, task.module.parameters())) and all(map(marks.has, trainer.ema.values()))
+
+
 @NO_CUDA
 def test_autoencoder(dataset: Dataset, tmp_path: Path) -> None:
     """Steps, a sample grid, going on from a checkpoint, statistics and files: the numbers are those of the host."""
@@ -161,14 +173,7 @@ def test_autoencoder(dataset: Dataset, tmp_path: Path) -> None:
     frames = task.frames.evenly(8)
     task.module.set_statistics(*latent_statistics(task.module, frames))
     with logical() as marks:
-        other.module.to("cuda")
-        trainer = Trainer(other, config.trainer, tmp_path)
-        assert [trainer.train_step() for _ in range(2)] == losses[:2]
-        trainer.draw()
-        trainer.save()
-        trainer = Trainer(other, config.trainer, tmp_path)
-        assert [trainer.train_step()] == losses[2:]
-        assert all(map(marks.has, other.module.parameters())) and all(map(marks.has, trainer.ema.values()))
+        trains_alike(other, config.trainer, tmp_path, losses, marks)
         other.module.set_statistics(*latent_statistics(other.module, frames))
         save_run(other.module, tmp_path)
         data = LatentData.encode(dataset, "heldout", other.module)
@@ -187,14 +192,7 @@ def test_unet(dataset: Dataset, world: World, tmp_path: Path) -> None:
     losses = [trainer.train_step() for _ in range(3)]
     segments = cut(dataset.read("train"), dataset.action_space, 2, context_of(world), 2, np.random.default_rng(1))
     with logical() as marks:
-        task.module.to("cuda")
-        trainer = Trainer(task, config.trainer, tmp_path)
-        assert [trainer.train_step() for _ in range(2)] == losses[:2]
-        trainer.draw()
-        trainer.save()
-        trainer = Trainer(task, config.trainer, tmp_path)
-        assert [trainer.train_step()] == losses[2:]
-        assert all(map(marks.has, task.module.parameters())) and all(map(marks.has, trainer.ema.values()))
+        trains_alike(task, config.trainer, tmp_path, losses, marks)
         drawn = UNetRunner(task.module, world).free(segments, recorded(segments))
     assert not marks.has(drawn)
     assert torch.equal(drawn, UNetRunner(task.module, world).free(segments, recorded(segments)))
