@@ -139,7 +139,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that learn little, in no time, and a power that is tested elsewhere."""
     from worldsim.evaluation import following, realism, recovery
 
-    monkeypatch.setattr(realism, "STEPS", 25)
+    monkeypatch.setattr(realism, "STEPS", 40)
     monkeypatch.setattr(following, "STEPS", 20)
     monkeypatch.setattr(recovery, "AFTER", (1, 4))
     monkeypatch.setattr(realism, "power", lambda: 0.97)

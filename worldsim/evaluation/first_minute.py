@@ -270,19 +270,16 @@ class Minute:
         """Report some sessions; put the worst on a contact sheet."""
         probe, refused = self.probe, self.power < realism.POWER
         report: dict[str, Any] = {"steps": world.steps, "at": {}}
-        pooled: list[list[Tensor]] = []
         worst = torch.zeros(len(world.ends))
-        for age in self.config.ages:
-            if age > world.steps:
-                continue
-            ages = measures.window(age, world.steps)
-            found, seen = measures.told(world, real, self.world.autoencoder, ages)
+        reached = [age for age in self.config.ages if age <= world.steps]
+        windows = [measures.window(age, world.steps) for age in reached]
+        results, pooled = measures.told(world, real, self.world.autoencoder, windows)
+        for age, ages, found, seen in zip(reached, windows, results, pooled, strict=True):
             line: dict[str, Any] = {"real_sessions": sum(map(bool, map(len, seen)))}
             line |= {"told": None, "told_interval": None} if refused else realism.line(found)
             line |= measures.ranges_at(self.reference, world, real, ages, None if refused else found, seen)
             line["layout"] = measures.layout(world, real, probe, ages)
             report["at"][str(age)] = line
-            pooled.append(seen)
             worst += found.drawn.nan_to_num()
         if pooled and not refused and origin == "starts":
             report["baselines"] = self.baselines(real, pooled)

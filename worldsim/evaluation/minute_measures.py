@@ -97,11 +97,16 @@ def layout(world: Played, real: Played, probe: Probe, ages: list[int]) -> dict[s
 
 
 def told(
-    world: Played, real: Played, autoencoder: DiffusersAutoencoder, ages: list[int]
-) -> tuple[realism.Told, list[Tensor]]:
-    """Measure how well the world's sessions are told from real ones at some ages; return decoded real frames too."""
-    seen = [realism.decoded(autoencoder, frames) for frames in sessions(real, ages)]
-    return realism.tell(seen, sessions(world, ages), realism.folds_of(len(seen))), seen
+    world: Played, real: Played, autoencoder: DiffusersAutoencoder, windows: Sequence[list[int]]
+) -> tuple[list[realism.Told], list[list[Tensor]]]:
+    """Measure how well the world's sessions are told from real ones in some windows of ages.
+
+    Returns:
+        The result in each window, and the real frames that it was measured by, decoded again, of each session.
+    """
+    seen = [[realism.decoded(autoencoder, frames) for frames in sessions(real, ages)] for ages in windows]
+    drawn = [sessions(world, ages) for ages in windows]
+    return realism.tell_by_age(seen, drawn, realism.folds_of(len(world.ends))), seen
 
 
 def moving(played: Played, probe: Probe) -> dict[str, Any]:

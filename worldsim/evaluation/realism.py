@@ -5,6 +5,10 @@ trained on some sessions and tested on others. The figure is the balanced accura
 of predicted frames that are classified right. .5 is chance and the best value; 1 means that every frame is recognized
 (a classifier two-sample test, Lopez-Paz and Oquab 2017, arXiv:1610.06545). Real frames are encoded and decoded first,
 because the figure is about the dynamics; the effect of the decoder alone is a figure of its own.
+
+The network sees local contrast: each pixel less the mean around it, in units of the deviation around it. On plain
+pixels it saw brightness and strong edges alone, and told nothing where a person sees at a glance that walls melt and
+that squares of the ground become blobs (docs/log.md, 2026-11-30).
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from worldsim.evaluation.intervals import Interval, bootstrap
 from worldsim.models.autoencoder import DiffusersAutoencoder
 
 WIDTHS = (16, 24, 32)  # channels of the layers, each at half the size of the one before
-STEPS, BATCH, RATE = 80, 16, 6e-3  # of training, half of a batch real; the highest learning rate
+STEPS, BATCH, RATE = 200, 16, 6e-3  # of training, half of a batch real; the highest learning rate
+AROUND, LEAST = 9, 0.01  # side in pixels of the neighbourhood of a pixel; added to its deviation, of -1..1
 SHIFT = 4  # pixels by which training frames are moved, at most
 FOLDS = 4  # a session is tested by the network that was trained on the sessions of the other folds
 SIDE = 64  # larger frames are measured at this height
@@ -34,17 +39,11 @@ REFERENCE = Path(__file__).with_name("rotten.npz")
 
 
 class Critic(nn.Module):
-    """Predicts one logit for each frame: above 0 for a predicted frame.
+    """Predicts one logit for each frame: above 0 for a predicted frame."""
 
-    Attributes:
-        mean: of each color channel of the frames to learn from, (1, 3, 1, 1).
-        deviation: the same; games are dark or bright, and the network should not have to learn that first.
-    """
-
-    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+    def __init__(self) -> None:
         """Initialize with random weights."""
         super().__init__()
-        self.mean, self.deviation = mean, deviation
         layers: list[nn.Module] = []
         for few, many in zip((3, *WIDTHS[:-1]), WIDTHS, strict=True):
             convolution = nn.Conv2d(few, many, 4 if few == 3 else 3, stride=2, padding=1)
@@ -52,8 +51,8 @@ class Critic(nn.Module):
         self.trunk, self.head = nn.Sequential(*layers), nn.Linear(2 * WIDTHS[-1], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (N,) of frames float -1..1 (N, 3, H, W)."""
-        seen = self.trunk((x - self.mean) / self.deviation)
+        """Compute logits (N,) of frames as `prepared` returns them, (N, 3, H, W)."""
+        seen = self.trunk(x)
         return self.head(torch.cat([seen.mean(dim=(2, 3)), seen.amax(dim=(2, 3))], dim=1))[:, 0]
 
 
@@ -75,18 +74,25 @@ class Told:
 
 
 def prepared(frames: Tensor) -> Tensor:
-    """Prepare frames uint8 (N, H, W, 3) for the network, float -1..1 (N, 3, h, w)."""
+    """Prepare frames uint8 (N, H, W, 3) for the network: their local contrast, (N, 3, h, w)."""
     x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
     height, width = x.shape[2:]
-    return x if height <= SIDE else F.interpolate(x, (SIDE, round(width * SIDE / height)), mode="area")
+    x = x if height <= SIDE else F.interpolate(x, (SIDE, round(width * SIDE / height)), mode="area")
+    mean = _around(x)
+    variance = (_around(x * x) - mean * mean).mean(dim=1, keepdim=True).clamp(min=0)
+    return (x - mean) / (variance.sqrt() + LEAST)
+
+
+def _around(x: Tensor) -> Tensor:
+    """Average over the neighbourhood of each pixel, less of it at the border."""
+    return F.avg_pool2d(x, AROUND, stride=1, padding=AROUND // 2, count_include_pad=False)
 
 
 def train(real: Tensor, drawn: Tensor, seed: int) -> Critic:
     """Train a network to tell the frames of one set from those of the other, both as `prepared` returns them."""
-    both = torch.cat([real, drawn])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Critic(both.mean(dim=(0, 2, 3), keepdim=True), both.std(dim=(0, 2, 3), keepdim=True) + 1e-3)
+        model = Critic()
     rng = np.random.default_rng([seed, 50])
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
@@ -107,37 +113,55 @@ def train(real: Tensor, drawn: Tensor, seed: int) -> Critic:
 
 
 def tell(real: Sequence[Tensor], drawn: Sequence[Tensor], folds: Sequence[int], seed: int = 0) -> Told:
-    """Tell predicted sessions from real ones.
+    """Tell predicted sessions from real ones; see `tell_by_age`, of which this is the case of one age."""
+    return tell_by_age([real], [drawn], folds, seed)[0]
+
+
+def tell_by_age(
+    real: Sequence[Sequence[Tensor]], drawn: Sequence[Sequence[Tensor]], folds: Sequence[int], seed: int = 0
+) -> list[Told]:
+    """Tell predicted sessions from real ones at some ages, by networks that learn from all of these ages.
 
     Args:
-        real: the frames of each real session, uint8 (n, H, W, 3); n may be 0.
+        real: by age, the frames of each real session, uint8 (n, H, W, 3); n may be 0.
         drawn: the same of as many drawn ones; those at one place have the same start and are kept in one fold.
         folds: the fold of each place, 0 to FOLDS - 1.
         seed: of the networks.
+
+    Returns:
+        The result at each age.
     """
-    logits = torch.full((2, len(folds)), float("nan"))
-    rights = torch.zeros(len(folds), 4)  # share told right of the real session, whether there is one; of the drawn one
-    sides = [[prepared(frames) for frames in part] for part in (real, drawn)]
+    sides = [[[prepared(frames) for frames in age] for age in part] for part in (real, drawn)]
+    logits = torch.full((2, len(real), len(folds)), float("nan"))
+    rights = torch.zeros(len(real), len(folds), 4)  # share told right of a real one, 1 if it exists; of a drawn one
     for fold in range(FOLDS):
-        learned = [[x for x, f in zip(part, folds, strict=True) if f != fold and len(x)] for part in sides]
+        learned = [
+            [x for age in part for x, f in zip(age, folds, strict=True) if f != fold and len(x)] for part in sides
+        ]
         if fold not in folds or not all(learned):
             continue
         model = train(torch.cat(learned[0]), torch.cat(learned[1]), seed + fold)
         for side, part in enumerate(sides):
-            for i, x in enumerate(part):
-                if folds[i] == fold and len(x):
-                    with torch.no_grad():
-                        found = model(x)
-                    logits[side, i] = found.mean()
-                    rights[i, 2 * side : 2 * side + 2] = torch.tensor([((found > 0) == bool(side)).float().mean(), 1.0])
+            for age, sessions in enumerate(part):
+                for i, x in enumerate(sessions):
+                    if folds[i] == fold and len(x):
+                        with torch.no_grad():
+                            found = model(x)
+                        logits[side, age, i] = found.mean()
+                        right = ((found > 0) == bool(side)).float().mean()
+                        rights[age, i, 2 * side : 2 * side + 2] = torch.tensor([right, 1.0])
+    return [_told(rights[age], logits[0, age], logits[1, age]) for age in range(len(real))]
+
+
+def _told(rights: Tensor, real: Tensor, drawn: Tensor) -> Told:
     sums = rights.double().numpy()
     if not (sums[:, 1].sum() and sums[:, 3].sum()):
-        return Told(None, None, logits[0], logits[1])
+        return Told(None, None, real, drawn)
 
     def balanced(total: np.ndarray) -> np.ndarray:
         return (total[..., 0] / total[..., 1] + total[..., 2] / total[..., 3]) / 2
 
-    return Told(float(balanced(sums.sum(axis=0))), bootstrap(sums, range(len(folds)), balanced), logits[0], logits[1])
+    return Told(float(balanced(sums.sum(axis=0))), bootstrap(sums, range(len(sums)), balanced), real, drawn)
 
 
 def folds_of(count: int) -> list[int]:
