@@ -78,11 +78,24 @@ def test_a_world_without_history_trains_and_plays(dataset: Dataset, autoencoder_
     engine.close()
 
 
-def test_clips_are_as_long_as_the_trained_model_needs(dataset: Dataset, world_path: Path, tmp_path: Path) -> None:
-    """Whatever the config says of a model that is not built, as the run goes on from a world."""
-    config = tiny_dynamics(dataset, tmp_path / "none", tmp_path / "out", steps=1, init_from=world_path)
-    world = train_dynamics(dataclasses.replace(config, model=dataclasses.replace(config.model, history=0)))
-    assert {len(start["frames"]) for start in world.starts} == {2 * world.dynamics.config.history + 1}
+@pytest.mark.parametrize("option", [{"history": 0}, {"width": 64}, {"pattern": "sttt"}, {"action_size": 9}])
+def test_an_option_that_the_world_decides_is_refused(
+    option: dict[str, Any], dataset: Dataset, world_path: Path, tmp_path: Path
+) -> None:
+    config = tiny_dynamics(dataset, tmp_path / "none", tmp_path / "out", init_from=world_path)
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} is .*, but the world .* leave the option out"):
+        prepare(dataclasses.replace(config, model=dataclasses.replace(config.model, **option)))
+
+
+@pytest.mark.parametrize(
+    "option", [{"latent_channels": 5}, {"action_size": 9}, {"text_width": 7}, {"learned_variance": True}]
+)
+def test_an_option_that_the_recording_decides_is_refused(
+    option: dict[str, Any], dataset: Dataset, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    config = tiny_dynamics(dataset, autoencoder_run, tmp_path)
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} is .* leave the option out"):
+        prepare(dataclasses.replace(config, model=dataclasses.replace(config.model, **option)))
 
 
 @pytest.mark.parametrize("extra", [{"fresh_noise": True}, {"camera_size": 6}, {"image_width": 4}, {"memory_width": 4}])

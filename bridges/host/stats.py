@@ -8,11 +8,12 @@ from typing import Any
 from worldsim.bridges import protocol
 from worldsim.bridges.host.hosted import Hosted
 from worldsim.bridges.host.service import Service
+from worldsim.engine.stats import percentiles_ms
 
 
 def host_stats(service: Service) -> dict[str, Any]:
     """Collect counts, latencies and a line for each session; tokens are cut short, because they are secrets."""
-    now, times = time.monotonic(), sorted(service.latencies)
+    now = time.monotonic()
     lines = [_line(service, hosted, now) for hosted in list(service.sessions.values())[: protocol.MAX_BATCH]]
     return {
         "uptime": now - service.started,
@@ -20,7 +21,7 @@ def host_stats(service: Service) -> dict[str, Any]:
         "clients": len(set(map(id, service.peers.values()))),
         "requests": dict(service.counts),
         "errors": dict(service.errors),
-        "step_ms": {f"p{q}": 1000 * times[int(q / 100 * (len(times) - 1))] if times else 0.0 for q in (50, 95, 99)},
+        "step_ms": percentiles_ms(list(service.latencies)),
         "worlds": {name: served.engine.stats() for name, served in service.worlds.items()},
         "lines": [line for line in lines if line],
     }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from worldsim.errors import MissingDependency
 
 RECENT = 4096  # steps that latencies are computed over
+PERCENTILES = (50, 95, 99)
 WINDOW = 10.0  # seconds that frames a second are counted over
 
 
@@ -34,18 +37,23 @@ class Stats:
 
     def read(self) -> dict[str, Any]:
         """Totals; p50, p95 and p99 of the last steps in ms; frames/s over the last seconds; batches by size."""
-        now = time.perf_counter()
-        times = sorted(seconds for _, seconds, _ in self._recent)
-        lately = [(when - seconds, frames) for when, seconds, frames in self._recent if now - when < WINDOW]
+        now, recent = time.perf_counter(), list(self._recent)  # another thread may add to it meanwhile
+        lately = [(when - seconds, frames) for when, seconds, frames in recent if now - when < WINDOW]
         span = now - lately[0][0] if lately else 0.0
         return {
             "frames": self.frames,
             "steps": self.steps,
             "busy_seconds": self.seconds,
             "frames_per_second": sum(frames for _, frames in lately) / span if span else 0.0,
-            "step_ms": {f"p{q}": 1000 * times[int(q / 100 * (len(times) - 1))] if times else 0.0 for q in (50, 95, 99)},
+            "step_ms": percentiles_ms([seconds for _, seconds, _ in recent]),
             "batches": dict(sorted(self.batches.items())),
         }
+
+
+def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """Compute p50, p95 and p99 of times in milliseconds; 0 where there are none."""
+    found = 1000 * np.percentile(seconds, PERCENTILES) if len(seconds) else np.zeros(len(PERCENTILES))
+    return {f"p{q}": float(value) for q, value in zip(PERCENTILES, found, strict=True)}
 
 
 def prometheus(stats: dict[str, Any], world: str) -> str:

@@ -30,6 +30,7 @@ PICTURE_FRAMES = 32  # frames that say what latents change in the picture
 SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use
 SHIPPED_STARTS = 8  # clips that a world carries to begin from
 EXTRA_INPUTS = ("fresh_noise", "camera_size", "image_width", "memory_width")  # that training does not give yet
+ADJUSTED = ("context", "text_tokens")  # options of the model that what there is may lower or raise
 IN_MOTION = 24  # steps after which a policy has started to move
 
 
@@ -88,6 +89,7 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
     model = shape
     if model.patch[0] != 1:
         raise ConfigError(f"patch is {model.patch}; training takes patches of one latent in time so far.")
+    _check_options(config.model, model, config.init_from)
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
     # trained foresaw ends five times too often.
     model = dataclasses.replace(model, context=min(config.model.context, config.batch.longest() - 1))
@@ -104,6 +106,17 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
         if model.newest_base and not world.dynamics.config.newest_base:
             set_gate(task.module, GATE_START)
     return task, Trainer(task, config.trainer, config.folder()), dataset, autoencoder
+
+
+def _check_options(asked: DiTConfig, model: DiTConfig, world: Path | None) -> None:
+    """Raises ConfigError for an option of the model that something else decides: it would be overwritten silently."""
+    source = "the recording, its autoencoder or the objective" if world is None else f"the world {world}"
+    for part in dataclasses.fields(DiTConfig):
+        value, taken = getattr(asked, part.name), getattr(model, part.name)
+        if part.name not in ADJUSTED and value not in (getattr(DiTConfig(), part.name), taken):
+            raise ConfigError(
+                f"{part.name} is {value}, but {source} has {taken}; leave the option out, or choose another source."
+            )
 
 
 def _check_inputs(model: DiTConfig, world: Path | None) -> None:

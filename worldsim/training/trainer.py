@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -150,7 +151,7 @@ class Trainer:
         saved = drawn = start
         scalars: dict[str, float] = {}
         writer = _writer(self.out)
-        sums: dict[str, float] = {}
+        sums: dict[str, list[float]] = {}
         before = stop_on_terminate()
         bar = tqdm(total=config.steps, initial=self.step, desc=self.out.name, unit="step", mininterval=2)
         bar.write(f"computing in {self.precision.why}")
@@ -159,11 +160,11 @@ class Trainer:
                 with unbroken():
                     values = self.train_step()
                 for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + value / config.log_every
+                    sums.setdefault(name, []).append(value)
                 bar.update()
                 now = time.monotonic()
                 if self.step % config.log_every == 0:
-                    scalars, sums = sums, {}
+                    scalars, sums = {name: fmean(found) for name, found in sums.items()}, {}
                     self._log(writer, scalars, now - start, bar)
                 if now - drawn > 60 * config.sample_grid_minutes:
                     self.draw(writer)
