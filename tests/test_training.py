@@ -87,9 +87,7 @@ def test_an_option_that_the_world_decides_is_refused(
         prepare(dataclasses.replace(config, model=dataclasses.replace(config.model, **option)))
 
 
-@pytest.mark.parametrize(
-    "option", [{"latent_channels": 5}, {"action_size": 9}, {"text_width": 7}, {"learned_variance": True}]
-)
+@pytest.mark.parametrize("option", [{"latent_channels": 5}, {"text_width": 7}, {"learned_variance": True}])
 def test_an_option_that_the_recording_decides_is_refused(
     option: dict[str, Any], dataset: Dataset, autoencoder_run: Path, tmp_path: Path
 ) -> None:
