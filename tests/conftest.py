@@ -142,4 +142,4 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(realism, "STEPS", 40)
     monkeypatch.setattr(following, "STEPS", 20)
     monkeypatch.setattr(recovery, "AFTER", (1, 4))
-    monkeypatch.setattr(realism, "power", lambda: 0.97)
+    monkeypatch.setattr(realism, "power", lambda: {"rotten": 0.97, "melted": 0.9})

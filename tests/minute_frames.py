@@ -8,8 +8,7 @@ from worldsim.evaluation import realism
 
 def kept():
     """Real frames and rotten ones, one of each of 16 sessions."""
-    with np.load(realism.REFERENCE) as file:
-        return list(torch.from_numpy(file["real"])), list(torch.from_numpy(file["drawn"]))
+    return realism.kept_frames("rotten")
 
 
 def weave(count, seed=0):

@@ -122,7 +122,7 @@ class ActionCodec:
 
     def flatten_list(self, actions: list[Any]) -> np.ndarray:
         """A list of T actions as numbers, float32 (T, size)."""
-        return self.flatten(self.stack(actions))
+        return self.flatten(self.stack(actions)) if actions else np.zeros((0, self.size), np.float32)
 
 
 def _flatten(space: spaces.Space, actions: Any) -> np.ndarray:

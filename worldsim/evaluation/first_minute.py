@@ -23,6 +23,7 @@ from worldsim.evaluation import following, realism, recovery, stillness
 from worldsim.evaluation import minute_measures as measures
 from worldsim.evaluation.beginners import BEGINNERS, ScriptPolicy, beginner
 from worldsim.evaluation.first_frames import captions, first_frames
+from worldsim.evaluation.intervals import plain
 from worldsim.evaluation.played import Played, Start, find_starts, play_real, play_world, segments_of
 from worldsim.evaluation.probe import Probe, probe_of
 from worldsim.evaluation.rollout import Runner, context_of
@@ -64,7 +65,7 @@ class FirstMinute:
         """Check the ranges."""
         if self.starts < 1 or self.batch < 1:
             raise ConfigError(f"starts and batch are {self.starts} and {self.batch}; they must be at least 1.")
-        if self.seconds <= 0 or self.prompt_seconds < 0:
+        if not self.seconds > 0 or not self.prompt_seconds >= 0:  # nan too
             raise ConfigError(f"seconds are {self.seconds} and {self.prompt_seconds}; allowed: above 0, and 0 or more.")
         if min((*self.ages, *self.rest_ages), default=1) < 1:
             raise ConfigError(f"ages are {self.ages} and {self.rest_ages}; all must be at least 1.")
@@ -154,9 +155,12 @@ class Minute:
         """Find the starts."""
         self.world, self.probe, self.config = world, probe, config
         self.steps = max(2, round(config.seconds * world.card.fps))
+        prompted = round(config.prompt_seconds * world.card.fps)
+        self.prompted = min(self.steps, prompted) if prompted > 1 else 0  # steps from prompts
         self.game = real_game(world, probe, config.starts, config.seed)
         self.runner = Runner(world, None, config.batch, config.seed, config.runtime)
         self.power = realism.power()
+        self.blind = realism.is_blind(self.power)
 
     def run(self) -> dict[str, Any]:
         """Run all beginners."""
@@ -169,15 +173,14 @@ class Minute:
             "steps": self.steps,
             "seed": config.seed,
             "power": self.power,
-            "told_refused": self.power < realism.POWER,
+            "told_refused": self.blind,
             "beginners": {},
         }
         for name in config.beginners:
             self.write(report)
             report["beginners"][name] = {"starts": self.from_starts(name)}
-            prompted = round(config.prompt_seconds * self.world.card.fps)
-            if self.probe.colored and prompted > 1 and self.world.card.prompts:
-                report["beginners"][name]["prompts"] = self.from_prompts(name, min(self.steps, max(2, prompted)))
+            if self.probe.colored and self.prompted and self.world.card.prompts:
+                report["beginners"][name]["prompts"] = self.from_prompts(name, self.prompted)
         if config.probes:
             report |= self.probes()
         if config.first_frames and self.world.card.prompts:
@@ -189,7 +192,7 @@ class Minute:
         """Write the figures so far: a whole minute takes long."""
         if self.config.out is not None:
             self.config.out.mkdir(parents=True, exist_ok=True)
-            (self.config.out / "first_minute.json").write_text(json.dumps(report, indent=2) + "\n")
+            (self.config.out / "first_minute.json").write_text(json.dumps(plain(report), indent=2) + "\n")
 
     def from_starts(self, name: str) -> dict[str, Any]:
         """Measure a beginner from the recorded starts."""
@@ -229,12 +232,13 @@ class Minute:
 
     def length(self, name: str) -> int:
         """Compute the steps of a beginner's sessions: long enough for the ages of rest."""
-        return max(self.steps, *self.config.rest_ages) if name == "rest" else self.steps
+        return max((self.steps, *self.config.rest_ages)) if name == "rest" else self.steps
 
     def ages(self, name: str) -> list[int]:
         """List the steps at which frames are stored, from 0."""
         more = (*self.config.rest_ages, measures.turn_age(self.length(name))) if name == "rest" else ()
-        return measures.stored_ages((*self.config.ages, *more), self.length(name))
+        whole = measures.stored_ages((*self.config.ages, *more), self.length(name))
+        return sorted({*whole, *measures.stored_ages(self.config.ages, min(self.prompted, self.length(name)))})
 
     def real(self, name: str) -> Played:
         """Play the real game with a beginner."""
@@ -268,7 +272,7 @@ class Minute:
 
     def compare(self, name: str, origin: str, world: Played, real: Played) -> dict[str, Any]:
         """Report some sessions; put the worst on a contact sheet."""
-        probe, refused = self.probe, self.power < realism.POWER
+        probe, refused, real = self.probe, self.blind, real.first(world.steps)
         report: dict[str, Any] = {"steps": world.steps, "at": {}}
         worst = torch.zeros(len(world.ends))
         reached = [age for age in self.config.ages if age <= world.steps]
@@ -287,7 +291,9 @@ class Minute:
         ages = ages or world.ages[1:]
         report["layout"] = measures.layout(world, real, probe, ages)
         report |= measures.moving(world, probe) | {f"real_{k}": v for k, v in measures.moving(real, probe).items()}
-        truth = real if not probe.recipe.protect else self.game.play(name, real.steps, (), self.config.seed, False)
+        truth = real
+        if probe.recipe.protect:
+            truth = self.game.play(name, self.length(name), (), self.config.seed, False).first(world.steps)
         report |= measures.outcome(world) | {f"real_{k}": v for k, v in measures.outcome(truth).items()}
         if (palette := probe.palette_adherence(world.at(ages)[0], world.labels)) is not None:
             report["palette"] = measures.mean_interval(palette)["mean"]

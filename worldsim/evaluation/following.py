@@ -70,14 +70,14 @@ def read_keys(
     Args:
         real: pairs uint8 (N, 2, H, W, 3) of real frames and the number of the key between each, (N,).
         drawn: the same of drawn frames.
-        sources: the session of each pair of both; the reader is trained on the even sessions of the real ones and
-            tested on the odd ones of both.
+        sources: the session of each pair of both. The reader is trained on every second two sessions of the real ones
+            and tested on the others of both: neighbours go together, one in motion and one at rest.
 
     Returns:
         read and real_read, shares 0..1 with intervals over sessions, and chance, the share of the commonest key.
     """
-    learned = [i for i, source in enumerate(sources[0]) if source % 2 == 0]
-    tested = [[i for i, source in enumerate(part) if source % 2] for part in sources]
+    learned = [i for i, source in enumerate(sources[0]) if source // 2 % 2 == 0]
+    tested = [[i for i, source in enumerate(part) if source // 2 % 2] for part in sources]
     if not learned or not all(tested):
         return {"read": None, "real_read": None, "chance": None}
     count = int(torch.cat([real[1], drawn[1]]).max()) + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from worldsim.evaluation.intervals import shown
+from worldsim.evaluation.realism import POWER
 
 
 def table(report: dict[str, Any]) -> str:
@@ -38,8 +39,10 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _power(report: dict[str, Any]) -> str:
-    power = f"rotten frames are told at {report['power']:.2f}"
-    return f"refused, {power}; it must be .95" if report["told_refused"] else power
+    parts = [
+        f"{name} frames are told at {value:.2f} (at least {POWER[name]})" for name, value in report["power"].items()
+    ]
+    return f"{'refused, ' if report['told_refused'] else ''}{', '.join(parts)}"
 
 
 def _ages(found: dict[str, Any]) -> list[str]:
@@ -98,7 +101,7 @@ def _following(found: dict[str, Any]) -> str:
     ratio = shown(found["shuffled_ratio"], found["shuffled_ratio_interval"])
     gain = shown(found["over_copy_db"], found["over_copy_db_interval"])
     text = f"following: error at frame {found['frames']} under shuffled actions over the right ones {ratio} "
-    text += f"({found['shuffled_db']:.2f} dB); over copying {gain} dB"
+    text += f"({shown(found['shuffled_db'], None)} dB); over copying {gain} dB"
     if found["read"] is not None:
         read, real = (
             shown(found["read"], found["read_interval"]),

@@ -88,6 +88,22 @@ class Played:
         """Number of steps T."""
         return self.rewards.shape[1]
 
+    def first(self, steps: int) -> Played:
+        """Return the first steps alone, as if no more had been played; itself where there are not more."""
+        if steps >= self.steps:
+            return self
+        columns = [column for column, age in enumerate(self.ages) if age <= steps]
+        return replace(
+            self,
+            ages=[self.ages[column] for column in columns],
+            frames=self.frames[:, columns],
+            present=self.present[:, columns],
+            rewards=self.rewards[:, :steps],
+            ends=self.ends.clamp(max=steps + 1),
+            probabilities=self.probabilities[:, :steps],
+            actions=self.actions[:, :steps],
+        )
+
     def at(self, ages: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Return the frames at some stored ages and which of them exist, uint8 (S, k, H, W, 3) and bool (S, k)."""
         columns = [self.ages.index(age) for age in ages if age in self.ages]

@@ -93,7 +93,7 @@ def judge(ranges: Ranges, sessions: Sequence[Tensor], labels: Sequence[Labels], 
     for i, frames in enumerate(sessions):
         if len(frames):
             rows.append(i)
-            medians.append(ranges.measure(frames, [labels[i]] * len(frames)).nanmedian(dim=0).values)
+            medians.append(ranges.measure(frames, [labels[i]] * len(frames)).nanquantile(0.5, dim=0))
     if not rows:
         return {"in_range": None, "in_range_of": []}
     hits = fits(torch.stack(medians), ranges.limits)

@@ -34,8 +34,8 @@ AROUND, LEAST = 9, 0.01  # side in pixels of the neighbourhood of a pixel; added
 SHIFT = 4  # pixels by which training frames are moved, at most
 FOLDS = 4  # a session is tested by the network that was trained on the sessions of the other folds
 SIDE = 64  # larger frames are measured at this height
-POWER = 0.95  # told at least so well, rotten frames show that the measure sees
-REFERENCE = Path(__file__).with_name("rotten.npz")
+POWER = {"rotten": 0.95, "melted": 0.75}  # told at least so well, kept frames show that the measure sees
+REFERENCES = Path(__file__).parent
 
 
 class Critic(nn.Module):
@@ -62,7 +62,7 @@ class Told:
 
     Attributes:
         accuracy: balanced, 0..1; None where there are too few sessions.
-        interval: 95 %, over sessions.
+        interval: 95 %, over episodes.
         real: mean logit of each real session by a network that was not trained on it, nan for an empty one.
         drawn: the same of the drawn sessions.
     """
@@ -112,13 +112,23 @@ def train(real: Tensor, drawn: Tensor, seed: int) -> Critic:
     return model.eval()
 
 
-def tell(real: Sequence[Tensor], drawn: Sequence[Tensor], folds: Sequence[int], seed: int = 0) -> Told:
+def tell(
+    real: Sequence[Tensor],
+    drawn: Sequence[Tensor],
+    folds: Sequence[int],
+    seed: int = 0,
+    groups: Sequence[int] | None = None,
+) -> Told:
     """Tell predicted sessions from real ones; see `tell_by_age`, of which this is the case of one age."""
-    return tell_by_age([real], [drawn], folds, seed)[0]
+    return tell_by_age([real], [drawn], folds, seed, groups)[0]
 
 
 def tell_by_age(
-    real: Sequence[Sequence[Tensor]], drawn: Sequence[Sequence[Tensor]], folds: Sequence[int], seed: int = 0
+    real: Sequence[Sequence[Tensor]],
+    drawn: Sequence[Sequence[Tensor]],
+    folds: Sequence[int],
+    seed: int = 0,
+    groups: Sequence[int] | None = None,
 ) -> list[Told]:
     """Tell predicted sessions from real ones at some ages, by networks that learn from all of these ages.
 
@@ -127,6 +137,7 @@ def tell_by_age(
         drawn: the same of as many drawn ones; those at one place have the same start and are kept in one fold.
         folds: the fold of each place, 0 to FOLDS - 1.
         seed: of the networks.
+        groups: the episode of each place; those of one are resampled together (default: each has its own).
 
     Returns:
         The result at each age.
@@ -150,10 +161,11 @@ def tell_by_age(
                         logits[side, age, i] = found.mean()
                         right = ((found > 0) == bool(side)).float().mean()
                         rights[age, i, 2 * side : 2 * side + 2] = torch.tensor([right, 1.0])
-    return [_told(rights[age], logits[0, age], logits[1, age]) for age in range(len(real))]
+    groups = range(len(folds)) if groups is None else groups
+    return [_told(rights[age], groups, logits[0, age], logits[1, age]) for age in range(len(real))]
 
 
-def _told(rights: Tensor, real: Tensor, drawn: Tensor) -> Told:
+def _told(rights: Tensor, groups: Sequence[int], real: Tensor, drawn: Tensor) -> Told:
     sums = rights.double().numpy()
     if not (sums[:, 1].sum() and sums[:, 3].sum()):
         return Told(None, None, real, drawn)
@@ -161,7 +173,7 @@ def _told(rights: Tensor, real: Tensor, drawn: Tensor) -> Told:
     def balanced(total: np.ndarray) -> np.ndarray:
         return (total[..., 0] / total[..., 1] + total[..., 2] / total[..., 3]) / 2
 
-    return Told(float(balanced(sums.sum(axis=0))), bootstrap(sums, range(len(sums)), balanced), real, drawn)
+    return Told(float(balanced(sums.sum(axis=0))), bootstrap(sums, groups, balanced), real, drawn)
 
 
 def folds_of(count: int) -> list[int]:
@@ -190,19 +202,38 @@ def line(told: Told) -> dict[str, Any]:
 
 
 @functools.cache
-def power() -> float:
-    """Measure how well decayed frames are told: those of a world that had decayed after 300 steps without a key.
+def power() -> dict[str, float]:
+    """Measure how well the bad frames that are kept beside this module are told from the real ones of the same starts.
 
-    They are kept beside this module, with the encoded and decoded truth of the same 16 starts, so that the check stays
-    the same whatever worlds do later. Below POWER the measure is blind and must give no figures.
+    Both are of a doom, one frame of each of 16 sessions: "rotten" after 300 steps without a key in the world of
+    2026-11-28, "melted" after 64 steps of steering in that of 2026-11-30. They are kept, so that the check stays the
+    same whatever worlds do later.
 
     Raises:
         DataError: the kept frames are missing or damaged.
     """
+    found = {}
+    for name in POWER:
+        real, drawn = kept_frames(name)
+        found[name] = tell(real, drawn, folds_of(len(real))).accuracy or 0.0
+    return found
+
+
+def is_blind(found: dict[str, float]) -> bool:
+    """Say whether the measure is blind by its `power`, and must give no figures."""
+    return any(found[name] < least for name, least in POWER.items())
+
+
+def kept_frames(name: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Read kept real and bad frames by their name in POWER, uint8 (1, H, W, 3) of each session.
+
+    Raises:
+        DataError: they are missing or damaged.
+    """
+    path = REFERENCES / f"{name}.npz"
     try:
-        with np.load(REFERENCE, allow_pickle=False) as file:
-            real, drawn = (torch.from_numpy(file[name]) for name in ("real", "drawn"))  # uint8 (S, n, H, W, 3)
+        with np.load(path, allow_pickle=False) as file:
+            real, drawn = (list(torch.from_numpy(file[side])) for side in ("real", "drawn"))
     except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{REFERENCE} cannot be read ({error}); install this package again.") from error
-    accuracy = tell(list(real), list(drawn), folds_of(len(real))).accuracy
-    return accuracy if accuracy is not None else 0.0
+        raise DataError(f"{path} cannot be read ({error}); install this package again.") from error
+    return real, drawn

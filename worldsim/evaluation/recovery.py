@@ -92,11 +92,12 @@ def recovery(
 
     Returns:
         By number of frames: pasted and unpasted, the place's mean distance from the nearest real patches; difference,
-        the mean absolute difference of whole frames; each with its interval over sessions, in grey levels.
+        the mean absolute difference of whole frames; each with its interval over sessions, in grey levels. Nothing
+        where latents are smaller than the patch.
     """
     config = runner.world.dynamics.config
     points = [n for n in after if n <= actions.shape[1]]
-    if not points or not len(real):
+    if not points or not len(real) or min(config.latent_size) < PATCH:
         return {}
     rollouts = [rollout(runner, segments, actions, max(points), pasted) for pasted in (True, False)]
     corners = [place(config.latent_size, row) for row in range(len(segments))]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from worldsim.errors import DataError, MissingDependency
 from worldsim.evaluation import classifier, events, long_rollout, memory, metrics, real, realism
 from worldsim.evaluation.config import EvalConfig as EvalConfig
 from worldsim.evaluation.first_minute import first_minute
-from worldsim.evaluation.intervals import psnr_intervals
+from worldsim.evaluation.intervals import plain, psnr_intervals
 from worldsim.evaluation.probe import probe_of
 from worldsim.evaluation.ranges import Ranges, judge
 from worldsim.evaluation.reference import WINDOW
@@ -56,7 +55,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     world = World.from_pretrained(config.world)
     out = config.out or Path("runs") / f"eval-{world.card.name}"
     out.mkdir(parents=True, exist_ok=True)
-    report = _plain(first_minute(world, config.minute(out)) if config.first_minute else Evaluation(config, world).run())
+    report = plain(first_minute(world, config.minute(out)) if config.first_minute else Evaluation(config, world).run())
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     if config.save_to_card:
         assert world.path is not None
@@ -201,7 +200,8 @@ class Evaluation:
         end = slice(max(0, frames - WINDOW), frames)
         some = np.unique(np.linspace(end.start, frames - 1, 8, dtype=int))
         seen = [realism.decoded(self.world.autoencoder, one[some]) for one in segments.truth]
-        told = realism.tell(seen, list(drawn[:, some]), [source % realism.FOLDS for source in segments.sources])
+        folds = [source % realism.FOLDS for source in segments.sources]
+        told = realism.tell(seen, list(drawn[:, some]), folds, groups=segments.sources)
         report = judge(self.ranges, list(drawn[:, end]), labels, told) | realism.line(told)
         truth = judge(self.ranges, list(segments.truth[:, end]), labels, None)
         return report | {f"truth_{name}": truth[name] for name in ("in_range", "in_range_interval")}
@@ -301,14 +301,3 @@ class Evaluation:
                 rows += list(frames[i, shown].numpy())
                 captions.append(f"{title}, frames {numbers}: {segments.prompts[i][segments.context]}")
         contact_sheet(rows, len(shown), 1, captions).save(self.out / f"{name}.png")
-
-
-def _plain(value: Any) -> Any:
-    """Convert to JSON values: without infinities, with fewer than 17 digits."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
-    return value

@@ -53,7 +53,7 @@ def spread(values: Tensor, limit: float = LIMIT) -> dict[str, Any]:
         return {"median": None, "sessions": 0}
     over = int((values > limit).sum())
     return {
-        "median": float(values.median()),
+        "median": float(values.double().quantile(0.5)),
         "median_interval": median_interval(values),
         "worst": float(values.max()),
         "over": over / len(values),

@@ -30,7 +30,7 @@ PICTURE_FRAMES = 32  # frames that say what latents change in the picture
 SHIPPED_PROMPTS = 120  # most frequent prompts, which a world carries ready to use
 SHIPPED_STARTS = 8  # clips that a world carries to begin from
 EXTRA_INPUTS = ("fresh_noise", "camera_size", "image_width", "memory_width")  # that training does not give yet
-ADJUSTED = ("context", "text_tokens")  # options of the model that what there is may lower or raise
+ADJUSTED = ("context", "newest_base")  # options of the model that a run may choose though it goes on from a world
 IN_MOTION = 24  # steps after which a policy has started to move
 
 
@@ -53,6 +53,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
                     f"{other.path} has the {name} {there}, {config.data} has {here}; train on recordings of one game."
                 )
     world = None if config.init_from is None else World.from_pretrained(config.init_from, dtype=torch.float32)
+    if world is not None:
+        _check_options(config.model, config.objective.shape(world.dynamics.config), config.init_from)
     _check_inputs(config.model if world is None else world.dynamics.config, config.init_from)
     autoencoder = load_run(config.autoencoder_folder()) if world is None else world.autoencoder
     data = LatentData.join([LatentData.cached(part, "train", autoencoder) for part in (dataset, *more)])
@@ -89,7 +91,8 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
     model = shape
     if model.patch[0] != 1:
         raise ConfigError(f"patch is {model.patch}; training takes patches of one latent in time so far.")
-    _check_options(config.model, model, config.init_from)
+    if world is None:
+        _check_options(config.model, model, None)
     # In play a frame sees `context` earlier ones, as a window's last frame does. With one more, a world that was well
     # trained foresaw ends five times too often.
     model = dataclasses.replace(model, context=min(config.model.context, config.batch.longest() - 1))
@@ -109,11 +112,15 @@ def prepare(config: DynamicsTraining) -> tuple[DynamicsTask, Trainer, Dataset, D
 
 
 def _check_options(asked: DiTConfig, model: DiTConfig, world: Path | None) -> None:
-    """Raises ConfigError for an option of the model that something else decides: it would be overwritten silently."""
+    """Raises ConfigError for an option of the model that something else decides: it would be overwritten silently.
+
+    A value that is the default cannot be told from an option that was left out.
+    """
+    adjusted = (*ADJUSTED, "text_tokens") if world is None else ADJUSTED
     source = "the recording, its autoencoder or the objective" if world is None else f"the world {world}"
     for part in dataclasses.fields(DiTConfig):
         value, taken = getattr(asked, part.name), getattr(model, part.name)
-        if part.name not in ADJUSTED and value not in (getattr(DiTConfig(), part.name), taken):
+        if part.name not in adjusted and value not in (getattr(DiTConfig(), part.name), taken):
             raise ConfigError(
                 f"{part.name} is {value}, but {source} has {taken}; leave the option out, or choose another source."
             )
