@@ -8,8 +8,8 @@ from minute_frames import kept, weave
 from worldsim.evaluation import minute_measures as measures
 from worldsim.evaluation import stillness
 from worldsim.evaluation.beginners import BEGINNERS, ScriptPolicy, beginner
-from worldsim.evaluation.played import find_starts, play_real
-from worldsim.evaluation.probe import brightest
+from worldsim.evaluation.played import _again, find_starts, play_real
+from worldsim.evaluation.probe import Probe, brightest
 from worldsim.evaluation.real import find_recipe
 from worldsim.games.car_racing.palettes import PAIRS, UNSEEN, Palette, parse_palette
 from worldsim.games.car_racing.prompts import palette_of, prompt_for
@@ -148,3 +148,18 @@ def test_brightest():
     frame = np.zeros((12, 32, 3), np.uint8)
     frame[:, 24:] = 200
     assert brightest(frame) > 0.5 and brightest(frame[:, ::-1]) < -0.5
+
+
+def test_protected_sessions_begin_where_the_world_begins():
+    """Invulnerable, a player may come to another place by the same actions; such starts are not taken."""
+    pytest.importorskip("vizdoom")
+    recipe, size = find_recipe("doom"), (64, 64)
+    assert recipe is not None and recipe.protect
+    probe = Probe(recipe)
+    starts = find_starts(probe, 4, size, [("", {})], seed=3)  # two of the first four would differ
+    env = probe.open()
+    for start in starts:
+        options = {**start.options, **probe.recipe.protect}
+        frames = _again(probe, env, size, start.seed, options, start.actions)
+        assert np.array_equal(frames[-1], start.frames[-1])
+    env.close()

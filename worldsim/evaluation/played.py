@@ -157,6 +157,10 @@ def _start(
         if over or len(actions) < BEFORE[0] or (rest is not None and rest == moving) or not probe.fits(env, moving):
             continue
         frames = _again(probe, env, size, seed, options, actions, len(actions) - BEFORE[0] + 1)
+        if probe.recipe.protect:  # sessions are protected: they must come to the same place
+            other = _again(probe, env, size, seed, {**options, **probe.recipe.protect}, actions)
+            if not np.array_equal(other[-1], frames[-1]):
+                continue
         return Start(seed, options, actions, np.stack(frames), prompt, probe.labels(info), moving)
     raise DataError(f"the real game of {probe.recipe.name} gave no start that fits in {TRIES} episodes.")
 
