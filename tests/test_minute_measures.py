@@ -35,7 +35,7 @@ def test_a_weave_is_told(coarse):
 
 
 def test_the_measure_tells_what_is_kept_for_it():
-    """Or it gives no figures: plain pixels tell the melted frames at .51."""
+    """Or it gives no figures: plain pixels tell the melted frames at .50."""
     found = realism.power()
     assert not realism.is_blind(found) and found["rotten"] > 0.95 and found["melted"] > 0.75
     assert realism.is_blind({**found, "melted": 0.51}) and realism.is_blind({**found, "rotten": 0.9})

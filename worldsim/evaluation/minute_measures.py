@@ -111,7 +111,8 @@ def told(
 
 def moving(played: Played, probe: Probe) -> dict[str, Any]:
     """Compute the mean change between two steps in grey levels, and the share of steps that clearly turn."""
-    ages = [age for age in pair_ages(played.steps) if {age, age + 1} <= set(played.ages)]
+    stored = set(played.ages)
+    ages = [age for age in pair_ages(played.steps) if {age, age + 1} <= stored]
     before, there = played.at(ages)
     after, also = played.at([age + 1 for age in ages])
     both = there & also
