@@ -20,6 +20,7 @@ FLOORS = {
     "worldsim.errors": 0,
     "worldsim.renamed": 0,
     "worldsim.types": 0,
+    "worldsim.untrusted": 0,
     "worldsim.spaces": 0,
     "worldsim.models": 1,
     "worldsim.diffusion": 1,

@@ -27,7 +27,7 @@ A message says what failed, the value got, the values allowed, and what to do ne
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -123,6 +123,19 @@ class MissingDependency(WorldsimError, ImportError):
     def __init__(self, package: str, purpose: str, install: str) -> None:
         """Say which `package` is missing, for what `purpose`, and the command that installs it."""
         super().__init__(f"{purpose} needs the package {package!r}, which is not installed; run: {install}")
+
+
+def check_ranges(owner: object, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Check that numbers of a config, or each of a tuple of them, are within their ranges, both ends included.
+
+    Raises:
+        ConfigError: names the first that is not, the value got and those allowed; nan is in no range.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(owner, name)
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if number is not None and not low <= number <= high:
+                raise ConfigError(f"{name} is {value!r:.100}; allowed: {low:g} to {high:g}.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

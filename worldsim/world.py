@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,25 +21,34 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from worldsim.errors import WorldError, WorldFormatError, WorldNotFound
+from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.errors import ConfigError, WorldError, WorldFormatError, WorldNotFound, check_ranges
 from worldsim.models.autoencoder import DiffusersAutoencoder, fingerprint
 from worldsim.models.autoencoder_files import load_autoencoder, save_autoencoder
 from worldsim.models.clip_autoencoder import is_of_clips
 from worldsim.models.dit import DiT
-from worldsim.models.saved import load_dynamics
+from worldsim.models.saved import read_dynamics
 from worldsim.models.text import PromptBook
 from worldsim.models.text_encoders import DEFAULT_ENCODER
-from worldsim.spaces import ActionCodec, space_from_json
+from worldsim.spaces import ActionCodec, actions_from_arrays, actions_to_arrays, space_from_json
+from worldsim.untrusted import Untrusted, convert, printable, read_json, read_npz
 
 FORMAT_VERSION = 1
+NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,127}")  # goes into names of folders
+LONGEST, MOST_PROMPTS, MOST_STARTS = 10_000, 10_000, 10_000
+FILES = ["*.json", "autoencoder/*", "dynamics/*", "prompts.safetensors", "starts.npz"]  # of a world on a hub
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldCard:
-    """What a world says of itself; `world.json`."""
+    """What a world says of itself; `world.json`.
+
+    Raises:
+        ConfigError: a field that no world can have. A card may be a stranger's: what it says is bounded.
+    """
 
     name: str
     frame_size: tuple[int, int]  # (height, width)
@@ -57,6 +66,19 @@ class WorldCard:
     provenance: dict[str, Any] = field(default_factory=dict)  # recording, training
     quality: dict[str, Any] = field(default_factory=dict)  # measured by `worldsim eval`
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if not NAME.fullmatch(self.name):
+            raise ConfigError(f"name is {self.name!r:.100}; allowed: up to 128 characters without '/', not from '.'.")
+        ranges: dict[str, tuple[float, float]] = {"frame_size": (1, 4096), "fps": (1e-3, 1e4)}
+        check_ranges(self, ranges | {"episode_steps": (1, 1e12), "latent_mean": (-1e6, 1e6), "latent_std": (1e-9, 1e6)})
+        if not len(self.latent_mean) == len(self.latent_std) > 0:
+            raise ConfigError(f"latent_mean has {len(self.latent_mean)} numbers, latent_std {len(self.latent_std)}.")
+        if len(self.prompts) > MOST_PROMPTS or any(len(text) > LONGEST for text in self.prompts):
+            raise ConfigError(f"prompts are {len(self.prompts)}; allowed: {MOST_PROMPTS} of {LONGEST} characters each.")
+        SamplerConfig.of(self.sampler)
+        space_from_json(self.action_space)
 
 
 class World:
@@ -114,7 +136,13 @@ class World:
         prompts = [*self.card.prompts, *(start["prompt"] for start in self.starts)]
         self.book.save(path / "prompts.safetensors", prompts)
         arrays = {
-            f"{i}.{name}": np.asarray(value) for i, start in enumerate(self.starts) for name, value in start.items()
+            f"{i}.{name}": array
+            for i, start in enumerate(self.starts)
+            for name, array in {
+                "frames": start["frames"],
+                "prompt": np.asarray(start["prompt"]),
+                **actions_to_arrays("actions", start["actions"]),
+            }.items()
         }
         np.savez_compressed(path / "starts.npz", **arrays)  # type: ignore[arg-type]
         write_card(self.card, path)
@@ -136,16 +164,16 @@ class World:
         card = read_card(path)
         try:
             autoencoder = load_autoencoder(card.autoencoder, card.latent_mean, card.latent_std, path / "autoencoder")
-            config = json.loads((path / "dynamics" / "config.json").read_text())
-            dynamics = load_dynamics(config, load_file(path / "dynamics" / "model.safetensors"))
+            dynamics = read_dynamics(path / "dynamics")
             starts = _read_starts(path / "starts.npz")
             book = PromptBook(dynamics.config.text_width, card.text_encoder, dynamics.config.text_tokens)
             book.load(path / "prompts.safetensors")
             world = World(card, autoencoder, dynamics, book, starts)
-        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             if isinstance(error, WorldError):
                 raise
-            raise WorldError(f"world {path} is damaged or incomplete ({error}); fetch or export it again.") from error
+            reason = printable(f"there is no {error}" if isinstance(error, KeyError) else str(error))
+            raise WorldError(f"world {path} is damaged or incomplete: {reason}. Fetch or export it again.") from error
         world.path = path
         return world.to(dtype or default_dtype())
 
@@ -179,7 +207,7 @@ def find_world(name: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(text))
+        return Path(snapshot_download(text, allow_patterns=FILES))
     except Exception as error:  # the hub client raises many kinds: offline, unknown, forbidden
         raise WorldNotFound(f"no world at {text!r}: no such folder, and the hub said {error!s:.200}. {hint}") from error
 
@@ -197,28 +225,40 @@ def read_card(path: Path) -> WorldCard:
         WorldError: not a card.
     """
     try:
-        data = json.loads((path / "world.json").read_text())
-        version = data.get("format_version")
-    except (OSError, AttributeError, ValueError) as error:
-        raise WorldError(f"{path / 'world.json'} cannot be read ({error}); fetch or export the world again.") from error
+        data = read_json(path / "world.json")
+    except (OSError, Untrusted) as error:
+        raise WorldError(f"{path / 'world.json'} cannot be read: {error}. Fetch or export the world again.") from error
+    version = data.get("format_version")
     if version != FORMAT_VERSION:
         raise WorldFormatError(
-            f"world {path} has format_version {version!r}; this worldsim reads {FORMAT_VERSION}. "
+            f"world {path} has format_version {version!r:.40}; this worldsim reads {FORMAT_VERSION}. "
             "Export it again with this version, or use the worldsim version that wrote it."
         )
     try:
-        return WorldCard(**{**data, "frame_size": tuple(data["frame_size"])})
-    except (KeyError, TypeError) as error:
-        raise WorldError(f"{path / 'world.json'} is incomplete: {error}.") from error
+        return convert(data, WorldCard)
+    except Untrusted as error:
+        raise WorldError(f"{path / 'world.json'} is no card of a world: {error}.") from error
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:
+    """Read the clips that a world carries.
+
+    Raises:
+        WorldError: the file is damaged, or has something else in it.
+    """
     try:
-        # Opened here: numpy leaves the file open when it is no archive.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            count = len({name.split(".")[0] for name in file.files})
-            names = ("frames", "actions", "prompt")
-            clips = [{name: file[f"{i}.{name}"] for name in names} for i in range(count)]
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        clips: dict[int, dict[str, Any]] = {}
+        for name, array in read_npz(path).items():
+            number, _, part = name.partition(".")
+            clips.setdefault(int(number), {})[part] = array
+        if sorted(clips) != list(range(len(clips))):
+            raise Untrusted(f"its clips have the numbers {sorted(clips)[:8]}")
+        found = []
+        for clip in (clips[number] for number in range(len(clips))):
+            frames, prompt = clip.pop("frames"), clip.pop("prompt")
+            if prompt.shape or frames.ndim != 4 or frames.dtype != np.uint8:
+                raise Untrusted(f"a clip has frames {frames.dtype} {frames.shape} and {prompt.size} prompts")
+            found.append({"frames": frames, "actions": actions_from_arrays("actions", clip), "prompt": str(prompt)})
+        return found
+    except (OSError, KeyError, ValueError) as error:
         raise WorldError(f"{path} cannot be read ({error}); fetch or export the world again.") from error
-    return [{**clip, "prompt": str(clip["prompt"])} for clip in clips]

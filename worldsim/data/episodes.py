@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from worldsim.data.card import DatasetCard
 from worldsim.data.recipe import SPLITS
 from worldsim.errors import DataError
+from worldsim.spaces import actions_from_arrays, actions_to_arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Episode:
 def write_episode(path: Path, episode: Episode) -> None:
     """Write `episode` to `path` so that a reader sees all of it or nothing; equal episodes make equal files."""
     arrays = {name: getattr(episode, name) for name in ("frames", "rewards", "terminated", "truncated", "prompt_index")}
-    arrays |= _action_arrays("actions", episode.actions)
+    arrays |= actions_to_arrays("actions", episode.actions)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     # One entry: safetensors writes several in an order that changes from run to run.
@@ -84,7 +85,7 @@ def read_episode(path: Path, start: int = 0, stop: int | None = None) -> Episode
             for name, part in slices.items():
                 per_frame = name in ("frames", "prompt_index")
                 arrays[name] = part[start : stop + per_frame]
-            actions = _actions_from(arrays)
+            actions = actions_from_arrays("actions", arrays)
             return Episode(
                 frames=arrays["frames"],
                 actions=actions,
@@ -161,27 +162,6 @@ class FrameTable:
 def _unreadable(path: Path, error: Exception) -> DataError:
     reason = f"{type(error).__name__}: {error}"
     return DataError(f"cannot read episode {path} ({reason}). Delete the file and run the recording again.")
-
-
-def _action_arrays(name: str, actions: Any) -> dict[str, np.ndarray]:
-    if isinstance(actions, dict):  # names of parts are joined by dots, so those within them are written otherwise
-        parts = {f"{name}.{key.replace('%', '%25').replace('.', '%2E')}": value for key, value in actions.items()}
-        return {k: v for part, value in parts.items() for k, v in _action_arrays(part, value).items()}
-    return {name: actions}
-
-
-def _actions_from(arrays: dict[str, np.ndarray]) -> Any:
-    if "actions" in arrays:
-        return arrays["actions"]
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        if name.startswith("actions."):
-            *parents, leaf = (part.replace("%2E", ".").replace("%25", "%") for part in name.split(".")[1:])
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = array
-    return tree
 
 
 class Dataset:

@@ -6,8 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worldsim.errors import ConfigError
+from worldsim.errors import ConfigError, check_ranges
 from worldsim.renamed import SAMPLER, with_new_names
+from worldsim.untrusted import Untrusted, convert
+
+RANGES: dict[str, tuple[float, float]] = {
+    "num_denoising_steps": (1, 1000),
+    "first_frame_steps": (1, 1000),
+    "shift": (1e-6, 1e6),
+    "guidance": (-100, 100),
+    "first_guidance": (-100, 100),
+    "noise_scale": (0, 1000),
+    "spatially_shared_noise": (0, 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +51,9 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if min(self.num_denoising_steps, self.first_frame_steps) < 1:
-            raise ConfigError(
-                f"num_denoising_steps is {self.num_denoising_steps} and first_frame_steps {self.first_frame_steps}; "
-                "allowed: at least 1."
-            )
+        check_ranges(self, RANGES)
         if self.prediction not in ("x", "v", "eps"):
             raise ConfigError(f"prediction is {self.prediction!r}; allowed: 'x', 'v', 'eps'.")
-        if not self.shift > 0:
-            raise ConfigError(f"shift is {self.shift}; it must be above 0.")
-        if not 0 <= self.spatially_shared_noise <= 1:
-            raise ConfigError(f"spatially_shared_noise is {self.spatially_shared_noise}; allowed: 0 to 1.")
-        if not self.noise_scale >= 0:
-            raise ConfigError(f"noise_scale is {self.noise_scale}; it must be at least 0.")
         for name in ("history_sigma", "cache_sigma"):
             sigma = getattr(self, name)
             if sigma is not None and not 0 <= sigma < 1:
@@ -65,8 +66,14 @@ class SamplerConfig:
         Args:
             card: its `sampler`.
             changes: fields to change; None keeps the card's.
+
+        Raises:
+            ConfigError: a field that is not known, or out of range.
         """
         fields = with_new_names(card, SAMPLER)
         if (clean := fields.pop("clean_pass", None)) is not None:  # what it was called while it was a yes or no
             fields.setdefault("cache_sigma", 0.0 if clean else None)
-        return SamplerConfig(**(fields | {k: v for k, v in changes.items() if v is not None}))
+        try:
+            return convert(fields | {k: v for k, v in changes.items() if v is not None}, SamplerConfig)
+        except Untrusted as error:
+            raise ConfigError(f"the sampler cannot be: {error}.") from error

@@ -139,10 +139,10 @@ def _folder(world: World) -> Path:
     """Named by the world's weights and by all of the machine that a runtime depends on."""
     machine = [torch.__version__, platform.machine(), _cpu(), world.dynamics.dtype, world.card.sampler]
     machine.append(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
-    digest = hashlib.blake2b(repr([world.fingerprint(), *machine]).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr([world.fingerprint(), *machine]).encode(), digest_size=16)
     for source in _SOURCES:  # another version of our own code makes other graphs
         digest.update(source.read_bytes())
-    return cache_folder() / f"{world.card.name}-{digest.hexdigest()}"
+    return cache_folder() / "runtimes" / digest.hexdigest()  # no name: that is a stranger's word, and could be a path
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from worldsim.errors import WorldError
+from worldsim.errors import WorldError, check_ranges
 from worldsim.models.autoencoder import DiffusersAutoencoder, FrameAutoencoder
 from worldsim.models.clip_autoencoder import ClipAutoencoder, is_of_clips
+from worldsim.untrusted import Untrusted, check_finite, check_shapes, convert, read_json, tensor_shapes
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+LARGEST_SIDE, MOST_LAYERS, LARGEST_NUMBER = 64, 64, 65_536  # of what a config says
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What `describe_autoencoder` says."""
+
+    unshuffle: int = 1
+    linear: int = 0
+    temporal_stride: int | None = None
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[float, float]] = {"unshuffle": (1, LARGEST_SIDE), "linear": (0, LARGEST_SIDE)}
+        check_ranges(self, ranges | {"temporal_stride": (2, LARGEST_SIDE)})
 
 
 def describe_autoencoder(autoencoder: DiffusersAutoencoder) -> dict[str, Any]:
@@ -52,18 +72,75 @@ def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float],
 
     Raises:
         WorldError: `about` names no autoencoder of diffusers.
+        OSError, Untrusted: a file is missing, or is not what it should be.
     """
-    model = _read_model(about["class"], path)
+    settings = convert({name: value for name, value in about.items() if name != "class"}, _About)
+    model = _read_untrusted(about.get("class"), path)
     if is_of_clips(model):
-        autoencoder: DiffusersAutoencoder = ClipAutoencoder(model, about["temporal_stride"])
+        autoencoder: DiffusersAutoencoder = ClipAutoencoder(model, settings.temporal_stride)
     else:
-        autoencoder = FrameAutoencoder(model, about["unshuffle"], about["linear"])
+        autoencoder = FrameAutoencoder(model, settings.unshuffle, settings.linear)
     if autoencoder.linear_path():
-        parts = load_file(path / "linear.safetensors")
-        for part, module in zip(("down", "up"), autoencoder.linear_path(), strict=True):
-            module.load_state_dict({key: parts[f"{part}.{key}"].float() for key in ("weight", "bias")})
+        modules = zip(("down", "up"), autoencoder.linear_path(), strict=True)
+        own = {f"{part}.{key}": value for part, module in modules for key, value in module.state_dict().items()}
+        check_shapes(
+            tensor_shapes(path / "linear.safetensors"), {key: tuple(value.shape) for key, value in own.items()}
+        )
+        for key, value in load_file(path / "linear.safetensors").items():
+            own[key].copy_(value)
+    if len(mean) != autoencoder.latent_channels or len(std) != autoencoder.latent_channels:
+        raise Untrusted(
+            f"it has statistics of {len(mean)} latent channels; the model has {autoencoder.latent_channels}"
+        )
     autoencoder.set_statistics(torch.tensor(mean), torch.tensor(std))
     return autoencoder
+
+
+def _read_untrusted(kind: Any, path: Path) -> Any:
+    """Read a model of diffusers as data: its config says nothing but sizes, its weights are as many as the file has.
+
+    Raises:
+        WorldError: `kind` names no autoencoder of diffusers.
+        OSError, Untrusted: a file is missing, or is not what it should be.
+    """
+    cls, config = _autoencoder_class(kind, path), read_json(path / "config.json")
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    known = inspect.signature(cls.__init__).parameters
+    if unknown := [name for name in config if name not in known]:
+        raise Untrusted(f"the config of its {kind} has {unknown[0]!r:.64}, which that class does not take")
+    _check_sizes(config)
+    found = tensor_shapes(path / WEIGHTS)
+    with torch.device("meta"):  # a model as large as the config says, without its memory
+        wanted = {name: tuple(part.shape) for name, part in _from_config(cls, config).state_dict().items()}
+    check_shapes(found, wanted)
+    model = _from_config(cls, config)
+    model.load_state_dict({name: part.float() for name, part in load_file(path / WEIGHTS).items()})
+    return model.eval()
+
+
+def _from_config(cls: Any, config: Mapping[str, Any]) -> Any:
+    try:
+        return cls.from_config(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise Untrusted(f"{cls.__name__} cannot be made of its config ({error!s:.200})") from error
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Check that no number of a config makes a model that takes long to build; the weights say how wide it is.
+
+    Raises:
+        Untrusted: one does.
+    """
+    check_finite(config)
+    for name, value in config.items():
+        most = MOST_LAYERS if "layers" in name or name.startswith("num_") else LARGEST_NUMBER
+        waiting, seen = [value], 0
+        while waiting:
+            part, seen = waiting.pop(), seen + 1
+            if isinstance(part, list | tuple):
+                waiting += part
+            if (isinstance(part, int | float) and abs(part) > most) or seen > MOST_LAYERS:
+                raise Untrusted(f"the autoencoder's {name!r:.64} is {value!r:.64}; allowed: numbers up to {most}")
 
 
 def load_pretrained(name: str | Path) -> DiffusersAutoencoder:
@@ -88,8 +165,13 @@ def load_pretrained(name: str | Path) -> DiffusersAutoencoder:
 
 
 def _read_model(kind: Any, path: str | Path) -> Any:
+    cls = _autoencoder_class(kind, path)
+    return cls.from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False).eval()
+
+
+def _autoencoder_class(kind: Any, path: str | Path) -> Any:
     import diffusers
 
     if not isinstance(kind, str) or not kind.startswith("Autoencoder") or not hasattr(diffusers, kind):
-        raise WorldError(f"{path} names the autoencoder class {kind!r}; allowed: diffusers' Autoencoder classes.")
-    return getattr(diffusers, kind).from_pretrained(path, torch_dtype=torch.float32, low_cpu_mem_usage=False).eval()
+        raise WorldError(f"{path} names the autoencoder class {kind!r:.64}; allowed: diffusers' Autoencoder classes.")
+    return getattr(diffusers, kind)

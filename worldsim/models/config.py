@@ -5,11 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from worldsim.errors import ConfigError
+from worldsim.errors import ConfigError, check_ranges
 
 if TYPE_CHECKING:
     from worldsim.models.dit import DiT
 
+RANGES: dict[str, tuple[float, float]] = {  # far beyond any use: what lies outside is a mistake, or an attack
+    "latent_channels": (1, 1024),
+    "latent_size": (1, 4096),
+    "patch": (1, 64),
+    "width": (1, 16384),
+    "heads": (1, 256),
+    "mlp_ratio": (0.01, 64),
+    "history": (0, 256),
+    "action_size": (1, 262_144),
+    "action_history": (1, 1024),
+    "text_width": (1, 16384),
+    "text_tokens": (1, 4096),
+    "context": (1, 65_536),
+    "frames_per_latent": (1, 64),
+    "camera_size": (0, 16384),
+    "image_width": (0, 16384),
+    "memory_width": (0, 16384),
+}
+MOST_LAYERS = 256
 GATE_OPEN, GATE_START = 20.0, 2.0  # logits: all that is predicted, exactly (in float32); and mostly that
 
 
@@ -41,13 +60,19 @@ class DiTConfig:
     memory_width: int = 0  # of tokens of old frames, which layers that look at the prompt read; 0 is none
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together."""
+        """Check the ranges, and that the parts fit together."""
+        if len(self.patch) != 3 or len(self.latent_size) != 2:
+            raise ConfigError(
+                f"patch is {self.patch} and latent_size {self.latent_size}; allowed: three numbers (time, height, "
+                "width) and two (height, width)."
+            )
+        check_ranges(self, RANGES)
         if self.width % (4 * self.heads):
             raise ConfigError(f"width {self.width} is not a multiple of 4 x heads ({self.heads}).")
-        if not self.pattern or set(self.pattern) - set("st"):
-            raise ConfigError(f"pattern {self.pattern!r} has other letters than 's' (space) and 't' (time).")
-        if min(self.patch) < 1 or len(self.patch) != 3:
-            raise ConfigError(f"patch is {self.patch}; allowed: three numbers of at least 1 (time, height, width).")
+        if not 0 < len(self.pattern) <= MOST_LAYERS or set(self.pattern) - set("st"):
+            raise ConfigError(
+                f"pattern is {self.pattern!r:.100}; allowed: 1 to {MOST_LAYERS} of the letters 's' (space), 't' (time)."
+            )
         if any(size % side for size, side in zip(self.latent_size, self.patch[1:], strict=True)):
             raise ConfigError(f"patch {self.patch} does not divide the latent size {self.latent_size}.")
         if any(not 0 <= layer < len(self.pattern) for layer in self.text_layers):
@@ -56,13 +81,6 @@ class DiTConfig:
             raise ConfigError(f"output is {self.output!r}; allowed: 'x', 'v', 'eps'.")
         if self.output != "x" and self.newest_base:
             raise ConfigError(f"newest_base needs output 'x', as its base is a frame; output is {self.output!r}.")
-        if min(self.text_width, self.text_tokens) < 1:
-            raise ConfigError(f"text_width is {self.text_width}, text_tokens {self.text_tokens}; allowed: at least 1.")
-        if min(self.history, self.action_history - 1, self.frames_per_latent - 1) < 0:
-            raise ConfigError(
-                f"history is {self.history} (at least 0), action_history {self.action_history} and frames_per_latent "
-                f"{self.frames_per_latent} (at least 1)."
-            )
 
     def patches(self, latent_size: tuple[int, int] | None = None) -> int:
         """How many patches a frame of latents has."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from worldsim.models.config import DiTConfig
 from worldsim.models.dit import DiT
+from worldsim.untrusted import check_shapes, convert, read_json
 
 RENAMED = {  # beginnings of weights' names
     "level.": "sigma.",
@@ -20,20 +24,32 @@ RENAMED = {  # beginnings of weights' names
 }
 
 
+def read_dynamics(folder: Path) -> DiT:
+    """Read a model from its folder; its memory is bounded by the size of its file.
+
+    Raises:
+        OSError, SafetensorError: a file is missing or damaged.
+        Untrusted: a config that cannot be, or weights of another model.
+    """
+    return load_dynamics(read_json(folder / "config.json"), load_file(folder / "model.safetensors"))
+
+
 def load_dynamics(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> DiT:
     """A model with its saved weights, in float32.
 
     Raises:
-        ConfigError: a config that cannot be.
-        KeyError, RuntimeError, TypeError: weights or settings that are missing, or of another model.
+        Untrusted: a config that cannot be, or weights of another model.
     """
-    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
     older = "gate.bias" not in weights  # from before frames were a change of the newest one
-    if older:
-        settings["newest_base"] = False
-    dynamics = DiTConfig(**settings).build()
-    own = dynamics.config.latent_channels * math.prod(dynamics.config.patch)
-    found = renamed_weights(weights, own)
+    shape = convert({**config, "newest_base": False} if older else config, DiTConfig)
+    found = renamed_weights(weights, shape.latent_channels * math.prod(shape.patch))
+    with torch.device("meta"):  # a model as large as the config says, without its memory
+        wanted = {name: tensor.shape for name, tensor in shape.build().state_dict().items()}
+    check_shapes(
+        {name: tuple(tensor.shape) for name, tensor in found.items()},
+        {name: tuple(size) for name, size in wanted.items() if not (older and name.startswith("gate."))},
+    )
+    dynamics = shape.build()
     if older:
         found |= {f"gate.{name}": tensor for name, tensor in dynamics.gate.state_dict().items()}
     dynamics.load_state_dict({name: tensor.float() for name, tensor in found.items()})

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from worldsim.data.episodes import Dataset, FrameTable, count_steps, read_episode
-from worldsim.errors import ConfigError, DataError
+from worldsim.errors import ConfigError, DataError, WorldError
 from worldsim.models.autoencoder import AutoencoderConfig, DiffusersAutoencoder, FrameAutoencoder
 from worldsim.models.autoencoder_files import (
     describe_autoencoder,
@@ -21,6 +22,7 @@ from worldsim.models.autoencoder_files import (
     save_autoencoder,
 )
 from worldsim.training.trainer import Trainer, TrainerConfig
+from worldsim.untrusted import Untrusted, read_json
 
 GRID_FRAMES = 16
 SAMPLE_FRAMES = 2048  # that latent statistics are taken of
@@ -198,11 +200,15 @@ def load_run(out: Path) -> DiffusersAutoencoder:
 
     Raises:
         ConfigError: no finished run there.
+        WorldError: what is there is damaged.
     """
     path = Path(out) / "autoencoder.json"
     if not path.is_file():
         raise ConfigError(
             f"no trained autoencoder in {out}; make one with: worldsim train autoencoder DATA --out {out}"
         )
-    card = json.loads(path.read_text())
-    return load_autoencoder(card, card["mean"], card["std"], Path(out) / "autoencoder")
+    try:
+        card = read_json(path)
+        return load_autoencoder(card, card.pop("mean"), card.pop("std"), Path(out) / "autoencoder")
+    except (OSError, SafetensorError, KeyError, Untrusted) as error:
+        raise WorldError(f"the autoencoder in {out} is damaged ({error}); train it again, or restore it.") from error
