@@ -34,6 +34,7 @@ from worldsim.models.saved import read_dynamics
 from worldsim.models.text import PromptBook
 from worldsim.models.text_encoders import DEFAULT_ENCODER
 from worldsim.spaces import ActionCodec, actions_from_arrays, actions_to_arrays, space_from_json
+from worldsim.threads import fixed_settings
 from worldsim.untrusted import Untrusted, convert, printable, read_json, read_npz
 
 FORMAT_VERSION = 1
@@ -148,6 +149,7 @@ class World:
         write_card(self.card, path)
 
     @staticmethod
+    @fixed_settings()
     def from_pretrained(name: str | Path, dtype: torch.dtype | None = None) -> World:
         """Load a world from a folder, or from a hub id where one can be reached.
 

@@ -113,8 +113,11 @@ def _read_untrusted(kind: Any, path: Path) -> Any:
     with torch.device("meta"):  # a model as large as the config says, without its memory
         wanted = {name: tuple(part.shape) for name, part in _from_config(cls, config).state_dict().items()}
     check_shapes(found, wanted)
+    weights = load_file(path / WEIGHTS)
+    if not all(part.is_floating_point() and part.isfinite().all() for part in weights.values()):
+        raise Untrusted("the autoencoder has weights that are not finite numbers")
     model = _from_config(cls, config)
-    model.load_state_dict({name: part.float() for name, part in load_file(path / WEIGHTS).items()})
+    model.load_state_dict({name: part.float() for name, part in weights.items()})
     return model.eval()
 
 
