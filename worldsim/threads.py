@@ -44,8 +44,8 @@ class _Fixed:
                 torch.set_float32_matmul_precision("highest")
                 self.before.append(lambda: torch.set_float32_matmul_precision(precision))
             if not torch.backends.mkldnn.enabled:
-                torch.backends.mkldnn.set_flags(True)
-                self.before.append(lambda: torch.backends.mkldnn.set_flags(False))
+                torch._C._set_mkldnn_enabled(True)  # alone: torch's own setter sets, and warns of, other things too
+                self.before.append(lambda: torch._C._set_mkldnn_enabled(False))
 
     def give_back(self) -> None:
         with self.lock:

@@ -213,6 +213,8 @@ class SessionTable:
             SnapshotMismatch: they are another model's.
         """
         config, chunk = self.config, session.chunk
+        if not isinstance(session.step, int) or session.step < 1:
+            raise SnapshotMismatch(f"the snapshot's step is {session.step!r}; allowed: a whole number from 1.")
         empty = self.new_session(0, session.text, 1.0)
         wanted: dict[str, tuple[int, ...]] = {"actions": empty.actions.shape, "known": empty.known.shape}
         found: dict[str, tuple[int, ...]] = {"actions": session.actions.shape, "known": session.known.shape}
