@@ -470,7 +470,7 @@ def test_a_clip_steers_by_what_it_sees(name):
     """The driver's keys, on average, are what the beginner who steers would do; another game gets random ones."""
     session = Session([Side(make_env(name), name)], seed=3)
     turns, pressed = driver(session, np.random.default_rng(0)), []
-    for _ in range(30):
+    for _ in range(80):
         keys, prompt = next(turns)
         assert prompt is None
         session.step(keys)
