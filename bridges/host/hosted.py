@@ -63,7 +63,9 @@ class Hosted:
         watch: a token that gives the right to watch.
         world: its name.
         number: the engine's.
-        owner: the client that opened it, by key or token: it counts against that client's share of sessions.
+        owner: the client that opened it, by key or token.
+        counted: the client whose limit it counts against; see `accounts`.
+        account: the account whose limit it counts against.
         born: the request that opened it.
         last_request: the last request that drew a frame or began anew.
         pending: the request that waits for its frame.
@@ -81,6 +83,8 @@ class Hosted:
     owner: str
     born: RequestKey
     lease_end: float
+    counted: str = ""
+    account: str = ""
     token: str = field(default_factory=new_token)
     watch: str = field(default_factory=new_token)
     encoding: str = "raw"
@@ -97,6 +101,7 @@ class Hosted:
     due: float = 0.0
     watchers: dict[bytes, Watch] = field(default_factory=dict)
     ring: Ring | None = None
+    listed: tuple[str, ...] = ()  # the tokens that it is found by
 
     def tokens(self) -> dict[str, Role]:
         """List all tokens of the session, with the role that each gives."""
