@@ -176,7 +176,7 @@ def _reset_in_pieces(
 def _pieces(
     service: Service, served: Served, specs: Sequence[SessionSpec]
 ) -> Generator[tuple[bool, list[int]], None, None]:
-    """Begin sessions in pieces of about `LONG`, each with one new prompt or clip at most; say whether all have begun."""
+    """Begin sessions in pieces of about `LONG`, each with one new prompt or clip at most; say which is the last."""
     most, begun = PIECE, 0
     while begun < len(specs):
         piece = list(specs[begun : begun + most])
