@@ -153,12 +153,12 @@ class Checkpoints:
     def abandon(self, prepared: Prepared) -> None:
         """Remove the files of a checkpoint that is not the newest."""
         place = self.folder / prepared.hosted.token
-        if prepared.made:
-            shutil.rmtree(place, ignore_errors=True)
-            return
         for name in ("meta.part", f"state-{prepared.number}.session", f"journal-{prepared.number}.jsonl"):
             with contextlib.suppress(OSError):
                 (place / name).unlink(missing_ok=True)
+        if prepared.made:
+            with contextlib.suppress(OSError):
+                place.rmdir()  # which needs no file descriptor, as rmtree does
 
     def note(self, hosted: Hosted, event: Mapping[str, Any]) -> int | None:
         """Write an event to a session's journal, whole or not at all; called before it happens.

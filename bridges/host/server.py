@@ -96,6 +96,7 @@ class Host:
         self._authenticator: ThreadAuthenticator | None = None
         self.shared = _shared_folder() if config.shared else None
         self._ipc: str | None = None
+        self._keys_changed = 0
         try:
             checkpoints = Checkpoints(config.checkpoints, config.every, config.fsync) if config.checkpoints else None
             self.service = Service(engines, self._send, config.service, checkpoints, self.shared)
@@ -129,8 +130,10 @@ class Host:
             now = time.monotonic()
             if now - tidied >= TIDY:
                 self.service.tidy()
+                if self._authenticator is not None:
+                    self._admit_keys()
                 tidied = time.monotonic()
-            wait = 0.0 if self.turns else min(self.service.patience(now), TIDY)
+            wait = min(self.turns.patience(now), self.service.patience(now), TIDY)
             try:
                 self._take_in(int(1000 * wait))
                 if self.service.draw():
@@ -179,11 +182,23 @@ class Host:
         if config.key is not None:
             self._authenticator = ThreadAuthenticator(self._context)
             self._authenticator.start()
-            self._authenticator.configure_curve(domain="*", location=str(config.allow or config.key.parent))
+            self._admit_keys()
             public, secret = zmq.auth.load_certificate(config.key)
             if secret is None:
                 raise ConfigError(f"{config.key} is a public key; the host needs the secret one: {config.key}_secret.")
             socket.curve_publickey, socket.curve_secretkey, socket.curve_server = public, secret, True
+
+    def _admit_keys(self) -> None:
+        """Admit the keys in the folder from now on, if it has changed; a key that is gone makes no new connection."""
+        assert self._authenticator is not None and self.config.key is not None
+        folder = self.config.allow or self.config.key.parent
+        try:
+            changed = folder.stat().st_mtime_ns
+            if changed != self._keys_changed:
+                self._authenticator.configure_curve(domain="*", location=str(folder))
+                self._keys_changed = changed
+        except OSError as error:
+            log.warning("keys not read", extra={"fields": {"error": str(error)}})
 
     def _bind(self) -> int:
         try:

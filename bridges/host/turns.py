@@ -2,7 +2,8 @@
 
 Long is what encodes a prompt, begins a session, or writes one to disk. It waits behind what its connection has sent
 before, so that the order of a connection's requests stays; connections, and above them accounts, have it in turn. So a
-frame waits for one piece of work at most, however much others ask for.
+frame waits for one piece of work at most, however much others ask for; and after a piece that took longer than a pass,
+frames have as much time before the next.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from worldsim.errors import ProtocolError
 LONG = {"open", "open_batch", "reset", "reset_batch", "fork", "restore", "snapshot", "share", "close_batch"}
 MOST_WAITING = 64  # messages of one connection, as many as its socket holds
 MOST_BYTES = 64 * 2**20  # of all messages that wait
+PLAYING = 0.5  # seconds after a pass in which more frames are likely to be asked for
 RETRY = 0.05  # seconds after which a message that may not wait can be sent again
 
 
@@ -50,11 +52,15 @@ class Turns:
         self._bytes = 0
         self._last: OrderedDict[str, float] = OrderedDict()  # when each account had its turn
         self._jobs_next = False
+        self._next = 0.0  # when work may go on, if there are frames to draw
+        self._last_pass = 0.0
         self._drawn = True  # whether a pass was drawn since the last piece of work
 
-    def __bool__(self) -> bool:
-        """Say whether there is work."""
-        return bool(self._queues or self.service.jobs)
+    def patience(self, now: float) -> float:
+        """Compute the seconds until there is work to do, if no message comes."""
+        if not (self._queues or self.service.jobs):
+            return 1.0
+        return max(0.0, self._next - now) if now - self._last_pass < PLAYING else 0.0
 
     def put(self, peer: bytes, parts: Sequence[Any], key: str, address: str) -> None:
         """Handle a message now, or let it wait if it is long or its connection has others that wait."""
@@ -74,14 +80,20 @@ class Turns:
 
     def drew(self) -> None:
         """Take down that a pass was drawn: others may have their turn."""
-        self._drawn = True
+        self._drawn, self._last_pass = True, time.monotonic()
 
     def turn(self) -> None:
         """Do one piece of long work, if no frame waits for it to end."""
-        waits = any(served.pending for served in self.service.worlds.values())
-        if not self or (waits and not self._drawn):
+        now, waits = time.monotonic(), any(served.pending for served in self.service.worlds.values())
+        if self.patience(now) or (waits and not self._drawn):
             return
         self._drawn = False
+        self._piece()
+        took = time.monotonic() - now
+        if took > max(served.took for served in self.service.worlds.values()):
+            self._next = now + 2 * took
+
+    def _piece(self) -> None:
         self._jobs_next = not self._jobs_next
         if self._jobs_next and self.service.work():
             return

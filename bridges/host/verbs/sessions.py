@@ -124,7 +124,7 @@ def _close_in_pieces(service: Service, sessions: list[Hosted]) -> Work:
 
 def stats(service: Service, call: Call) -> Answer:
     """Count requests and measure latencies."""
-    return {"stats": host_stats(service)}, {}
+    return {"stats": host_stats(service, call.client.account)}, {}
 
 
 def _installed_version() -> str:
