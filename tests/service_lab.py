@@ -75,6 +75,7 @@ class ServiceLab:
 
     def close(self) -> None:
         """Close the sessions; what is on disk stays."""
+        self.service.stop_jobs()
         for hosted in list(self.service.sessions.values()):
             self.service.remove(hosted, "end", forget=False)
         for stored in self.service.snapshots.values():
@@ -102,8 +103,16 @@ class Victim:
 
     def play(self) -> None:
         """One step, whose frame must be the right one."""
-        number = self.lab.send(self.name, "step", session=self.token, step=self.step, action=self.done % 2)
-        reply = self.lab.answer(self.name, number)
+        self.ask()
+        self.see()
+
+    def ask(self) -> None:
+        """Ask for a frame."""
+        self._asked = self.lab.send(self.name, "step", session=self.token, step=self.step, action=self.done % 2)
+
+    def see(self) -> None:
+        """Get the frame."""
+        reply = self.lab.answer(self.name, self._asked)
         assert "error" not in reply.header, reply.header
         assert digest(np.asarray(reply.buffers["frame"])) == self._frames[self.done]
         self.step, self.done = reply.header["step"], self.done + 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from worldsim.bridges import protocol
@@ -11,30 +11,32 @@ from worldsim.bridges.host.accounts import Rates, account_of
 from worldsim.bridges.host.records import Client, ServiceConfig
 from worldsim.errors import ProtocolError
 
-Busy = Callable[[], Collection[str]]
-MOST_PEERS = 4096  # connections, clients and ended sessions that are remembered
+MOST_PEERS = 4096  # ended sessions that are remembered, and connections and clients of an account
+MOST_CLIENTS = 4 * MOST_PEERS  # of all accounts
 
 
 class ClientTable:
-    """Clients by name and by connection.
+    """Clients by name and by connection. An account that brings too many makes room, and no other.
 
     Args:
         config: limits.
         leave: forgets all else about a connection.
 
     Attributes:
-        peers: clients by connection, the one that was silent for longest first.
+        peers: clients by connection.
         clients: by name.
     """
 
     def __init__(self, config: ServiceConfig, leave: Callable[[bytes], None]) -> None:
         """Begin without clients."""
-        self.peers: OrderedDict[bytes, Client] = OrderedDict()
-        self.clients: OrderedDict[str, Client] = OrderedDict()
+        self.peers: dict[bytes, Client] = {}
+        self.clients: dict[str, Client] = {}
+        self._peers = _ByAccount()
+        self._clients = _ByAccount()
         self._rates = Rates(config.rate, config.per_address)
         self._config, self._leave = config, leave
 
-    def sender(self, peer: bytes, header: Mapping[str, Any], key: str, address: str, now: float, busy: Busy) -> Client:
+    def sender(self, peer: bytes, header: Mapping[str, Any], key: str, address: str, now: float) -> Client:
         """Find the client that sent a message; `hello` registers it.
 
         Args:
@@ -43,7 +45,6 @@ class ClientTable:
             key: CURVE public key of the connection, if there is one.
             address: of the connection.
             now: when the message came.
-            busy: lists the owners of snapshots, who are not forgotten.
 
         Raises:
             ProtocolError: hello-first, too-fast.
@@ -62,33 +63,56 @@ class ClientTable:
         if header.get("verb") == "hello":
             if not (isinstance(token, str) and protocol.TOKEN.fullmatch(token)):
                 return client or Client("")  # `check_request` says what is wrong with it
-            client = self._introduce(peer, client, token, key, account, busy)
+            client = self._introduce(peer, client, token, key, account)
         if client is None:
             raise ProtocolError("hello-first", "this connection is not known; say hello, then send the request again.")
-        self.peers.move_to_end(peer)
-        client.seen = now
+        self._peers.touch(account, peer)
         return client
 
-    def _introduce(self, peer: bytes, before: Client | None, token: str, key: str, account: str, busy: Busy) -> Client:
+    def forget(self, peer: bytes) -> None:
+        """Forget a connection."""
+        client = self.peers.pop(peer, None)
+        if client is not None:
+            self._peers.remove(client.account, peer)
+
+    def _introduce(self, peer: bytes, before: Client | None, token: str, key: str, account: str) -> Client:
         name = f"{account}/{token}"
         counted = account if key else name if before is None else before.counted
         client = self.peers[peer] = self.clients.setdefault(name, Client(token, key, account, counted))
-        self.clients.move_to_end(name)
-        if len(self.peers) > MOST_PEERS:
-            largest = _largest(self.peers.values())
-            self._leave(next(peer for peer, other in self.peers.items() if other.account == largest))
-        if len(self.clients) > MOST_PEERS:
-            largest = _largest(self.clients.values())
-            here = set(map(id, self.peers.values()))
-            mine = [name for name, other in self.clients.items() if other.account == largest and other is not client]
-            owners = busy()
-            silent = [name for name in mine if self.clients[name].owner not in owners]
-            gone = [name for name in silent if id(self.clients[name]) not in here]
-            for name in (gone or silent)[:1]:
-                del self.clients[name]
+        for gone in self._peers.touch(account, peer):
+            self._leave(gone)
+        for gone in self._clients.touch(account, name):
+            self.clients.pop(gone, None)
         return client
 
 
-def _largest(clients: Collection[Client]) -> str:
-    """Find the account that has the most of them: it must make room, and no other."""
-    return Counter(client.account for client in clients).most_common(1)[0][0]
+class _ByAccount:
+    """What accounts have, in the order in which it was last used."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, OrderedDict[Any, None]] = OrderedDict()
+        self._count = 0
+
+    def touch(self, account: str, item: Any) -> list[Any]:
+        """Add something of an account or note that it was used; return what must go, which is taken out."""
+        mine = self._of.setdefault(account, OrderedDict())
+        self._of.move_to_end(account)
+        self._count += item not in mine
+        mine[item] = None
+        mine.move_to_end(item)
+        if len(mine) <= MOST_PEERS and self._count <= MOST_CLIENTS:
+            return []
+        if len(mine) <= MOST_PEERS:
+            account = max(self._of, key=lambda name: len(self._of[name]))
+        item = next(iter(self._of[account]))
+        self.remove(account, item)
+        return [item]
+
+    def remove(self, account: str, item: Any) -> None:
+        """Take out something."""
+        mine = self._of.get(account, OrderedDict())
+        if item in mine:
+            del mine[item]
+            self._count -= 1
+        if not mine:
+            self._of.pop(account, None)

@@ -31,7 +31,9 @@ def receive(service: Service, peer: bytes, parts: Sequence[Any], key: str = "", 
         size = sum(map(len, parts))
         if size > service.message_bytes:
             raise ProtocolError("too-large", f"the message has {size} bytes; allowed: {service.message_bytes}.")
-        client = service.table.sender(peer, header, key, address, now, service.owners)
+        client = service.table.sender(peer, header, key, address, now)
+        if client.owner in service.keepers:
+            service.keepers[client.owner] = now
         message = messages.unpack(parts, header)
         verb = messages.check_request(message)
         service.counts[verb] += 1

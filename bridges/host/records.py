@@ -52,7 +52,6 @@ class Client:
         account: see `accounts`.
         counted: the client whose limits count for it: itself, or the first that its connection brought.
         name: of the program.
-        seen: when its last request came.
     """
 
     token: str
@@ -60,7 +59,6 @@ class Client:
     account: str = ""
     counted: str = ""
     name: str = ""
-    seen: float = 0.0
 
     @property
     def owner(self) -> str:

@@ -46,6 +46,7 @@ class Registry:
         born: sessions by the request that began them.
         over: requests that began sessions which have ended since, oldest first.
         snapshots: by token, oldest first.
+        keepers: their owners, and when each was heard of.
 
     Raises:
         ConfigError: a world whose keys do not fit its actions.
@@ -67,6 +68,7 @@ class Registry:
         self.born: dict[RequestKey, Hosted] = {}
         self.over: OrderedDict[RequestKey, None] = OrderedDict()
         self.snapshots: OrderedDict[str, StoredSnapshot] = OrderedDict()
+        self.keepers: dict[str, float] = {}
 
     def served(self, name: str | None) -> Served:
         """Get the world of that name, or the only one.
@@ -214,6 +216,7 @@ class Registry:
             taken.close()
             raise
         self.snapshots[token] = StoredSnapshot(**about, snapshot=taken)
+        self.keepers[client.owner] = time.monotonic()
         too_many = max(len(mine) + 1 - self.config.snapshots, theirs + 1 - most, 0)
         for old in mine[:too_many]:
             self.drop(old)

@@ -14,7 +14,7 @@ from typing import Any
 from worldsim.bridges.actions import from_json
 from worldsim.bridges.host.controls import check_parts
 from worldsim.bridges.host.hosted import Hosted
-from worldsim.bridges.host.records import Client, StoredSnapshot
+from worldsim.bridges.host.records import StoredSnapshot
 from worldsim.bridges.host.service import Service
 from worldsim.bridges.host.stored import Event, Record
 from worldsim.engine.engine import Engine
@@ -67,8 +67,7 @@ def _list_snapshots(service: Service) -> None:
         service.snapshots[token] = StoredSnapshot(
             meta.owner, meta.world, meta.episode, path, meta.counted, meta.account
         )
-        client = Client(meta.owner, account=meta.account, counted=meta.counted, seen=time.monotonic())
-        service.clients.setdefault(f"resumed/{meta.owner}", client)
+        service.keepers[meta.owner] = time.monotonic()
 
 
 def _restored(service: Service, record: Record) -> Hosted:

@@ -98,13 +98,9 @@ class Service(Drawing):
 
     def leave(self, peer: bytes) -> None:
         """Forget a connection."""
-        self.peers.pop(peer, None)
+        self.table.forget(peer)
         for hosted in self.sessions.values():
             hosted.watchers.pop(peer, None)
-
-    def owners(self) -> set[str]:
-        """List the owners of snapshots."""
-        return {stored.owner for stored in self.snapshots.values()}
 
     def knows(self, world: str, text: str | None) -> bool:
         """Say whether a prompt needs no encoding, which takes long."""
@@ -146,6 +142,14 @@ class Service(Drawing):
         self.jobs.move_to_end(key)
         self._piece(key)
         return True
+
+    def stop_jobs(self) -> None:
+        """Undo what jobs have begun, and refuse their requests; their clients ask again."""
+        for job in self.jobs.values():
+            job.work.close()
+            for peer in job.peers:
+                self.refuse(peer, job.call.header, ProtocolError("stopping", "the host is about to stop."))
+        self.jobs.clear()
 
     def _piece(self, key: RequestKey) -> None:
         job = self.jobs[key]
@@ -234,14 +238,16 @@ class Service(Drawing):
         if now - self.listened > LATE:
             for hosted in self.sessions.values():
                 hosted.lease_end += now - self.listened
-            for client in self.clients.values():
-                client.seen += now - self.listened
+            for owner in self.keepers:
+                self.keepers[owner] += now - self.listened
         self.listened = now
         for hosted in [hosted for hosted in self.sessions.values() if hosted.lease_end < now]:
             self._quietly(hosted.token, lambda hosted=hosted: self.remove(hosted, "lease"))
-        here = {client.owner for client in self.clients.values() if client.seen + self.config.lease >= now}
-        for token in [token for token, stored in self.snapshots.items() if stored.owner not in here]:
+        gone = {owner for owner, seen in self.keepers.items() if seen + self.config.lease < now}
+        for token in [token for token, stored in self.snapshots.items() if gone and stored.owner in gone]:
             self._quietly(token, lambda token=token: self.drop(token))
+        for owner in gone:
+            del self.keepers[owner]
         if self.checkpoints is not None and (token := self.checkpoints.due(now)) is not None:
             if not self._quietly(token, lambda: self.save(self.sessions[token])):
                 self.checkpoints.postpone(token, now)
@@ -260,11 +266,7 @@ class Service(Drawing):
     def bye(self) -> None:
         """Write all sessions to disk, and say goodbye to all clients."""
         self.stopping = True
-        for job in self.jobs.values():
-            job.work.close()  # what it has begun is undone; its client asks again
-            for peer in job.peers:
-                self.refuse(peer, job.call.header, ProtocolError("stopping", "the host is about to stop."))
-        self.jobs.clear()
+        self.stop_jobs()
         for name in self.worlds:
             self.draw_all(name)
         resume = self.checkpoints is not None

@@ -231,9 +231,9 @@ def _check_between(served: Served, actions: Any) -> None:
         ActionError: they are not.
     """
     world = served.engine.world
-    if np.shape(actions)[:1] == (0,):
-        return
     try:
+        if np.shape(actions)[:1] == (0,):
+            return
         world.codec.check_all(actions)
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, ActionError):
