@@ -115,6 +115,8 @@ class Connection:
         self.pushed: deque[Message] = deque(maxlen=QUEUE)
         self._ids = 0
         self._unfinished: Request | None = None
+        self._refused = 0  # the last request that the host has refused
+        self._whole = True  # whether no message was sent or read in part, when an exception came
         self._process = os.getpid()
         self._context = zmq.Context()
         self._context.linger = 0  # of sockets that an exception leaves behind
@@ -187,11 +189,8 @@ class Connection:
         try:
             message = self._ask(request.parts, request.number, time.monotonic() + self.config.patience)
         except BaseException as error:
-            refused = isinstance(error, WorldsimError) and (
-                isinstance(error, ProtocolError) or not isinstance(error, BridgeError)
-            )
-            if refused:
-                self._unfinished = None  # the host has answered, and nothing has changed
+            if isinstance(error, WorldsimError) and self._refused == request.number:
+                self._unfinished = None  # nothing has changed
             else:
                 request.parts = [bytes(part) for part in request.parts]  # the caller may change its arrays
             raise
@@ -202,6 +201,9 @@ class Connection:
     def poll(self, seconds: float) -> Message | None:
         """Wait some seconds for a pushed message."""
         end = time.monotonic() + seconds
+        self.level()
+        if self._socket is None or not self._whole:
+            self._connect()
         while not self.pushed:
             message = self._receive(max(0.0, end - time.monotonic()))
             if message is not None and not self._is_push(message) or message is None and time.monotonic() >= end:
@@ -226,8 +228,8 @@ class Connection:
 
     def _ask(self, parts: list[Any], number: int, end: float, greet: bool = True) -> Message:
         while True:
-            if self._socket is None:
-                self._connect()  # an exception came in between
+            if self._socket is None or not self._whole:
+                self._connect()
             if greet and not self._greeted:
                 self._greet(end)
             self._send(parts)
@@ -248,6 +250,7 @@ class Connection:
             elif error["code"] in ("too-fast", "stopping"):
                 time.sleep(min(float(error.get("wait", 0.1)), max(0.0, end - time.monotonic())))
             else:
+                self._refused = number
                 raise _error(error)
             if time.monotonic() >= end:
                 raise _error(error)
@@ -286,15 +289,17 @@ class Connection:
             raise BridgeError(
                 f"{self.address!r} is no address ({error}); try tcp://127.0.0.1:{protocol.PORT}"
             ) from error
-        self._greeted = False
+        self._greeted, self._whole = False, True
         self._socket = socket
 
     def _send(self, parts: list[Any]) -> None:
         assert self._socket is not None
+        self._whole = False
         try:
             self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             pass  # there is no host; `_ask` sends it again after the timeout
+        self._whole = True
 
     def _answer(self, number: int, end: float) -> Message | None:
         while (left := end - time.monotonic()) > 0:
@@ -308,13 +313,15 @@ class Connection:
 
     def _receive(self, seconds: float) -> Message | None:
         assert self._socket is not None
-        self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * seconds))
-        try:
-            if not self._large:
-                return messages.unpack(self._socket.recv_multipart())
-            return messages.unpack([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
-        except zmq.Again:
+        if not self._socket.poll(int(1000 * seconds)):  # an exception while it waits does no harm
             return None
+        self._whole = False
+        if not self._large:
+            parts: list[Any] = self._socket.recv_multipart()
+        else:
+            parts = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
+        self._whole = True
+        return messages.unpack(parts)
 
     def _is_push(self, message: Message) -> bool:
         push = message.header.get("verb") in protocol.PUSHES
