@@ -283,6 +283,75 @@ def test_long_work_takes_turns(engine: Engine) -> None:
     lab.close()
 
 
+def batch_of(lab: ServiceLab, count: int) -> tuple[list[str], list[int]]:
+    """Sessions of the connection "a", and their steps."""
+    lab.hello(b"a")
+    about = lab.ask(b"a", "open_batch", openings=[{"seed": i, "prompt": "a cart"} for i in range(count)])
+    return about["sessions"], about["steps"]
+
+
+def test_a_large_request_is_drawn_in_parts(engine: Engine, tmp_path: Path) -> None:
+    """Beside someone who plays: the frames are those of one pass, and the other waits for none of it but a part."""
+    lab = ServiceLab(engine, tmp_path)
+    victim = Victim(lab, 40)
+    tokens, steps = batch_of(lab, 24)
+    numbers = [engine.fork(lab.service.sessions[token].number) for token in tokens]
+    right = [step.frame for step in engine.step({number: i % 2 for i, number in enumerate(numbers)}).values()]
+    for number in numbers:
+        engine.close(number)
+    victim.play()
+    before = victim.done
+    actions = [i % 2 for i in range(24)]
+    asked = lab.send(b"a", "step_batch", sessions=tokens, steps=steps, actions=actions)
+    while not any(message.header["id"] == asked for _, message in lab.sent):
+        victim.ask()
+        lab.service.draw()
+        victim.see()
+        late = lab.answer(b"a", lab.send(b"a", "prompt", session=tokens[-1], prompt="")).header
+        assert "error" not in late or late["error"]["code"] == "out-of-order"
+        if victim.done - before > 3:
+            break
+    message = lab.answer(b"a", asked)
+    assert victim.done - before >= 2
+    assert np.array_equal(message.buffers["frames"], right) and message.header["steps"] == [s + 1 for s in steps]
+    lab.close()
+    again = ServiceLab(engine, tmp_path, resumed=True)  # with the frames of all of them
+    left = {token: engine.sessions[hosted.number].step for token, hosted in again.service.sessions.items()}
+    assert [left[token] for token in tokens] == message.header["steps"]
+    again.close()
+
+
+@pytest.mark.parametrize("end", ["the last part fails", "a session is closed", "the host stops"])
+def test_a_large_request_is_all_or_nothing(engine: Engine, tmp_path: Path, end: str) -> None:
+    lab = ServiceLab(engine, tmp_path)
+    victim = Victim(lab, 12)
+    tokens, steps = batch_of(lab, 24)
+    journals = {token: next((tmp_path / token).glob("journal*")).read_bytes() for token in tokens}
+    victim.play()
+    asked = lab.send(b"a", "step_batch", sessions=tokens, steps=steps, actions=[0] * 24)
+    victim.play()
+    drawn = [engine.sessions[lab.service.sessions[token].number].step for token in tokens]
+    assert steps != drawn and lab.service.sessions[tokens[0]].divided
+    last = lab.service.sessions[tokens[-1]].number
+    if end == "the host stops":
+        lab.service.bye()
+        assert lab.answer(b"a", asked).header["steps"] == [step + 1 for step in steps]
+        lab.close()
+        return
+    if end == "a session is closed":
+        lab.ask(b"b", "hello", client="another-one")
+        lab.code(b"b", "close", session=tokens.pop())
+        steps.pop()
+    else:
+        engine.sessions[last] = replace(engine.sessions[last], actions="nothing that can be stacked")  # type: ignore
+    code = lab.answer(b"a", asked).header["error"]["code"]
+    assert code == ("failed" if end == "the last part fails" else "no-session")
+    assert [engine.sessions[lab.service.sessions[token].number].step for token in tokens] == steps
+    assert all(next((tmp_path / token).glob("journal*")).read_bytes() == journals[token] for token in tokens)
+    victim.play()
+    lab.close()
+
+
 def test_a_batch_that_cannot_be_opened_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
     lab = ServiceLab(engine, tmp_path)
     lab.hello(b"a")

@@ -17,6 +17,7 @@ from worldsim.bridges import messages
 from worldsim.bridges.actions import to_json
 from worldsim.bridges.frames import SharedFolder
 from worldsim.bridges.host.checkpoints import Checkpoints
+from worldsim.bridges.host.division import Part, is_divided, measure, next_pass, rest, restored
 from worldsim.bridges.host.hosted import Hosted
 from worldsim.bridges.host.records import Call, PendingStep, Served, ServiceConfig
 from worldsim.bridges.host.registry import Registry
@@ -121,16 +122,15 @@ class Drawing(Registry):
                 self._tick(hosted, now)
         for served in self.worlds.values():
             if served.pending and self._ready(served) <= time.monotonic():
-                self.draw_all(served.name)
+                self._draw(served, next_pass(served))
                 drawn = True
         return drawn
 
     def draw_all(self, world: str) -> None:
         """Draw all pending frames of a world now."""
         served = self.worlds[world]
-        batch, served.pending = served.pending, []
-        if batch:
-            self._draw(served, batch)
+        if served.pending:
+            self._draw(served, [(pending, rest(pending)) for pending in served.pending])
 
     def _tick(self, hosted: Hosted, now: float) -> None:
         """Ask for the frame that a session's clock is due; frames that the host has no time for are left out."""
@@ -145,55 +145,84 @@ class Drawing(Registry):
         hosted.pending = ("", 0)
         self.add_pending(PendingStep([hosted], {hosted.number: action}, now))
 
-    def _draw(self, served: Served, batch: list[PendingStep]) -> None:
-        begun, drawn = time.monotonic(), list[PendingStep]()
-        try:
-            whole = len(batch) == 1 or self._draw_together(served, batch)
-            for pending in batch:
-                try:
-                    if not whole or len(batch) == 1:
-                        self._step(served, [pending])
-                    drawn.append(pending)
-                except Exception as error:
-                    self._fail(pending, error)
-        finally:
-            for pending in batch:
-                for hosted in pending.sessions:
-                    hosted.pending = None
-        served.took = time.monotonic() - begun
-        for pending in drawn:
+    def _draw(self, served: Served, parts: list[Part]) -> None:
+        begun, done = time.monotonic(), list[PendingStep]()
+        together = len(parts) > 1 and self._draw_together(served, parts)
+        for part in parts:
+            pending, numbers = part
+            try:
+                if not together:
+                    self._step(served, [part])
+                pending.drawn |= set(numbers)
+                if rest(pending):
+                    for hosted in pending.sessions:
+                        hosted.divided = True
+                    continue
+                pending.undo.close()
+                done.append(pending)
+            except Exception as error:
+                self._fail(pending, error)
+            self._end(served, pending)
+        measure(served, sum(len(numbers) for _, numbers in parts), time.monotonic() - begun)
+        for pending in done:
             self._drawn(served, pending)
             if pending.call is not None:
                 self.latencies.append(time.monotonic() - pending.came)
                 self._reply(pending, pending.call)
-        for pending in drawn:
+        for pending in done:
             for hosted in pending.sessions:
                 self.push_all(hosted)
 
-    def _draw_together(self, served: Served, batch: list[PendingStep]) -> bool:
+    def undo(self, pending: PendingStep, error: Exception) -> None:
+        """Undo the parts of a request that were drawn."""
+        try:
+            pending.undo.__exit__(type(error), error, error.__traceback__)
+        except Exception:
+            log.exception("a part cannot be undone")
+
+    def draw_now(self, hosted: Hosted) -> None:
+        """Draw the pending frame of a session now."""
+        served = self.worlds[hosted.world]
+        mine = [(pending, rest(pending)) for pending in served.pending if hosted in pending.sessions]
+        if mine:
+            self._draw(served, mine)
+
+    def _end(self, served: Served, pending: PendingStep) -> None:
+        """No longer wait for the frames of a request."""
+        served.pending = [other for other in served.pending if other is not pending]
+        for hosted in pending.sessions:
+            hosted.pending, hosted.divided = None, False
+
+    def _draw_together(self, served: Served, parts: list[Part]) -> bool:
         """Draw several requests in one pass; False if one of them prevents it, and no session has changed."""
         try:
-            self._step(served, batch)
+            self._step(served, parts)
         except ProtocolError:
             return False  # a journal cannot be written
         except Exception as error:
-            fields = {"requests": len(batch), "error": f"{type(error).__name__}: {error}"}
+            fields = {"requests": len(parts), "error": f"{type(error).__name__}: {error}"}
             log.warning("a shared pass failed; each request is drawn by itself", extra={"fields": fields})
             return False
         return True
 
-    def _step(self, served: Served, batch: list[PendingStep]) -> None:
+    def _step(self, served: Served, parts: list[Part]) -> None:
         """Write the steps of requests to the journals, and draw them; all or none."""
-        actions = {number: action for pending in batch for number, action in pending.actions.items()}
-        with ExitStack() as journals:
-            if self.checkpoints is not None:
-                for pending in batch:
-                    for hosted in pending.sessions:
-                        if hosted.number in pending.actions:
-                            action = to_json(served.engine.world.action_space, pending.actions[hosted.number])
-                            by = pending.call.request_key if pending.call else None
-                            journals.enter_context(self.noted(hosted, {"step": action, "by": by}))
+        actions = {number: pending.actions[number] for pending, numbers in parts for number in numbers}
+        with ExitStack() as undo:
+            stacks = [undo.enter_context(ExitStack()) for _ in parts]
+            for part, stack in zip(parts, stacks, strict=True):
+                pending, numbers = part
+                by = pending.call.request_key if pending.call else None
+                for hosted in pending.sessions:
+                    if hosted.number in numbers and is_divided(part):
+                        stack.enter_context(restored(served.engine, hosted.number))
+                    if hosted.number in numbers and self.checkpoints is not None:
+                        action = to_json(served.engine.world.action_space, pending.actions[hosted.number])
+                        stack.enter_context(self.noted(hosted, {"step": action, "by": by}))
             served.engine.step(actions)  # if it raises, it has left all sessions as they were
+            for part, stack in zip(parts, stacks, strict=True):
+                if is_divided(part):
+                    part[0].undo.enter_context(stack.pop_all())
 
     def _drawn(self, served: Served, pending: PendingStep) -> None:
         for hosted in pending.sessions:
@@ -213,7 +242,8 @@ class Drawing(Registry):
             self.send_to(peer, parts)
 
     def _fail(self, pending: PendingStep, error: Exception) -> None:
-        """Tell the senders of a request, or stop the clock that asks."""
+        """Undo what was drawn of a request, and tell its senders, or stop the clock that asks."""
+        self.undo(pending, error)
         if pending.call is None:
             for hosted in pending.sessions:
                 if isinstance(error, ProtocolError) and error.code == "no-room":

@@ -69,6 +69,7 @@ class Hosted:
         born: the request that opened it.
         last_request: the last request that drew a frame or began anew.
         pending: the request that waits for its frame.
+        divided: whether that is drawn in parts, and a part was drawn.
         seen: the highest id of each client's requests that change the session: an older one comes late.
         snapshot: the last request for a snapshot, and the token that it got.
         share_request: the request that made the second player's token.
@@ -91,6 +92,7 @@ class Hosted:
     quality: int = 90
     last_request: RequestKey | None = None
     pending: RequestKey | None = None
+    divided: bool = False
     seen: dict[str, int] = field(default_factory=dict)
     snapshot: tuple[RequestKey, str] | None = None
     share_request: RequestKey | None = None

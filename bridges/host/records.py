@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ class PendingStep:
     came: float
     call: Call | None = None
     peers: set[bytes] = field(default_factory=set)  # connections over which the request came
+    drawn: set[int] = field(default_factory=set)  # the sessions whose part was drawn; see `division`
+    undo: ExitStack = field(default_factory=ExitStack)  # undoes that, if it is left with an exception
 
     def __post_init__(self) -> None:
         """Add the connection of the request."""
@@ -131,6 +134,11 @@ class Served:
     pending: list[PendingStep] = field(default_factory=list)
     took: float = 0.0  # seconds of the last pass
     answered: dict[str, float] = field(default_factory=dict)  # when each got its last frame, until it asks again
+    most: int = 4  # sessions of one client in a pass, where others play too; see `division`
+    one: float = 0.0  # seconds of a pass of few sessions
+    each: float = 0.0  # seconds of a session in a pass of many
+    senders: dict[str, float] = field(default_factory=dict)  # when each client asked for its last frame
+    turns: dict[str, float] = field(default_factory=dict)  # when each that asks for many had its turn
 
 
 def serve_world(name: str, engine: Engine) -> Served:

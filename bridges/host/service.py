@@ -190,9 +190,10 @@ class Service(Drawing):
         if hosted not in pending.sessions:
             return False
         for other in pending.sessions:
-            other.pending = None
+            other.pending, other.divided = None, False
+        gone = ProtocolError("no-session", "the session was closed before its frame was drawn.")
+        self.undo(pending, gone)
         if pending.call is not None:
-            gone = ProtocolError("no-session", "the session was closed before its frame was drawn.")
             for peer in pending.peers:
                 self.refuse(peer, pending.call.header, gone)
         return True
@@ -249,7 +250,8 @@ class Service(Drawing):
         for owner in gone:
             del self.keepers[owner]
         if self.checkpoints is not None and (token := self.checkpoints.due(now)) is not None:
-            if not self._quietly(token, lambda: self.save(self.sessions[token])):
+            divided = self.sessions[token].divided  # its journal is about to go on, or to be taken back
+            if divided or not self._quietly(token, lambda: self.save(self.sessions[token])):
                 self.checkpoints.postpone(token, now)
 
     def _quietly(self, token: str, do: Callable[[], None]) -> bool:

@@ -36,6 +36,9 @@ def steered(service: Service, call: Call, token: str, *roles: Role) -> tuple[Hos
     if number < last:
         now = service.record(hosted).step
         raise ProtocolError("out-of-order", f"request {number} comes after {last}; it is too late.", {"step": now})
+    if hosted.divided and hosted.pending != call.request_key:
+        error = "a step of many sessions, which this is one of, is being drawn; wait for its reply."
+        raise ProtocolError("out-of-order", error, {"step": service.record(hosted).step})
     if len(hosted.seen) > MOST_SENDERS:
         del hosted.seen[next(iter(hosted.seen))]
     return hosted, role
@@ -50,7 +53,7 @@ def replaceable(service: Service, call: Call, token: str) -> Hosted:
     hosted, _ = steered(service, call, token, "owner")
     if hosted.pending:
         if hosted.fps:
-            service.draw_all(hosted.world)
+            service.draw_now(hosted)
         else:
             now = service.record(hosted).step
             error = "a step of this session is being drawn; wait for its reply."

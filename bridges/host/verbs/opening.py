@@ -159,8 +159,8 @@ def _reset_in_pieces(
     try:
         for hosted in sessions:
             service.found(hosted.token, "owner")  # it may have ended meanwhile
-        if any(hosted.pending for hosted in changed):
-            service.draw_all(served.name)
+        for hosted in changed:
+            service.draw_now(hosted)
     except BaseException:
         _close(served, numbers)
         raise

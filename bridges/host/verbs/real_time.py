@@ -54,7 +54,7 @@ def pause(service: Service, call: Call) -> Answer:
         with service.noted(hosted, {"fps": 0.0}):
             hosted.fps = 0.0
         if hosted.pending:  # drawn now, so that the number of frames in this reply stays true
-            service.draw_all(hosted.world)
+            service.draw_now(hosted)
     return state(service, hosted), {}
 
 
