@@ -32,15 +32,18 @@ class Interrupt(BaseException):
 def interrupted(seconds: float) -> Iterator[list[bool]]:
     """Raise an exception some time from now, unless the block ends before; say whether it was raised."""
 
+    armed = True
+
     def interrupt(*_: Any) -> None:
-        raise Interrupt
+        if armed:
+            raise Interrupt
 
     hit = [False]
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         yield hit
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        armed = False
     except Interrupt:
         hit[0] = True
     finally:

@@ -224,7 +224,7 @@ class Connection:
             self._socket.close(linger=100)
             self._socket = None
         self._reader.forget()
-        self._context.term()
+        self._context.destroy(linger=0)  # with sockets that an exception left behind
 
     def _ask(self, parts: list[Any], number: int, end: float, greet: bool = True) -> Message:
         while True:
@@ -273,6 +273,15 @@ class Connection:
         if before is not None:
             before.close(linger=0)
         socket = self._context.socket(zmq.DEALER)
+        try:
+            self._set_up(socket)
+        except BaseException:
+            socket.close(linger=0)
+            raise
+        self._greeted, self._whole = False, True
+        self._socket = socket
+
+    def _set_up(self, socket: zmq.Socket) -> None:
         socket.setsockopt(zmq.SNDHWM, QUEUE)
         socket.setsockopt(zmq.RCVHWM, QUEUE)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
@@ -289,8 +298,6 @@ class Connection:
             raise BridgeError(
                 f"{self.address!r} is no address ({error}); try tcp://127.0.0.1:{protocol.PORT}"
             ) from error
-        self._greeted, self._whole = False, True
-        self._socket = socket
 
     def _send(self, parts: list[Any]) -> None:
         assert self._socket is not None

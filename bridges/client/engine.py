@@ -50,6 +50,7 @@ class RemoteSession:
     step: int
     reward: float = 0.0
     ended: float = 0.0
+    terminated: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ class RemoteEngine:
 
         def restored(message: Message, late: bool) -> None:
             frame = np.array(self.connection.frame(message.buffers["frame"]))
-            self._change(session, frame=frame, prompt=message.header["prompt"], step=message.header["step"])
+            about = {name: message.header[name] for name in ("prompt", "step")}
+            self._change(session, frame=frame, **about, reward=0.0, ended=0.0, terminated=False)
 
         self._call("restore", None, restored, session=self._get(session).token, snapshot=snapshot.token)
         return session
@@ -304,7 +306,7 @@ class RemoteEngine:
         """Take in new frames of sessions, of all that were not closed since."""
         results: dict[int, StepResult] = {}
         for number, frame, reward, ended, step, terminated in rows:
-            self._change(number, frame=frame, reward=reward, ended=ended, step=step)
+            self._change(number, frame=frame, reward=reward, ended=ended, step=step, terminated=terminated)
             copied = np.array(frame) if self.connection.config.copy else frame  # the session's own frame is only read
             results[number] = StepResult(copied, reward, ended, step, terminated)
         return results
