@@ -201,14 +201,15 @@ class Keeps(Proxy):
 
 
 class Roomy(Proxy):
-    """Clients have more than the host says that they may."""
+    """Clients have more than the host says that they may, and are never too fast."""
 
     def change(self, header: dict[str, Any]) -> dict[str, Any]:
+        if header.get("error", {}).get("code") == "too-fast":
+            return {name: value for name, value in header.items() if name != "error"}
         if "limits" not in header:
             return header
         limits = header["limits"]
-        fewer = {name: max(1, limits[name] // 2) for name in ("sessions", "snapshots")}
-        return header | {"limits": limits | fewer | {"rate": limits["rate"] / 100}}
+        return header | {"limits": limits | {name: max(1, limits[name] // 2) for name in ("sessions", "snapshots")}}
 
 
 class Endless(Proxy):

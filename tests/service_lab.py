@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import os
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hosting import digest
 
 from worldsim.bridges.host.checkpoints import Checkpoints
@@ -116,3 +121,30 @@ class Victim:
         assert "error" not in reply.header, reply.header
         assert digest(np.asarray(reply.buffers["frame"])) == self._frames[self.done]
         self.step, self.done = reply.header["step"], self.done + 1
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file may grow beyond `room` bytes: the system refuses, and writes what fits, as where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def no_files() -> Iterator[None]:
+    """Not one more file can be opened."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.open("/dev/null", os.O_RDONLY)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            os.open("/dev/null", os.O_RDONLY)
+        assert caught.value.errno == errno.EMFILE
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

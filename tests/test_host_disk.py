@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
-import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from service_lab import ServiceLab, Victim
+from service_lab import ServiceLab, Victim, full_disk, no_files
 
 from worldsim.bridges.host.checkpoints import Checkpoints
 from worldsim.bridges.host.stored import generations
@@ -213,33 +210,6 @@ def test_synced_checkpoints_leave_one_generation(engine: Engine, tmp_path: Path)
     lab.checkpoints.close()  # syncs what waits
     assert len(generations(tmp_path / token, "journal", "meta")) == 1
     lab.close()
-
-
-@contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """No file may grow beyond `room` bytes: the system refuses, and writes what fits, as where a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@contextmanager
-def no_files() -> Iterator[None]:
-    """Not one more file can be opened."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    probe = os.open("/dev/null", os.O_RDONLY)
-    os.close(probe)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, before[1]))
-    try:
-        with pytest.raises(OSError) as caught:
-            os.open("/dev/null", os.O_RDONLY)
-        assert caught.value.errno == errno.EMFILE
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 Request = Callable[[list[str], list[int], str], tuple[str, dict[str, Any]]]

@@ -338,8 +338,13 @@ class Connection:
 
 
 def _error(error: Mapping[str, Any]) -> WorldsimError:
-    code, message = str(error.get("code")), str(error.get("message"))
+    code, message = str(error.get("code")), _plain(str(error.get("message")))
     kind = ERRORS.get(code)
     if kind is not None:
         return kind(message)
     return ProtocolError(code, f"{message} ({code})", {k: v for k, v in error.items() if k not in ("code", "message")})
+
+
+def _plain(text: str) -> str:
+    """Escape what a terminal would obey: the words may be a stranger's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

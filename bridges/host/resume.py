@@ -94,7 +94,7 @@ def _restored(service: Service, record: Record) -> Hosted:
         number=number,
         owner=meta.owner,
         born=meta.born,
-        last_request=meta.mark,
+        last_request=meta.last_request,
         lease_end=time.monotonic() + service.config.lease,
         counted=meta.counted,
         account=meta.account,

@@ -14,7 +14,7 @@ import msgspec
 from worldsim.bridges import protocol
 from worldsim.bridges.host.hosted import Share
 from worldsim.engine.session import Snapshot
-from worldsim.untrusted import Untrusted, bounded, inside, parse_json, read_json, short
+from worldsim.untrusted import Untrusted, bounded, convert, inside, parse_json, read_json, short
 
 FORMAT_VERSION = 1
 MOST_META = 64 * 1024  # bytes of meta.json
@@ -54,7 +54,7 @@ class Meta:
     world: Annotated[str, short(256)]
     owner: Owner
     born: Key
-    mark: Key | None
+    last_request: Key | None
     share: StoredShare | None
     encoding: Literal["raw", "jpeg", "shm"]
     quality: Annotated[int, bounded(1, 100)]
@@ -149,7 +149,9 @@ def read_record(place: Path) -> Record:
         if not path.is_file():
             continue
         try:
-            meta = read_json(path, Meta, most=MOST_META)
+            about = read_json(path, most=MOST_META)
+            about["last_request"] = about.pop("mark", None)  # as it was called when the format was made
+            meta = convert(about, Meta)
             if meta.token != place.name:
                 raise Untrusted("its token is not the name of its folder")
             return _read_generations(place, meta)
