@@ -67,7 +67,11 @@ class SharedFolder:
     """
 
     def __init__(self) -> None:
-        """Make the folder, and remove those of hosts that have ended."""
+        """Make the folder, and remove those of hosts that have ended.
+
+        Raises:
+            OSError: there is no room for it.
+        """
         root = (
             Path("/dev/shm") if sys.platform == "linux" and Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
         )
@@ -77,7 +81,11 @@ class SharedFolder:
                 shutil.rmtree(old, ignore_errors=True)
         self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
         self.nonce = secrets.token_hex(16)
-        (self.path / "nonce").write_text(self.nonce)
+        try:
+            (self.path / "nonce").write_text(self.nonce)
+        except OSError:
+            self.close()
+            raise
 
     def offer(self) -> dict[str, str]:
         """Describe the folder, as `hello` does."""
@@ -89,22 +97,41 @@ class SharedFolder:
 
 
 class Ring:
-    """A session's last frames in a shared file, each in the slot of its number."""
+    """A session's last frames in a shared file, each in the slot of its number; the file is not left open."""
 
     def __init__(self, folder: SharedFolder, shape: tuple[int, ...]) -> None:
-        """Make the file."""
+        """Make the file.
+
+        Raises:
+            OSError: there is no room for all of it.
+        """
         self.shape, self.size = shape, int(np.prod(shape))
         self.path = folder.path / secrets.token_hex(8)
-        with self.path.open("wb") as file:
-            file.truncate(self.size * SLOTS)
-        self.memory = np.asarray(np.memmap(self.path, np.uint8, "r+", shape=(SLOTS, *shape)))
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, self.size * SLOTS)  # now: without room, writing later would end the process
+            else:
+                os.ftruncate(file, self.size * SLOTS)
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(file)
 
     def put(self, frame: np.ndarray, step: int) -> dict[str, Any]:
-        """Write a frame; return its place, as a message describes it."""
-        slot = step % SLOTS
-        self.memory[slot] = frame
-        where = {"path": str(self.path), "offset": slot * self.size}
-        return {"dtype": "uint8", "shape": list(self.shape), **where}
+        """Write a frame; return its place, as a message describes it.
+
+        Raises:
+            OSError: no file can be opened.
+        """
+        offset = step % SLOTS * self.size
+        file = os.open(self.path, os.O_WRONLY)
+        try:
+            os.pwrite(file, np.ascontiguousarray(frame).reshape(-1).data, offset)
+        finally:
+            os.close(file)
+        return {"dtype": "uint8", "shape": list(self.shape), "path": str(self.path), "offset": offset}
 
     def close(self) -> None:
         """Remove the file."""

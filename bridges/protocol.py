@@ -58,7 +58,10 @@ ERRORS: dict[str, str] = {
     "bad-prompt": "the world cannot take that prompt",
     "bad-start": "the clip or the settings to begin from do not fit the world",
     "bad-snapshot": "the snapshot cannot be restored into this world",
-    "full": "no room: the engine's memory, or this client's share of sessions or snapshots, is used up",
+    "full": "no room: the engine's memory, or the share of sessions or snapshots that this client, its key or its "
+    "address has, is used up",
+    "no-room": "the host cannot write to its disk (it is full, or too many files are open); nothing has changed, try "
+    "again later",
     "too-fast": "over this client's rate of requests; the reply's `wait` says for how many seconds to be quiet",
     "unsupported": "the host cannot do this, for example encode JPEG without the package for it",
     "stopping": "the host is about to stop; it may come back with the same sessions",

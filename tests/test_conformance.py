@@ -283,6 +283,7 @@ def test_a_damaged_snapshot(world_path: Path, tmp_path: Path) -> None:
 # Every code.
 
 NEVER = {
+    "no-room": "a full disk; tests/test_host_disk.py has one",
     "failed": "it would be a fault of the host; `declared` fails if it comes",
     "stopping": "hosts say so for the moment that they take to stop; check_client says it to clients",
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,26 @@ class ConnectionConfig:
             raise ConfigError("key and host_key go together: the client's secret key and the host's public one.")
 
 
+@dataclass
+class Request:
+    """A request that was sent, or is about to be, and whose reply was not taken in yet.
+
+    Attributes:
+        parts: of the message.
+        number: its id.
+        take_in: is called with the reply, and whether it comes late: after an exception had interrupted the call.
+    """
+
+    parts: list[Any]
+    number: int
+    take_in: Callable[[Message, bool], Any]
+
+
 class Connection:
-    """A connection to a host; for one thread.
+    """A connection to a host; for one thread of the process that made it.
+
+    An exception at any moment of a call (Ctrl-C, a signal, a timeout) leaves the request unfinished. The next call
+    sends it again first, and takes in its reply, so that caller and host agree; the host does nothing twice.
 
     Args:
         address: such as "tcp://127.0.0.1:5570" or "ipc:///run/...".
@@ -95,7 +114,12 @@ class Connection:
         self.client = secrets.token_urlsafe(24)
         self.pushed: deque[Message] = deque(maxlen=QUEUE)
         self._ids = 0
+        self._unfinished: Request | None = None
+        self._refused = 0  # the last request that the host has refused
+        self._whole = True  # whether no message was sent or read in part, when an exception came
+        self._process = os.getpid()
         self._context = zmq.Context()
+        self._context.linger = 0  # of sockets that an exception leaves behind
         self._socket: zmq.Socket | None = None
         self._large = False  # whether frames are over LARGE
         self._reader = SharedReader()
@@ -109,7 +133,18 @@ class Connection:
             self.close()
             raise
 
-    def call(self, verb: str, buffers: messages.Buffers | None = None, **fields: Any) -> Message:
+    @property
+    def foreign(self) -> bool:
+        """Whether another process made the connection, of which this one was forked: it must not be used here."""
+        return os.getpid() != self._process
+
+    def call(
+        self,
+        verb: str,
+        buffers: messages.Buffers | None = None,
+        take_in: Callable[[Message, bool], Any] = lambda message, late: message,
+        **fields: Any,
+    ) -> Any:
         """Send a request, and wait for its reply.
 
         A request without a reply is sent again; the host does nothing twice. A restarted host gets a new `hello`.
@@ -117,20 +152,58 @@ class Connection:
         Args:
             verb: one of `protocol.VERBS`.
             buffers: as `messages.pack` takes them.
+            take_in: makes the result of the reply, and changes what follows from it; also called, with True, by the
+                next call after this one was interrupted.
             fields: of the request; those that are None are left out.
 
         Raises:
-            BridgeError: no reply in time.
+            BridgeError: no reply in time, or another process made the connection.
             WorldsimError: an error of the host, as the class that a local engine raises; else a ProtocolError.
         """
+        self.level()
         self._ids += 1
         header = {"v": protocol.VERSION, "id": self._ids, "verb": verb}
         header |= {name: value for name, value in fields.items() if value is not None}
-        return self._ask(messages.pack(header, buffers), self._ids, time.monotonic() + self.config.patience)
+        request = self._unfinished = Request(messages.pack(header, buffers), self._ids, take_in)
+        return self._finish(request, late=False)
+
+    def level(self) -> None:
+        """Finish a request that an exception has interrupted, so that caller and host agree; else do nothing.
+
+        Raises:
+            BridgeError: no reply in time, or another process made the connection.
+        """
+        if self.foreign:
+            raise BridgeError(
+                f"the connection to {self.address} was made in process {self._process}, and this is its fork "
+                f"{os.getpid()}, which cannot use it; make a new environment or engine after the fork."
+            )
+        if self._unfinished is not None:
+            try:
+                self._finish(self._unfinished, late=True)
+            except WorldsimError:
+                if self._unfinished is not None:
+                    raise
+
+    def _finish(self, request: Request, late: bool) -> Any:
+        try:
+            message = self._ask(request.parts, request.number, time.monotonic() + self.config.patience)
+        except BaseException as error:
+            if isinstance(error, WorldsimError) and self._refused == request.number:
+                self._unfinished = None  # nothing has changed
+            else:
+                request.parts = [bytes(part) for part in request.parts]  # the caller may change its arrays
+            raise
+        result = request.take_in(message, late)
+        self._unfinished = None
+        return result
 
     def poll(self, seconds: float) -> Message | None:
         """Wait some seconds for a pushed message."""
         end = time.monotonic() + seconds
+        self.level()
+        if self._socket is None or not self._whole:
+            self._connect()
         while not self.pushed:
             message = self._receive(max(0.0, end - time.monotonic()))
             if message is not None and not self._is_push(message) or message is None and time.monotonic() >= end:
@@ -145,14 +218,18 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; sessions live on until their leases end. May be called again."""
+        if self.foreign:
+            return  # it is the other process's
         if self._socket is not None:
             self._socket.close(linger=100)
             self._socket = None
         self._reader.forget()
-        self._context.term()
+        self._context.destroy(linger=0)  # with sockets that an exception left behind
 
     def _ask(self, parts: list[Any], number: int, end: float, greet: bool = True) -> Message:
         while True:
+            if self._socket is None or not self._whole:
+                self._connect()
             if greet and not self._greeted:
                 self._greet(end)
             self._send(parts)
@@ -173,6 +250,7 @@ class Connection:
             elif error["code"] in ("too-fast", "stopping"):
                 time.sleep(min(float(error.get("wait", 0.1)), max(0.0, end - time.monotonic())))
             else:
+                self._refused = number
                 raise _error(error)
             if time.monotonic() >= end:
                 raise _error(error)
@@ -191,9 +269,19 @@ class Connection:
             self.encoding = self.config.encoding
 
     def _connect(self) -> None:
-        if self._socket is not None:
-            self._socket.close(linger=0)
-        socket = self._socket = self._context.socket(zmq.DEALER)
+        before, self._socket = self._socket, None
+        if before is not None:
+            before.close(linger=0)
+        socket = self._context.socket(zmq.DEALER)
+        try:
+            self._set_up(socket)
+        except BaseException:
+            socket.close(linger=0)
+            raise
+        self._greeted, self._whole = False, True
+        self._socket = socket
+
+    def _set_up(self, socket: zmq.Socket) -> None:
         socket.setsockopt(zmq.SNDHWM, QUEUE)
         socket.setsockopt(zmq.RCVHWM, QUEUE)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
@@ -210,14 +298,15 @@ class Connection:
             raise BridgeError(
                 f"{self.address!r} is no address ({error}); try tcp://127.0.0.1:{protocol.PORT}"
             ) from error
-        self._greeted = False
 
     def _send(self, parts: list[Any]) -> None:
         assert self._socket is not None
+        self._whole = False
         try:
             self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             pass  # there is no host; `_ask` sends it again after the timeout
+        self._whole = True
 
     def _answer(self, number: int, end: float) -> Message | None:
         while (left := end - time.monotonic()) > 0:
@@ -231,13 +320,15 @@ class Connection:
 
     def _receive(self, seconds: float) -> Message | None:
         assert self._socket is not None
-        self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * seconds))
-        try:
-            if not self._large:
-                return messages.unpack(self._socket.recv_multipart())
-            return messages.unpack([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
-        except zmq.Again:
+        if not self._socket.poll(int(1000 * seconds)):  # an exception while it waits does no harm
             return None
+        self._whole = False
+        if not self._large:
+            parts: list[Any] = self._socket.recv_multipart()
+        else:
+            parts = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
+        self._whole = True
+        return messages.unpack(parts)
 
     def _is_push(self, message: Message) -> bool:
         push = message.header.get("verb") in protocol.PUSHES
@@ -247,8 +338,13 @@ class Connection:
 
 
 def _error(error: Mapping[str, Any]) -> WorldsimError:
-    code, message = str(error.get("code")), str(error.get("message"))
+    code, message = str(error.get("code")), _plain(str(error.get("message")))
     kind = ERRORS.get(code)
     if kind is not None:
         return kind(message)
     return ProtocolError(code, f"{message} ({code})", {k: v for k, v in error.items() if k not in ("code", "message")})
+
+
+def _plain(text: str) -> str:
+    """Escape what a terminal would obey: the words may be a stranger's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

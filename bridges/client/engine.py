@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +50,7 @@ class RemoteSession:
     step: int
     reward: float = 0.0
     ended: float = 0.0
+    terminated: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,13 @@ class RemoteEngine:
         self._leave()
         if not specs:
             return []
+        self.connection.level()
         buffers: dict[str, Any] = {}
         fields = [self._fields(spec, i, buffers) for i, spec in enumerate(specs)]
         name = self.world.card.name
         if len(fields) == 1:
-            return [self._opened(self._call("open", buffers, world=name, **fields[0], **self._encoding()))]
-        message = self._call("open_batch", buffers, world=name, openings=fields)
-        about, frames = message.header, np.array(message.buffers["frames"])
-        rows = zip(about["sessions"], frames, about["prompts"], about["steps"], strict=True)
-        return [self._add(RemoteSession(token, "", frame, prompt, step)) for token, frame, prompt, step in rows]
+            return [self._call("open", buffers, self._opened, world=name, **fields[0], **self._encoding())]
+        return self._call("open_batch", buffers, self._opened_batch, world=name, openings=fields)
 
     def close(self, session: int | None = None) -> None:
         """End a session, or all of them and the connection.
@@ -139,14 +138,9 @@ class RemoteEngine:
             SessionError: there is no such session.
             ActionError: an action is outside the world's action space.
         """
+        self.connection.level()
         if len(actions) == 1:
-            ((number, action),) = actions.items()
-            known, (plain, buffers) = self._get(number), self._action(action)
-            message = self._call("step", buffers, session=known.token, step=known.step, action=plain)
-            frame = self.connection.frame(message.buffers["frame"])
-            about = message.header
-            drawn = (about[name] for name in ("reward", "ended", "step", "terminated"))
-            return {number: self._advance(number, frame, *drawn)}
+            return self._step_one(*next(iter(actions.items())))
         drawn: dict[int, StepResult] = {}
         numbers = list(actions)
         for number in numbers:
@@ -159,7 +153,8 @@ class RemoteEngine:
 
     def fork(self, session: int, seed: int | None = None) -> int:
         """Open a fork of a session; see `Engine.fork`."""
-        return self._opened(self._call("fork", session=self._get(session).token, seed=seed, **self._encoding()))
+        token = self._get(session).token
+        return self._call("fork", None, self._opened, session=token, seed=seed, **self._encoding())
 
     def snapshot(self, session: int) -> RemoteSnapshot:
         """Take a snapshot of a session, which the host stores."""
@@ -176,20 +171,37 @@ class RemoteEngine:
             raise InputError(f"the snapshot is a {type(snapshot).__name__}; allowed: what `snapshot()` returns.")
         if session is None:
             name = self.world.card.name
-            return self._opened(self._call("open", world=name, snapshot=snapshot.token, **self._encoding()))
-        known = self._get(session)
-        message = self._call("restore", session=known.token, snapshot=snapshot.token)
-        self.sessions[session] = self._now(known, message)
+            return self._call("open", None, self._opened, world=name, snapshot=snapshot.token, **self._encoding())
+
+        def restored(message: Message, late: bool) -> None:
+            frame = np.array(self.connection.frame(message.buffers["frame"]))
+            about = {name: message.header[name] for name in ("prompt", "step")}
+            self._change(session, frame=frame, **about, reward=0.0, ended=0.0, terminated=False)
+
+        self._call("restore", None, restored, session=self._get(session).token, snapshot=snapshot.token)
         return session
 
     def set_prompt(self, session: int, prompt: str) -> None:
         """Condition a session's frames from now on on `prompt`; see `Engine.set_prompt`."""
-        known = self._get(session)
-        message = self._call("prompt", session=known.token, prompt=prompt)
-        self.sessions[session] = replace(known, prompt=message.header["prompt"])
 
-    def _call(self, verb: str, buffers: Mapping[str, Any] | None = None, **fields: Any) -> Message:
-        return self.connection.call(verb, buffers, **fields)
+        def changed(message: Message, late: bool) -> None:
+            self._change(session, prompt=message.header["prompt"])
+
+        self._call("prompt", None, changed, session=self._get(session).token, prompt=prompt)
+
+    def _call(
+        self,
+        verb: str,
+        buffers: Mapping[str, Any] | None = None,
+        take_in: Callable[[Message, bool], Any] = lambda message, late: message,
+        **fields: Any,
+    ) -> Any:
+        return self.connection.call(verb, buffers, take_in, **fields)
+
+    def _change(self, number: int, **values: Any) -> None:
+        """Change what is known of a session, if it was not closed since the request."""
+        if number in self.sessions:
+            self.sessions[number] = replace(self.sessions[number], **values)
 
     def _encoding(self) -> dict[str, Any]:
         quality = self.connection.config.quality if self.connection.encoding == "jpeg" else None
@@ -210,10 +222,22 @@ class RemoteEngine:
                 fields["start"]["actions"] = f"actions{index}"
         return fields
 
-    def _opened(self, message: Message) -> int:
+    def _opened(self, message: Message, late: bool) -> int:
         about = message.header
+        if late:  # nobody has its number
+            self._leaving.append(about["session"])
+            return 0
         frame = np.array(self.connection.frame(message.buffers["frame"]))
         return self._add(RemoteSession(about["session"], about["watch"], frame, about["prompt"], about["step"]))
+
+    def _opened_batch(self, message: Message, late: bool) -> list[int]:
+        about = message.header
+        if late:
+            self._leaving += about["sessions"]
+            return []
+        frames = np.array(message.buffers["frames"])
+        rows = zip(about["sessions"], frames, about["prompts"], about["steps"], strict=True)
+        return [self._add(RemoteSession(token, "", frame, prompt, step)) for token, frame, prompt, step in rows]
 
     def _add(self, session: RemoteSession) -> int:
         self._last += 1
@@ -226,13 +250,23 @@ class RemoteEngine:
         return self.sessions[number]
 
     def _leave(self) -> None:
+        if self.connection.foreign:
+            self._leaving.clear()  # the sessions are the other process's
         while self._leaving:
-            leaving, self._leaving = self._leaving[: protocol.MAX_BATCH], self._leaving[protocol.MAX_BATCH :]
+            leaving = self._leaving[: protocol.MAX_BATCH]
             self._call("close_batch", sessions=leaving)
+            self._leaving = [token for token in self._leaving if token not in leaving]
 
-    def _now(self, known: RemoteSession, message: Message) -> RemoteSession:
-        frame = np.array(self.connection.frame(message.buffers["frame"]))
-        return replace(known, frame=frame, prompt=message.header["prompt"], step=message.header["step"])
+    def _step_one(self, number: int, action: Any) -> dict[int, StepResult]:
+        known, (plain, buffers) = self._get(number), self._action(action)
+
+        def drawn(message: Message, late: bool) -> dict[int, StepResult]:
+            about, frame = message.header, self.connection.frame(message.buffers["frame"])
+            return self._advance_all(
+                [(number, frame, about["reward"], about["ended"], about["step"], about["terminated"])]
+            )
+
+        return self._call("step", buffers, drawn, session=known.token, step=known.step, action=plain)
 
     def _action(self, action: Any) -> tuple[Any, dict[str, Any] | None]:
         """Encode an action as a field or as a buffer."""
@@ -260,18 +294,22 @@ class RemoteEngine:
         except ValueError:
             fields["actions"] = [self._plain(action) for action in actions.values()]
         tokens, steps = [one.token for one in known.values()], [one.step for one in known.values()]
-        message = self._call("step_batch", buffers, sessions=tokens, steps=steps, **fields)
-        about, frames = message.header, message.buffers["frames"]
-        rows = zip(actions, frames, about["rewards"], about["ended"], about["steps"], about["terminated"], strict=True)
-        return {row[0]: self._advance(*row) for row in rows}
 
-    def _advance(
-        self, number: int, frame: np.ndarray, reward: float, ended: float, step: int, terminated: bool
-    ) -> StepResult:
-        known = self.sessions[number]
-        self.sessions[number] = replace(known, frame=frame, reward=reward, ended=ended, step=step)
-        copied = np.array(frame) if self.connection.config.copy else frame  # the session's own frame is only read
-        return StepResult(copied, reward, ended, step, terminated)
+        def drawn(message: Message, late: bool) -> dict[int, StepResult]:
+            about = message.header
+            columns = (about[name] for name in ("rewards", "ended", "steps", "terminated"))
+            return self._advance_all(list(zip(actions, message.buffers["frames"], *columns, strict=True)))
+
+        return self._call("step_batch", buffers, drawn, sessions=tokens, steps=steps, **fields)
+
+    def _advance_all(self, rows: Sequence[tuple[int, np.ndarray, float, float, int, bool]]) -> dict[int, StepResult]:
+        """Take in new frames of sessions, of all that were not closed since."""
+        results: dict[int, StepResult] = {}
+        for number, frame, reward, ended, step, terminated in rows:
+            self._change(number, frame=frame, reward=reward, ended=ended, step=step, terminated=terminated)
+            copied = np.array(frame) if self.connection.config.copy else frame  # the session's own frame is only read
+            results[number] = StepResult(copied, reward, ended, step, terminated)
+        return results
 
 
 def _world(about: Mapping[str, Any]) -> RemoteWorld:

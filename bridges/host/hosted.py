@@ -63,10 +63,13 @@ class Hosted:
         watch: a token that gives the right to watch.
         world: its name.
         number: the engine's.
-        owner: the client that opened it, by key or token: it counts against that client's share of sessions.
+        owner: the client that opened it, by key or token.
+        counted: the client whose limit it counts against; see `accounts`.
+        account: the account whose limit it counts against.
         born: the request that opened it.
         last_request: the last request that drew a frame or began anew.
         pending: the request that waits for its frame.
+        divided: whether that is drawn in parts, and a part was drawn.
         seen: the highest id of each client's requests that change the session: an older one comes late.
         snapshot: the last request for a snapshot, and the token that it got.
         share_request: the request that made the second player's token.
@@ -81,12 +84,15 @@ class Hosted:
     owner: str
     born: RequestKey
     lease_end: float
+    counted: str = ""
+    account: str = ""
     token: str = field(default_factory=new_token)
     watch: str = field(default_factory=new_token)
     encoding: str = "raw"
     quality: int = 90
     last_request: RequestKey | None = None
     pending: RequestKey | None = None
+    divided: bool = False
     seen: dict[str, int] = field(default_factory=dict)
     snapshot: tuple[RequestKey, str] | None = None
     share_request: RequestKey | None = None
@@ -97,6 +103,7 @@ class Hosted:
     due: float = 0.0
     watchers: dict[bytes, Watch] = field(default_factory=dict)
     ring: Ring | None = None
+    listed: tuple[str, ...] = ()  # the tokens that it is found by
 
     def tokens(self) -> dict[str, Role]:
         """List all tokens of the session, with the role that each gives."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,40 +30,46 @@ class ServiceConfig:
     """Snapshots of one client at most; the oldest goes."""
     rate: float = 10_000
     """Requests a second of one client at most, with bursts of as many."""
+    per_address: int = 8
+    """Without keys: all clients of an address have so many times the sessions, snapshots and requests of one."""
     wait_ms: float = 2.0
     """How long a pass waits for the sessions that have just got a frame, so that it draws them too; longer where a pass
     takes long."""
 
     def __post_init__(self) -> None:
         """Check."""
-        if min(self.sessions, self.snapshots, self.rate) < 1 or not self.lease > 0 or not self.wait_ms >= 0:
-            raise ConfigError(f"{self}: sessions, snapshots, rate from 1; lease over 0; wait_ms from 0.")
+        least = min(self.sessions, self.snapshots, self.rate, self.per_address)
+        if not (least >= 1 and self.lease > 0 and self.wait_ms >= 0):
+            raise ConfigError(f"{self}: sessions, snapshots, rate, per_address from 1; lease over 0; wait_ms from 0.")
 
 
 @dataclass
 class Client:
-    """A client, to which several connections may belong, and its allowance of requests."""
+    """A client, to which several connections may belong.
+
+    Attributes:
+        token: that it made up.
+        key: CURVE public key.
+        account: see `accounts`.
+        counted: the client whose limits count for it: itself, or the first that its connection brought.
+        name: of the program.
+    """
 
     token: str
-    key: str = ""  # CURVE public key
+    key: str = ""
+    account: str = ""
+    counted: str = ""
     name: str = ""
-    allowance: float = 0.0
-    seen: float = 0.0
-    refused: int = 0
 
     @property
     def owner(self) -> str:
-        """The name that its sessions are counted under."""
+        """The name that its snapshots belong to."""
         return self.key or self.token
 
-    def spend(self, rate: float, now: float) -> float:
-        """Take one request from the allowance, and return the seconds to wait if there is none left."""
-        self.allowance = min(rate, self.allowance + (now - self.seen) * rate) if self.seen else rate
-        self.seen = now
-        if self.allowance < 1:
-            return (1 - self.allowance) / rate
-        self.allowance -= 1
-        return 0.0
+    @property
+    def identity(self) -> str:
+        """The name that it is known by: another key cannot repeat its requests."""
+        return f"{self.key}/{self.token}" if self.key else self.token
 
 
 @dataclass
@@ -78,7 +85,7 @@ class Call:
     @property
     def request_key(self) -> RequestKey:
         """Identifies the request if it comes again."""
-        return self.client.token, self.header["id"]
+        return self.client.identity, self.header["id"]
 
     def get(self, name: str, default: Any = None) -> Any:
         """Get a field that may be missing."""
@@ -95,6 +102,8 @@ class PendingStep:
     came: float
     call: Call | None = None
     peers: set[bytes] = field(default_factory=set)  # connections over which the request came
+    drawn: set[int] = field(default_factory=set)  # the sessions whose part was drawn; see `division`
+    undo: ExitStack = field(default_factory=ExitStack)  # undoes that, if it is left with an exception
 
     def __post_init__(self) -> None:
         """Add the connection of the request."""
@@ -110,6 +119,8 @@ class StoredSnapshot:
     world: str
     episode: int  # frames of the session's episode
     snapshot: Snapshot | Path  # a path where it still lies on disk, since the host was started anew
+    counted: str = ""
+    account: str = ""
 
 
 @dataclass
@@ -123,6 +134,11 @@ class Served:
     pending: list[PendingStep] = field(default_factory=list)
     took: float = 0.0  # seconds of the last pass
     answered: dict[str, float] = field(default_factory=dict)  # when each got its last frame, until it asks again
+    most: int = 4  # sessions of one client in a pass, where others play too; see `division`
+    one: float = 0.0  # seconds of a pass of few sessions
+    each: float = 0.0  # seconds of a session in a pass of many
+    senders: dict[str, float] = field(default_factory=dict)  # when each client asked for its last frame
+    turns: dict[str, float] = field(default_factory=dict)  # when each that asks for many had its turn
 
 
 def serve_world(name: str, engine: Engine) -> Served:

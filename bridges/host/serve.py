@@ -18,8 +18,11 @@ from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.engine.tuning import cache_folder
 from worldsim.envs.shipped import world_path
 from worldsim.errors import ConfigError
+from worldsim.untrusted import printable
 
 log = logging.getLogger("worldsim.host")
+LONGEST_LINE = 2000  # characters of a log for people
+MOST_FILES = 65_536  # that the host asks the system for: each connection takes one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +75,14 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """The same for people."""
+    """The same for people; what strangers wrote into it is escaped, so that no terminal obeys it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         fields = " ".join(f"{name}={value}" for name, value in getattr(record, "fields", {}).items())
-        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return f"{time.strftime('%H:%M:%S')} {record.getMessage()} {fields}".rstrip() + trace
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        lines = [f"{time.strftime('%H:%M:%S')} {record.getMessage()} {fields}".rstrip(), *trace]
+        return "\n".join(printable(line, LONGEST_LINE) for line in lines)
 
 
 def serve(config: ServeConfig) -> None:
@@ -89,6 +93,7 @@ def serve(config: ServeConfig) -> None:
         BridgeError: the address cannot be bound.
     """
     set_up_log(config.log_format)
+    _allow_files()
     check_bind(replace(config.host, checkpoints=config.host.checkpoints or Path()))
     if config.web:
         import worldsim.bridges.web  # noqa: F401  -- raises before worlds are loaded if a package is missing
@@ -149,6 +154,18 @@ def set_up_log(log_format: str) -> None:
     root = logging.getLogger("worldsim")
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+
+
+def _allow_files() -> None:
+    """Raise the limit of open files as far as this process may."""
+    try:
+        import resource
+    except ImportError:
+        return  # not on this system
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _start_page(config: ServeConfig, host: Host) -> subprocess.Popen[bytes]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import stat
 import tempfile
 import threading
 import time
@@ -21,13 +23,14 @@ from zmq.auth.thread import ThreadAuthenticator
 from worldsim.bridges import protocol
 from worldsim.bridges.frames import SharedFolder
 from worldsim.bridges.host.checkpoints import Checkpoints
-from worldsim.bridges.host.dispatch import receive
+from worldsim.bridges.host.clients import MOST_PEERS
 from worldsim.bridges.host.records import ServiceConfig
-from worldsim.bridges.host.registry import MOST_PEERS
 from worldsim.bridges.host.resume import resume
 from worldsim.bridges.host.service import Service
+from worldsim.bridges.host.turns import Turns
 from worldsim.engine.engine import Engine
 from worldsim.errors import BridgeError, ConfigError
+from worldsim.untrusted import printable
 
 log = logging.getLogger("worldsim.host")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -35,6 +38,7 @@ MOST_AT_ONCE = 256  # messages that are read before clocks are looked at: a floo
 QUEUE = 64  # messages that may wait for one slow peer, or from it
 PARTING = 100  # ms without a request after which a stopping host ends
 LONGEST_PARTING = 2.0  # seconds after which it ends in any case
+LONGEST_READ = 0.005  # seconds after which messages that wait at the socket wait for the next turn
 TIDY = 0.05  # seconds between two checks of leases and checkpoints
 
 
@@ -58,6 +62,8 @@ class HostConfig:
     """A folder where live sessions are written."""
     every: float = 10.0
     """Seconds between two checkpoints of a session; events in between are written as they happen."""
+    fsync: float = 2.0
+    """Seconds between two rounds that write checkpoints through to the disk: what a power cut may cost; 0 for none."""
     resume: bool = False
     """Go on with the sessions in that folder."""
     service: ServiceConfig = field(default_factory=ServiceConfig)
@@ -88,10 +94,13 @@ class Host:
         self._socket = self._context.socket(zmq.ROUTER)
         self._enveloped: set[bytes] = set()  # peers that are REQ sockets
         self._authenticator: ThreadAuthenticator | None = None
-        self.shared = SharedFolder() if config.shared else None
+        self.shared = _shared_folder() if config.shared else None
+        self._ipc: str | None = None
+        self._keys_changed = 0
         try:
-            checkpoints = Checkpoints(config.checkpoints, config.every) if config.checkpoints else None
+            checkpoints = Checkpoints(config.checkpoints, config.every, config.fsync) if config.checkpoints else None
             self.service = Service(engines, self._send, config.service, checkpoints, self.shared)
+            self.turns = Turns(self.service)
             self._set_up()
             self.port = self._bind()
             if config.resume:
@@ -121,10 +130,18 @@ class Host:
             now = time.monotonic()
             if now - tidied >= TIDY:
                 self.service.tidy()
-                tidied = now
-            wait = min(self.service.patience(now), TIDY)
-            self._take_in(int(1000 * wait))
-            self.service.draw()
+                if self._authenticator is not None:
+                    self._admit_keys()
+                tidied = time.monotonic()
+            wait = min(self.turns.patience(now), self.service.patience(now), TIDY)
+            try:
+                self._take_in(int(1000 * wait))
+                if self.service.draw():
+                    self.turns.drew()
+                self.turns.turn()
+            except Exception:  # of no one request: those have their own answers
+                log.exception("a turn failed")
+                time.sleep(TIDY)
         self.service.bye()
         end = time.monotonic() + LONGEST_PARTING
         while time.monotonic() < end and self._take_in(PARTING):  # requests of the last moment are refused as stopping
@@ -150,8 +167,9 @@ class Host:
             self.shared.close()
         if hasattr(self, "service") and self.service.checkpoints is not None:
             self.service.checkpoints.close()
-        if self.config.ipc and hasattr(self, "port"):
-            Path(ipc_address(self.port)[len("ipc://") :]).unlink(missing_ok=True)
+        if self._ipc is not None:
+            with contextlib.suppress(OSError):
+                Path(self._ipc[len("ipc://") :]).unlink(missing_ok=True)
 
     def _set_up(self) -> None:
         socket, config = self._socket, self.config
@@ -164,38 +182,57 @@ class Host:
         if config.key is not None:
             self._authenticator = ThreadAuthenticator(self._context)
             self._authenticator.start()
-            self._authenticator.configure_curve(domain="*", location=str(config.allow or config.key.parent))
+            self._admit_keys()
             public, secret = zmq.auth.load_certificate(config.key)
             if secret is None:
                 raise ConfigError(f"{config.key} is a public key; the host needs the secret one: {config.key}_secret.")
             socket.curve_publickey, socket.curve_secretkey, socket.curve_server = public, secret, True
+
+    def _admit_keys(self) -> None:
+        """Admit the keys in the folder from now on, if it has changed; a key that is gone makes no new connection."""
+        assert self._authenticator is not None and self.config.key is not None
+        folder = self.config.allow or self.config.key.parent
+        try:
+            changed = folder.stat().st_mtime_ns
+            if changed != self._keys_changed:
+                self._authenticator.configure_curve(domain="*", location=str(folder))
+                self._keys_changed = changed
+        except OSError as error:
+            log.warning("keys not read", extra={"fields": {"error": str(error)}})
 
     def _bind(self) -> int:
         try:
             self._socket.bind(tcp_address(self.config))
             bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
             port = int(bound.rsplit(":", 1)[1])
-            if self.config.ipc:
-                self._socket.bind(ipc_address(port))
         except zmq.ZMQError as error:
             raise _taken(self.config, error) from error
+        if self.config.ipc:
+            try:
+                address = ipc_address(port)
+                self._socket.bind(address)
+                self._ipc = address
+            except (BridgeError, zmq.ZMQError) as error:
+                log.warning("no ipc", extra={"fields": {"error": str(error)}})
         return port
 
     def _take_in(self, patience_ms: int) -> int:
-        """Wait for a message, and read all that have come; return their number."""
+        """Wait for a message, and read those that have come; return their number."""
         self._socket.setsockopt(zmq.RCVTIMEO, patience_ms)
+        begun = 0.0
         for count in range(MOST_AT_ONCE):
+            begun = begun or (time.monotonic() if count else 0.0)
+            if begun and time.monotonic() - begun > LONGEST_READ:
+                return count
             if count and not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]  -- a number
                 return count
             try:
-                if self._authenticator is None:
-                    key, (peer, *parts) = "", self._socket.recv_multipart()
-                else:
-                    frames = self._socket.recv_multipart(copy=False)
-                    key = str(frames[-1].get("User-Id"))
-                    peer, *parts = (frame.bytes for frame in frames)
+                frames = self._socket.recv_multipart(copy=False)
             except zmq.Again:
                 return count
+            key = "" if self._authenticator is None else str(frames[-1].get("User-Id"))
+            address = _property(frames[-1], "Peer-Address")
+            peer, *parts = (frame.bytes for frame in frames)
             if parts and not parts[0]:  # a REQ socket's empty part
                 parts = parts[1:]
                 self._enveloped.add(peer)
@@ -203,7 +240,7 @@ class Host:
                     self._enveloped = {peer}
             else:
                 self._enveloped.discard(peer)
-            receive(self.service, peer, parts, key)
+            self.turns.put(peer, parts, key, address)
         return MOST_AT_ONCE
 
     def _send(self, peer: bytes, parts: list[Any]) -> bool:
@@ -246,10 +283,44 @@ def _taken(config: HostConfig, error: Exception) -> BridgeError:
 
 
 def ipc_address(port: int) -> str:
-    """Make the ipc address of a host by its port; only its own user can connect there."""
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"worldsim-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    """Make the ipc address of a host by its port; only its own user can connect there.
+
+    Raises:
+        BridgeError: the runtime folder is missing, or others can write there.
+    """
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    folder = runtime / f"worldsim-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise BridgeError(
+            f"the runtime folder {printable(str(folder))} cannot be made ({error.strerror}); set XDG_RUNTIME_DIR to a "
+            "folder of your own, or use tcp."
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise BridgeError(
+            f"the runtime folder {printable(str(folder))} is not yours alone (owner {found.st_uid}, mode "
+            f"{stat.filemode(found.st_mode)}); allowed: a folder of user {os.getuid()} with the mode drwx------. "
+            "Remove it, or set XDG_RUNTIME_DIR."
+        )
     return f"ipc://{folder}/{port}"
+
+
+def _shared_folder() -> SharedFolder | None:
+    """Make the folder of shared frames, if there is room for it."""
+    try:
+        return SharedFolder()
+    except OSError as error:
+        log.warning("no shared memory", extra={"fields": {"error": str(error)}})
+        return None
+
+
+def _property(frame: zmq.Frame, name: str) -> str:
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""  # this transport has none
 
 
 def check_bind(config: HostConfig) -> None:

@@ -1,54 +1,49 @@
-"""What a host does, without sockets: draws frames when it is time, and sends messages.
+"""What a host does, without sockets: knows clients, draws frames when it is time, and sends messages.
 
 One thread drives it (`server.Host`). Requests that draw a frame become pending steps; those of all clients, and of the
 clocks that are due, are drawn in one pass. A repeated request gets a reply made anew from the session's own record:
-nothing is stored for it, and a host that was killed in between answers the same.
+nothing is stored for it, and a host that was killed in between answers the same. Whatever a request, a clock or a
+watcher raises is its own trouble: nothing here ends the host.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from worldsim.bridges import messages, protocol
-from worldsim.bridges.actions import to_json
 from worldsim.bridges.frames import SharedFolder
 from worldsim.bridges.host.checkpoints import Checkpoints
-from worldsim.bridges.host.hosted import Hosted
-from worldsim.bridges.host.records import Call, Client, PendingStep, Served, ServiceConfig, clip_bytes
-from worldsim.bridges.host.registry import Registry
+from worldsim.bridges.host.clients import ClientTable
+from worldsim.bridges.host.drawing import Drawing
+from worldsim.bridges.host.hosted import Hosted, RequestKey
+from worldsim.bridges.host.records import Answer, Call, PendingStep, ServiceConfig, clip_bytes
 from worldsim.bridges.protocol import new_token
 from worldsim.engine.engine import Engine
-from worldsim.errors import (
-    ActionError,
-    EngineFull,
-    InputError,
-    MissingDependency,
-    PromptError,
-    ProtocolError,
-    SessionError,
-    SnapshotError,
-    WorldsimError,
-)
+from worldsim.errors import ProtocolError
 
 log = logging.getLogger("worldsim.host")
-WORTH = 0.05  # part of a pass that the host may wait for one more session to join it
-CODES: list[tuple[type[Exception], str]] = [
-    (ActionError, "bad-action"),
-    (PromptError, "bad-prompt"),
-    (SnapshotError, "bad-snapshot"),
-    (InputError, "bad-start"),
-    (EngineFull, "full"),
-    (MissingDependency, "unsupported"),
-    (SessionError, "no-session"),
-    (WorldsimError, "bad-field"),
-]
+LATE = 0.5  # seconds between two looks at leases from which on the host did not listen in between
+MOST_TEXTS = 1024  # prompts that are known to have been encoded
+
+Work = Generator[None, None, Answer]
+"""A request that takes long: it yields between pieces of its work, and returns its reply."""
 
 
-class Service(Registry):
+@dataclass
+class Job:
+    """A request that is worked on in pieces, and the connections over which it came."""
+
+    call: Call
+    work: Work
+    peers: set[bytes] = field(default_factory=set)
+
+
+class Service(Drawing):
     """Sessions of several worlds and the clients that step them.
 
     Args:
@@ -57,6 +52,12 @@ class Service(Registry):
         config: limits.
         checkpoints: where live sessions are written to disk.
         shared: where frames in shared memory lie.
+
+    Attributes:
+        peers: clients by connection.
+        clients: by name.
+        jobs: requests that are worked on in pieces.
+        turned: whether a `Turns` says when to work on them; else each `draw` does a piece.
 
     Raises:
         ConfigError: a world whose keys do not fit its actions.
@@ -74,30 +75,13 @@ class Service(Registry):
         super().__init__(engines, config, checkpoints, shared)
         self.send = send
         self.name = new_token()
-        self.peers: OrderedDict[bytes, Client] = OrderedDict()
-        self.clients: OrderedDict[str, Client] = OrderedDict()
-        self.stopping = False
-        self.started = time.monotonic()
-        self.counts: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
+        self.table = ClientTable(self.config, self.leave)
+        self.peers, self.clients = self.table.peers, self.table.clients
+        self.jobs: OrderedDict[RequestKey, Job] = OrderedDict()
+        self.stopping, self.turned = False, False
+        self.started = self.listened = time.monotonic()
         self.message_bytes = max(clip_bytes(served.engine) for served in self.worlds.values())
-        self.latencies: deque[float] = deque(maxlen=4096)  # from a step's coming to its reply, seconds
-
-    def explain(self, error: Exception) -> ProtocolError:
-        """Turn any error into one that the protocol knows."""
-        if not isinstance(error, ProtocolError):
-            code = next((code for kind, code in CODES if isinstance(error, kind)), "failed")
-            if code == "failed":
-                log.exception("a request failed", exc_info=error)
-                error = ProtocolError(code, f"something failed inside the host: {type(error).__name__}.")
-            else:
-                error = ProtocolError(code, str(error))
-        self.errors[error.code] += 1
-        return error
-
-    def refuse(self, peer: bytes, header: Mapping[str, Any], error: Exception) -> None:
-        """Reply to a request with an error."""
-        self.send_to(peer, messages.pack(messages.error_to(header, self.explain(error))))
+        self._texts: OrderedDict[str, None] = OrderedDict()
 
     def send_to(self, peer: bytes, parts: list[Any]) -> bool:
         """Send a message; False where it could not be sent."""
@@ -106,21 +90,99 @@ class Service(Registry):
         except LookupError:  # gone; its sessions wait for it until their leases end
             self.leave(peer)
             return False
+        except Exception:
+            log.exception("a message cannot be sent")
+            return False
         self.counts["unsent"] += not sent
         return sent
 
     def leave(self, peer: bytes) -> None:
         """Forget a connection."""
-        self.peers.pop(peer, None)
+        self.table.forget(peer)
         for hosted in self.sessions.values():
             hosted.watchers.pop(peer, None)
 
-    def remove(self, hosted: Hosted, why: str) -> None:
+    def knows(self, world: str, text: str | None) -> bool:
+        """Say whether a prompt needs no encoding, which takes long."""
+        known = self.worlds[world].about["prompts"]
+        return not text or text in known or f"{world}/{text}" in self._texts
+
+    def learned(self, world: str, text: str | None) -> None:
+        """Take down that a prompt was encoded."""
+        if text:
+            self._texts[f"{world}/{text}"] = None
+            self._texts.move_to_end(f"{world}/{text}")
+            if len(self._texts) > MOST_TEXTS:
+                self._texts.popitem(last=False)
+
+    # Requests that take long.
+
+    def begin_job(self, call: Call, work: Work) -> None:
+        """Work on a request in pieces, of which the first is done now."""
+        self.jobs[call.request_key] = Job(call, work, {call.peer})
+        self._piece(call.request_key)
+
+    def joins_job(self, call: Call) -> bool:
+        """Say whether a request is worked on already: it came again, and its reply goes over both connections."""
+        job = self.jobs.get(call.request_key)
+        if job is None or job.call.header.get("verb") != call.header.get("verb"):
+            return False
+        job.peers.add(call.peer)
+        return True
+
+    def busy(self, peer: bytes) -> bool:
+        """Say whether a request of a connection is worked on: later ones wait, so that their order stays."""
+        return any(peer in job.peers for job in self.jobs.values())
+
+    def work(self) -> bool:
+        """Do one piece of one job, each in turn; False if there is none."""
+        if not self.jobs:
+            return False
+        key = next(iter(self.jobs))
+        self.jobs.move_to_end(key)
+        self._piece(key)
+        return True
+
+    def stop_jobs(self) -> None:
+        """Undo what jobs have begun, and refuse their requests; their clients ask again."""
+        for job in self.jobs.values():
+            job.work.close()
+            for peer in job.peers:
+                self.refuse(peer, job.call.header, ProtocolError("stopping", "the host is about to stop."))
+        self.jobs.clear()
+
+    def _piece(self, key: RequestKey) -> None:
+        job = self.jobs[key]
+        try:
+            next(job.work)
+            return
+        except StopIteration as done:
+            try:
+                fields, buffers = done.value
+                parts = messages.pack(messages.reply_to(job.call.header, **fields), buffers)
+            except Exception as error:
+                parts = messages.pack(messages.error_to(job.call.header, self.explain(error)))
+        except Exception as error:
+            parts = messages.pack(messages.error_to(job.call.header, self.explain(error)))
+        del self.jobs[key]
+        for peer in job.peers:
+            self.send_to(peer, parts)
+
+    def draw(self) -> bool:
+        """Draw pending frames where it is time, see `Drawing.draw`; and without a `Turns` do a piece of work."""
+        drawn = super().draw()
+        if not self.turned:
+            self.work()
+        return drawn
+
+    # Sessions end.
+
+    def remove(self, hosted: Hosted, why: str, forget: bool = True) -> None:
         """End a session, and refuse what is pending for it."""
         served = self.worlds[hosted.world]
         served.pending = [pending for pending in served.pending if not self._cancelled(pending, hosted)]
         served.answered.pop(hosted.token, None)
-        self.delete(hosted)
+        self.delete(hosted, forget)
         log.info("close", extra={"fields": {"session": hosted.token[:8], "world": hosted.world, "why": why}})
 
     def _cancelled(self, pending: PendingStep, hosted: Hosted) -> bool:
@@ -128,115 +190,22 @@ class Service(Registry):
         if hosted not in pending.sessions:
             return False
         for other in pending.sessions:
-            other.pending = None
+            other.pending, other.divided = None, False
+        gone = ProtocolError("no-session", "the session was closed before its frame was drawn.")
+        self.undo(pending, gone)
         if pending.call is not None:
-            gone = ProtocolError("no-session", "the session was closed before its frame was drawn.")
             for peer in pending.peers:
                 self.refuse(peer, pending.call.header, gone)
         return True
 
-    def add_pending(self, pending: PendingStep) -> None:
-        """Ask for frames; a later `draw` draws them."""
-        served = self.worlds[pending.sessions[0].world]
-        served.pending.append(pending)
-        for hosted in pending.sessions:
-            served.answered.pop(hosted.token, None)
-
-    def patience(self, now: float) -> float:
-        """Compute the seconds until something has to be done, if no message comes."""
-        times = [hosted.due for hosted in self.sessions.values() if hosted.fps and not hosted.pending]
-        times += [self._ready(served) for served in self.worlds.values() if served.pending]
-        return max(0.0, min(times) - now) if times else 1.0
-
-    def _ready(self, served: Served) -> float:
-        """Compute when to draw: sessions that have just got a frame are waited for, as they are likely to ask again."""
-        wait, now = max(self.config.wait_ms / 1000, served.took * WORTH), time.monotonic()
-        served.answered = {token: when for token, when in served.answered.items() if now - when < wait}
-        return max(served.answered.values()) + wait if served.answered else now
-
-    def draw(self) -> None:
-        """Draw pending frames where it is time; see `patience`."""
-        now = time.monotonic()
-        for hosted in self.sessions.values():
-            if hosted.fps and not hosted.pending and hosted.due <= now:
-                self._tick(hosted, now)
-        for served in self.worlds.values():
-            if served.pending and self._ready(served) <= time.monotonic():
-                self.draw_all(served.name)
-
-    def draw_all(self, world: str) -> None:
-        """Draw all pending frames of a world now."""
-        served = self.worlds[world]
-        batch, served.pending = served.pending, []
-        if batch:
-            self._draw(served, batch)
-
-    def _tick(self, hosted: Hosted, now: float) -> None:
-        """Ask for the frame that a session's clock is due; frames that the host has no time for are left out."""
-        served, record = self.worlds[hosted.world], self.record(hosted)
-        hosted.due = max(hosted.due + 1 / hosted.fps, now)
-        try:
-            action = hosted.action(record.step, served.engine.world.action_space, served.keymap)
-            served.engine.check(hosted.number, action)
-        except WorldsimError as error:
-            log.warning("the clock stops", extra={"fields": {"session": hosted.token[:8], "error": str(error)}})
-            hosted.fps = 0.0
-            return
-        hosted.pending = ("", 0)
-        self.add_pending(PendingStep([hosted], {hosted.number: action}, now))
-
-    def _draw(self, served: Served, batch: list[PendingStep]) -> None:
-        actions = {number: action for pending in batch for number, action in pending.actions.items()}
-        failure: Exception | None = None
-        begun = time.monotonic()
-        try:
-            served.engine.step(actions)
-            served.took = time.monotonic() - begun
-        except Exception as error:  # the engine has left all sessions as they were
-            failure = error
-        for pending in batch:
-            for hosted in pending.sessions:
-                hosted.pending = None
-            if failure is not None:
-                self._fail(pending, failure)
-                continue
-            for hosted in pending.sessions:
-                if hosted.number in pending.actions:
-                    hosted.episode += 1
-                    hosted.last_request = pending.call.request_key if pending.call else None
-                    if self.checkpoints is not None:
-                        action = to_json(served.engine.world.action_space, pending.actions[hosted.number])
-                        self.note(hosted, {"step": action, "by": hosted.last_request})
-                    if not hosted.fps:
-                        served.answered[hosted.token] = time.monotonic()
-            if pending.call is not None:
-                self.latencies.append(time.monotonic() - pending.came)
-                self._reply(pending, pending.call)
-        for pending in batch if failure is None else ():
-            for hosted in pending.sessions:
-                self.push_all(hosted)
-
-    def _reply(self, pending: PendingStep, call: Call) -> None:
-        try:
-            fields, buffers = self.drawn_reply(call, pending.sessions)
-            parts = messages.pack(messages.reply_to(call.header, **fields), buffers)
-        except Exception as error:
-            parts = messages.pack(messages.error_to(call.header, self.explain(error)))
-        for peer in pending.peers:
-            self.send_to(peer, parts)
-
-    def _fail(self, pending: PendingStep, error: Exception) -> None:
-        for hosted in pending.sessions:
-            hosted.fps = 0.0
-        explained = self.explain(error)
-        if pending.call is not None:
-            for peer in pending.peers:
-                self.send_to(peer, messages.pack(messages.error_to(pending.call.header, explained)))
-
     def push_all(self, hosted: Hosted) -> None:
         """Send the last frame to all watchers."""
         for peer in list(hosted.watchers):
-            self.push(hosted, peer)
+            try:
+                self.push(hosted, peer)
+            except Exception:  # its own trouble: it hears no more, the others do
+                log.exception("a frame cannot be pushed", extra={"fields": {"session": hosted.token[:8]}})
+                hosted.watchers.pop(peer, None)
 
     def push(self, hosted: Hosted, peer: bytes) -> None:
         """Send a watcher the last frame if it has credits; else the frame waits, in place of any that waited before."""
@@ -262,24 +231,49 @@ class Service(Registry):
             watch.dropped = dropped + 1
 
     def tidy(self) -> None:
-        """End leases, and write one checkpoint that is due: only one, so that no client waits long."""
+        """End leases, and write one checkpoint that is due: only one, so that no client waits long.
+
+        A lease counts only time in which the host listened: not that in which it was paused, or computed for long.
+        """
         now = time.monotonic()
+        if now - self.listened > LATE:
+            for hosted in self.sessions.values():
+                hosted.lease_end += now - self.listened
+            for owner in self.keepers:
+                self.keepers[owner] += now - self.listened
+        self.listened = now
         for hosted in [hosted for hosted in self.sessions.values() if hosted.lease_end < now]:
-            self.remove(hosted, "lease")
-        here = {client.owner for client in self.clients.values() if client.seen + self.config.lease >= now}
-        for token in [token for token, stored in self.snapshots.items() if stored.owner not in here]:
-            self.drop(token)
+            self._quietly(hosted.token, lambda hosted=hosted: self.remove(hosted, "lease"))
+        gone = {owner for owner, seen in self.keepers.items() if seen + self.config.lease < now}
+        for token in [token for token, stored in self.snapshots.items() if gone and stored.owner in gone]:
+            self._quietly(token, lambda token=token: self.drop(token))
+        for owner in gone:
+            del self.keepers[owner]
         if self.checkpoints is not None and (token := self.checkpoints.due(now)) is not None:
-            self.save(self.sessions[token])
+            divided = self.sessions[token].divided  # its journal is about to go on, or to be taken back
+            if divided or not self._quietly(token, lambda: self.save(self.sessions[token])):
+                self.checkpoints.postpone(token, now)
+
+    def _quietly(self, token: str, do: Callable[[], None]) -> bool:
+        """Do something for one session or snapshot; what goes wrong is logged, and the others go on."""
+        try:
+            do()
+        except Exception as error:
+            known = isinstance(error, ProtocolError)
+            fields = {"session": token[:8], "error": f"{type(error).__name__}: {error}"}
+            log.warning("not done", exc_info=None if known else error, extra={"fields": fields})
+            return False
+        return True
 
     def bye(self) -> None:
         """Write all sessions to disk, and say goodbye to all clients."""
         self.stopping = True
+        self.stop_jobs()
         for name in self.worlds:
             self.draw_all(name)
         resume = self.checkpoints is not None
-        for hosted in self.sessions.values():
-            self.save(hosted)
+        for hosted in self.sessions.values():  # where it fails, the journal has all that happened
+            self._quietly(hosted.token, lambda hosted=hosted: self.save(hosted))
         farewell = {"v": protocol.VERSION, "id": 0, "verb": "bye", "resume": resume}
         for peer in list(self.peers):
             self.send_to(peer, messages.pack(farewell))

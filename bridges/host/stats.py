@@ -11,10 +11,18 @@ from worldsim.bridges.host.service import Service
 from worldsim.engine.stats import percentiles_ms
 
 
-def host_stats(service: Service) -> dict[str, Any]:
-    """Collect counts, latencies and a line for each session; tokens are cut short, because they are secrets."""
+def host_stats(service: Service, account: str | None = None) -> dict[str, Any]:
+    """Collect counts, latencies and a line for each session; tokens are cut short, because they are secrets.
+
+    Args:
+        service: of the host.
+        account: whose prompts are shown, see `accounts`; None shows all.
+    """
     now = time.monotonic()
-    lines = [_line(service, hosted, now) for hosted in list(service.sessions.values())[: protocol.MAX_BATCH]]
+    lines = [
+        _line(service, hosted, now, account in (None, hosted.account))
+        for hosted in list(service.sessions.values())[: protocol.MAX_BATCH]
+    ]
     return {
         "uptime": now - service.started,
         "sessions": len(service.sessions),
@@ -27,7 +35,7 @@ def host_stats(service: Service) -> dict[str, Any]:
     }
 
 
-def _line(service: Service, hosted: Hosted, now: float) -> dict[str, Any]:
+def _line(service: Service, hosted: Hosted, now: float, shown: bool) -> dict[str, Any]:
     record = service.worlds[hosted.world].engine.sessions.get(hosted.number)
     if record is None:  # closed while another thread asks
         return {}
@@ -36,7 +44,7 @@ def _line(service: Service, hosted: Hosted, now: float) -> dict[str, Any]:
         "world": hosted.world,
         "step": record.step,
         "fps": hosted.fps,
-        "prompt": record.prompt[:40],
+        "prompt": record.prompt[:40] if shown else "",
         "watchers": len(hosted.watchers),
         "lease": round(hosted.lease_end - now, 1),
     }

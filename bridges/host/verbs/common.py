@@ -8,14 +8,17 @@ from typing import Any
 from worldsim.bridges.frames import can_jpeg
 from worldsim.bridges.host.hosted import Hosted, Role
 from worldsim.bridges.host.records import Answer, Call, Served
-from worldsim.bridges.host.service import Service
+from worldsim.bridges.host.service import Service, Work
 from worldsim.errors import ProtocolError
 
-Handler = Callable[[Service, Call], Answer | None]
-"""Takes the service and a request; gives fields and buffers, or None where the reply comes with a frame, later.
+Handler = Callable[[Service, Call], Answer | Work | None]
+"""Takes the service and a request; gives fields and buffers, None where the reply comes with a frame, later, or work
+that takes long and is done in pieces.
 
-It finds out whatever is wrong with the request before it changes anything.
+Whatever it raises, the state is as before: what can be wrong with the request is found out before anything changes, and
+what is changed is written to disk first, or undone.
 """
+MOST_SENDERS = 64  # clients whose last request a session remembers
 STEERING: tuple[Role, ...] = ("owner", "player")
 
 
@@ -28,11 +31,16 @@ def steered(service: Service, call: Call, token: str, *roles: Role) -> tuple[Hos
         ProtocolError: no-session, not-allowed; out-of-order, it comes late.
     """
     hosted, role = service.found(token, *roles)
-    number, last = call.header["id"], hosted.seen.get(call.client.token, -1)
+    number, last = call.header["id"], hosted.seen.pop(call.client.identity, -1)
+    hosted.seen[call.client.identity] = max(number, last)
     if number < last:
         now = service.record(hosted).step
         raise ProtocolError("out-of-order", f"request {number} comes after {last}; it is too late.", {"step": now})
-    hosted.seen[call.client.token] = number
+    if hosted.divided and hosted.pending != call.request_key:
+        error = "a step of many sessions, which this is one of, is being drawn; wait for its reply."
+        raise ProtocolError("out-of-order", error, {"step": service.record(hosted).step})
+    if len(hosted.seen) > MOST_SENDERS:
+        del hosted.seen[next(iter(hosted.seen))]
     return hosted, role
 
 
@@ -45,7 +53,7 @@ def replaceable(service: Service, call: Call, token: str) -> Hosted:
     hosted, _ = steered(service, call, token, "owner")
     if hosted.pending:
         if hosted.fps:
-            service.draw_all(hosted.world)
+            service.draw_now(hosted)
         else:
             now = service.record(hosted).step
             error = "a step of this session is being drawn; wait for its reply."

@@ -1,16 +1,17 @@
-"""The verbs that begin a session: open, fork, reset, and their batches."""
+"""The verbs that begin a session: open, fork, reset, and their batches, which are worked on in pieces."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from worldsim.bridges.host.hosted import Hosted, RequestKey
 from worldsim.bridges.host.records import Answer, Call, Served
-from worldsim.bridges.host.service import Service
+from worldsim.bridges.host.service import Service, Work
 from worldsim.bridges.host.verbs.common import (
     check_length,
     encoding_of,
@@ -22,7 +23,10 @@ from worldsim.bridges.host.verbs.common import (
 )
 from worldsim.engine.records import SessionSpec
 from worldsim.engine.starts import complete
-from worldsim.errors import EngineFull, ProtocolError
+from worldsim.errors import ActionError, EngineFull, ProtocolError
+
+PIECE = 4  # sessions that are begun at first before others have their turn
+LONG = 0.01  # seconds that a piece of work may take, or as long as a pass
 
 
 def open_(service: Service, call: Call) -> Answer:
@@ -30,18 +34,18 @@ def open_(service: Service, call: Call) -> Answer:
     hosted = _begun_before(service, call.request_key)
     if hosted is None:
         served = service.served(call.get("world"))
-        spec, token = _spec(call, call.header), call.get("snapshot")
-        _admit(service, call, 1)
+        spec, token = _spec(served, call, call.header), call.get("snapshot")
+        service.admit(call.client, 1)
         encoding, quality = encoding_of(service, call)
         if token is None:
             number, episode = served.engine.open_all([spec])[0], 0
+            service.learned(served.name, spec.prompt)
         else:
             snapshot, episode = service.stored(token, served.name)
             number = served.engine.restore(snapshot)
         hosted = _new(service, call, served, number, call.request_key)
         hosted.encoding, hosted.quality, hosted.episode = encoding, quality, episode
-        service.add(hosted)
-        _write_beginning(service, hosted, None if token else spec)
+        _take_in(service, hosted, None if token else spec)
     return _opened(service, hosted)
 
 
@@ -51,12 +55,11 @@ def fork(service: Service, call: Call) -> Answer:
     if hosted is None:
         parent, _ = service.found(call.header["session"], "owner")
         served = service.worlds[parent.world]
-        _admit(service, call, 1)
+        service.admit(call.client, 1)
         encoding, quality = encoding_of(service, call, parent)
         hosted = _new(service, call, served, served.engine.fork(parent.number, call.get("seed")), call.request_key)
         hosted.encoding, hosted.quality, hosted.episode = encoding, quality, parent.episode
-        service.add(hosted)
-        service.save(hosted)
+        _take_in(service, hosted, None)
     return _opened(service, hosted)
 
 
@@ -64,53 +67,145 @@ def reset(service: Service, call: Call) -> Answer:
     """Begin anew in the same session."""
     hosted = replaceable(service, call, call.header["session"])
     if hosted.last_request != call.request_key:
-        spec = _spec(call, call.header)
-        _begin_anew(service, [hosted], [spec])
-        _restarted(service, hosted, spec, call)
+        served = service.worlds[hosted.world]
+        spec = _spec(served, call, call.header)
+        try:
+            numbers = served.engine.open_all([spec])
+        except EngineFull:
+            _begin_in_place(service, [hosted], [spec], call)
+        else:
+            _replace(service, [hosted], numbers, [spec], call)
+        service.learned(served.name, spec.prompt)
+        service.push_all(hosted)
     return state(service, hosted), last_frame(service, hosted)
 
 
-def open_batch(service: Service, call: Call) -> Answer:
+def open_batch(service: Service, call: Call) -> Answer | Work:
     """Begin several sessions, all or none."""
-    keys = [(call.client.token, f"{call.header['id']}.{i}") for i in range(len(call.header["openings"]))]
+    keys = [(call.client.identity, f"{call.header['id']}.{i}") for i in range(len(call.header["openings"]))]
     sessions = [hosted for key in keys if (hosted := _begun_before(service, key))]
-    if len(sessions) < len(keys):
-        for hosted in sessions:  # the host was killed before it had written all of them to disk
-            service.remove(hosted, "incomplete")
-            service.over.pop(hosted.born, None)
-        served = service.served(call.get("world"))
-        specs = [_spec(call, one) for one in call.header["openings"]]
-        _admit(service, call, len(specs))
-        numbers = served.engine.open_all(specs)
-        sessions = [_new(service, call, served, number, key) for number, key in zip(numbers, keys, strict=True)]
-        for hosted, spec in zip(sessions, specs, strict=True):
-            service.add(hosted)
-            _write_beginning(service, hosted, spec)
-    tokens = [hosted.token for hosted in sessions]
-    return {"sessions": tokens, "world": sessions[0].world, **states(service, sessions)}, service.frames(sessions)
+    if len(sessions) == len(keys):
+        return _opened_batch(service, sessions)
+    for hosted in sessions:  # the host was killed before it had written all of them to disk
+        service.remove(hosted, "incomplete")
+        service.over.pop(hosted.born, None)
+    served = service.served(call.get("world"))
+    specs = [_spec(served, call, one) for one in call.header["openings"]]
+    service.admit(call.client, len(specs))
+    return _open_in_pieces(service, call, served, specs, keys)
 
 
-def reset_batch(service: Service, call: Call) -> Answer:
+def reset_batch(service: Service, call: Call) -> Answer | Work:
     """Begin several sessions anew, all or none."""
     sessions = [replaceable(service, call, token) for token in call.header["sessions"]]
-    one_world(service, sessions)
-    specs = [_spec(call, one) for one in call.header["openings"]]
+    served = one_world(service, sessions)
+    specs = [_spec(served, call, one) for one in call.header["openings"]]
     check_length("openings", specs, sessions)
     todo = [pair for pair in zip(sessions, specs, strict=True) if pair[0].last_request != call.request_key]
     if todo:
-        _begin_anew(service, [hosted for hosted, _ in todo], [spec for _, spec in todo])
-        for hosted, spec in todo:
-            _restarted(service, hosted, spec, call)
+        return _reset_in_pieces(service, call, served, sessions, todo)
     return states(service, sessions), service.frames(sessions)
 
 
-def _spec(call: Call, fields: dict[str, Any]) -> SessionSpec:
+def _open_in_pieces(
+    service: Service, call: Call, served: Served, specs: list[SessionSpec], keys: Sequence[RequestKey]
+) -> Work:
+    begun: list[Hosted] = []
+    try:
+        for done, numbers in _pieces(service, served, specs):
+            first = len(begun)
+            begun += [
+                _new(service, call, served, number, key) for number, key in zip(numbers, keys[first:], strict=False)
+            ]
+            service.beginning |= {hosted.token: hosted for hosted in begun}
+            for hosted, spec in zip(begun[first:], specs[first:], strict=False):
+                service.write(hosted, spec)
+            if not done:
+                yield
+        for hosted in begun:
+            del service.beginning[hosted.token]
+        service.admit(call.client, len(begun))
+    except BaseException:
+        for hosted in begun:
+            service.delete(hosted)
+            service.over.pop(hosted.born, None)
+        raise
+    for hosted in begun:
+        hosted.lease_end = time.monotonic() + service.config.lease
+        service.add(hosted)
+    return _opened_batch(service, begun)
+
+
+def _reset_in_pieces(
+    service: Service,
+    call: Call,
+    served: Served,
+    sessions: list[Hosted],
+    todo: list[tuple[Hosted, SessionSpec]],
+) -> Work:
+    changed, specs = [hosted for hosted, _ in todo], [spec for _, spec in todo]
+    numbers: list[int] = []
+    try:
+        for done, piece in _pieces(service, served, specs):
+            numbers += piece
+            if not done:
+                yield
+    except EngineFull:  # memory cannot hold the old and the new ones at once
+        _close(served, numbers)
+        numbers = []
+    except BaseException:
+        _close(served, numbers)
+        raise
+    try:
+        for hosted in sessions:
+            service.found(hosted.token, "owner")  # it may have ended meanwhile
+        for hosted in changed:
+            service.draw_now(hosted)
+    except BaseException:
+        _close(served, numbers)
+        raise
+    if numbers:
+        _replace(service, changed, numbers, specs, call)
+    else:
+        _begin_in_place(service, changed, specs, call)
+    for hosted in changed:
+        service.push_all(hosted)
+    return states(service, sessions), service.frames(sessions)
+
+
+def _pieces(
+    service: Service, served: Served, specs: Sequence[SessionSpec]
+) -> Generator[tuple[bool, list[int]], None, None]:
+    """Begin sessions in pieces of about `LONG`, each with one new prompt or clip at most; say which is the last."""
+    most, begun = PIECE, 0
+    while begun < len(specs):
+        piece = list(specs[begun : begun + most])
+        slow = [_is_slow(service, served, spec) for spec in piece]
+        if any(slow):
+            piece = piece[: slow.index(True) or 1]
+        now = time.monotonic()
+        numbers = served.engine.open_all(piece)
+        took = max(time.monotonic() - now, 1e-6)
+        for spec in piece:
+            service.learned(served.name, spec.prompt)
+        if len(piece) == most or took > LONG:
+            most = max(1, min(2 * most, int(len(piece) * max(LONG, served.took) / took)))
+        begun += len(piece)
+        yield begun == len(specs), numbers
+
+
+def _is_slow(service: Service, served: Served, spec: SessionSpec) -> bool:
+    return isinstance(spec.start, dict) or not service.knows(served.name, spec.prompt)
+
+
+def _spec(served: Served, call: Call, fields: dict[str, Any]) -> SessionSpec:
     """Read the fields of a request, or of one entry of its openings.
 
     Raises:
         ProtocolError: bad-buffer, bad-field.
+        ActionError: the actions of a start are not of the world's action space.
     """
-    start = fields.get("start")
+    start, guidance = fields.get("start"), fields.get("guidance")
     if isinstance(start, dict):
         frames, actions = start["frames"], start.get("actions", [])
         for name in (frames, *([actions] if isinstance(actions, str) else [])):
@@ -119,72 +214,102 @@ def _spec(call: Call, fields: dict[str, Any]) -> SessionSpec:
         if not isinstance(actions, (str, list)):
             raise ProtocolError("bad-field", "'actions' of 'start' must be the name of a buffer, or a list.")
         between = call.buffers[actions] if isinstance(actions, str) else actions
+        _check_between(served, between)
         start = {"frames": call.buffers[frames], "actions": between}
     return SessionSpec(
-        seed=fields.get("seed") or 0, prompt=fields.get("prompt"), start=start, guidance=fields.get("guidance")
+        seed=fields.get("seed") or 0,
+        prompt=fields.get("prompt"),
+        start=start,
+        guidance=None if guidance is None else float(guidance),
     )
 
 
-def _admit(service: Service, call: Call, count: int) -> None:
-    """Check a client's share of sessions; the engine checks its memory by itself.
+def _check_between(served: Served, actions: Any) -> None:
+    """Check the actions of a clip: finite and inside the action space, each of them.
 
     Raises:
-        ProtocolError: full.
+        ActionError: they are not.
     """
-    mine = sum(hosted.owner == call.client.owner for hosted in service.sessions.values())
-    if mine + count > service.config.sessions:
-        raise ProtocolError(
-            "full", f"you have {mine} sessions open and ask for {count} more; allowed: {service.config.sessions}."
-        )
+    world = served.engine.world
+    try:
+        if np.shape(actions)[:1] == (0,):
+            return
+        world.codec.check_all(actions)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, ActionError):
+            raise
+        raise ActionError(f"start['actions'] are not of the action space {world.action_space}: {error}") from error
+
+
+def _take_in(service: Service, hosted: Hosted, spec: SessionSpec | None) -> None:
+    """Write a new session and list it, or close it."""
+    try:
+        service.write(hosted, spec)
+    except BaseException:
+        service.worlds[hosted.world].engine.close(hosted.number)
+        raise
+    service.add(hosted)
 
 
 def _new(service: Service, call: Call, served: Served, number: int, born: RequestKey) -> Hosted:
-    lease_end = call.came + service.config.lease
-    return Hosted(served.name, number, call.client.owner, born, lease_end)
+    lease_end = time.monotonic() + service.config.lease
+    client = call.client
+    return Hosted(served.name, number, client.owner, born, lease_end, client.counted, client.account)
 
 
-def _restarted(service: Service, hosted: Hosted, spec: SessionSpec, call: Call) -> None:
-    hosted.episode, hosted.last_request = 0, call.request_key
-    if hosted.share is not None:
-        hosted.share.since = service.record(hosted).step
-    _write_beginning(service, hosted, spec)
-    service.push_all(hosted)
-
-
-def _write_beginning(service: Service, hosted: Hosted, spec: SessionSpec | None) -> None:
-    """Write to disk how a session began, which is enough to begin it again.
-
-    A session from a snapshot, or from a clip that the client sent, is written whole.
-    """
-    if spec is None or isinstance(spec.start, dict):
-        service.save(hosted)
-    elif service.checkpoints is not None:
-        service.checkpoints.begin(hosted, vars(spec), time.monotonic())
-
-
-def _begin_anew(service: Service, sessions: Sequence[Hosted], specs: list[SessionSpec]) -> None:
-    """Begin sessions anew, all or none, even where memory cannot hold the old and the new ones at once."""
-    engine = service.worlds[sessions[0].world].engine
+def _replace(
+    service: Service, sessions: Sequence[Hosted], numbers: Sequence[int], specs: Sequence[SessionSpec], call: Call
+) -> None:
+    """Let sessions go on as others that have begun, all or none."""
+    served = service.worlds[sessions[0].world]
     before = [hosted.number for hosted in sessions]
     try:
+        pairs = zip(sessions, numbers, strict=True)
+        values = [{"number": number, **_begun_values(served, hosted, number, call)} for hosted, number in pairs]
+        service.change(list(zip(sessions, values, specs, strict=True)))
+    except BaseException:
+        _close(served, numbers)
+        raise
+    _close(served, before)
+
+
+def _begin_in_place(service: Service, sessions: Sequence[Hosted], specs: Sequence[SessionSpec], call: Call) -> None:
+    """Begin sessions anew, all or none, where memory cannot hold the old and the new ones at once."""
+    served = service.worlds[sessions[0].world]
+    engine, before = served.engine, [hosted.number for hosted in sessions]
+    for spec in specs:  # what could fail below fails here
+        complete(spec, engine.world, engine.context_frames)
+    snapshots = [engine.snapshot(number, share=False) for number in before]
+    _close(served, before)
+    numbers: list[int] = []
+    try:
         numbers = engine.open_all(specs)
-    except EngineFull:
-        for spec in specs:  # what could fail below fails here
-            complete(spec, engine.world, engine.context_frames)
-        snapshots = [engine.snapshot(number, share=False) for number in before]
-        for number in before:
-            engine.close(number)
-        try:
-            numbers = engine.open_all(specs)
-        except Exception:
-            for hosted, snapshot in zip(sessions, snapshots, strict=True):
-                hosted.number = engine.restore(snapshot)
-            raise
-    else:
-        for number in before:
-            engine.close(number)
-    for hosted, number in zip(sessions, numbers, strict=True):
-        hosted.number = number
+        pairs = zip(sessions, numbers, strict=True)
+        values = [{"number": number, **_begun_values(served, hosted, number, call)} for hosted, number in pairs]
+        service.change(list(zip(sessions, values, specs, strict=True)))
+    except BaseException:
+        _close(served, numbers)
+        for hosted, snapshot in zip(sessions, snapshots, strict=True):
+            hosted.number = engine.restore(snapshot)
+        raise
+
+
+def _begun_values(served: Served, hosted: Hosted, number: int, call: Call) -> dict[str, Any]:
+    """List what changes in a session that begins anew, besides its number."""
+    values: dict[str, Any] = {"episode": 0, "last_request": call.request_key}
+    if hosted.share is not None:
+        values["share"] = replace(hosted.share, since=served.engine.sessions[number].step)
+    return values
+
+
+def _close(served: Served, numbers: Sequence[int]) -> None:
+    for number in numbers:
+        served.engine.close(number)
+
+
+def _opened_batch(service: Service, sessions: list[Hosted]) -> Answer:
+    tokens = [hosted.token for hosted in sessions]
+    return {"sessions": tokens, "world": sessions[0].world, **states(service, sessions)}, service.frames(sessions)
 
 
 def _opened(service: Service, hosted: Hosted) -> Answer:

@@ -41,9 +41,9 @@ def run(service: Service, call: Call) -> Answer:
     hosted, _ = steered(service, call, call.header["session"], "owner")
     if hosted.pending and not hosted.fps:
         raise ProtocolError("wrong-mode", "a step of this session is being drawn; start the clock when it is done.")
-    hosted.fps = float(call.get("fps", service.worlds[hosted.world].about["fps"]))
-    hosted.due = time.monotonic() + 1 / hosted.fps
-    service.note(hosted, {"fps": hosted.fps})
+    fps = float(call.get("fps", service.worlds[hosted.world].about["fps"]))
+    with service.noted(hosted, {"fps": fps}):
+        hosted.fps, hosted.due = fps, time.monotonic() + 1 / fps
     return {**state(service, hosted), "fps": hosted.fps}, {}
 
 
@@ -51,10 +51,10 @@ def pause(service: Service, call: Call) -> Answer:
     """Stop the clock; a frame that is pending is still drawn."""
     hosted, _ = steered(service, call, call.header["session"], "owner")
     if hosted.fps:
-        hosted.fps = 0.0
-        service.note(hosted, {"fps": 0.0})
+        with service.noted(hosted, {"fps": 0.0}):
+            hosted.fps = 0.0
         if hosted.pending:  # drawn now, so that the number of frames in this reply stays true
-            service.draw_all(hosted.world)
+            service.draw_now(hosted)
     return state(service, hosted), {}
 
 
@@ -82,8 +82,7 @@ def share(service: Service, call: Call) -> Answer:
         if not parts:
             raise ProtocolError("bad-field", "split needs 'parts'.")
         check_parts(parts, served.engine.world.action_space, served.keymap)
-    hosted.share = Share(mode, protocol.new_token(), every, service.record(hosted).step, parts)
-    hosted.controls, hosted.share_request = {}, call.request_key
+    share = Share(mode, protocol.new_token(), every, service.record(hosted).step, parts)
+    service.change([(hosted, {"share": share, "controls": {}, "share_request": call.request_key}, None)])
     service.list_tokens(hosted)
-    service.save(hosted)
-    return {"player": hosted.share.token}, {}
+    return {"player": share.token}, {}

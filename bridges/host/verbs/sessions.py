@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.metadata import PackageNotFoundError, version
 
 import worldsim
 from worldsim.bridges.frames import can_jpeg
+from worldsim.bridges.host.hosted import Hosted
 from worldsim.bridges.host.records import Answer, Call
-from worldsim.bridges.host.service import Service
+from worldsim.bridges.host.service import Service, Work
 from worldsim.bridges.host.stats import host_stats
 from worldsim.bridges.host.verbs.common import STEERING, encoding_of, last_frame, replaceable, state, steered
 from worldsim.errors import ProtocolError
+
+CLOSED_AT_ONCE = 16  # sessions of a batch that end before others have their turn
 
 
 def hello(service: Service, call: Call) -> Answer:
@@ -46,8 +50,9 @@ def prompt(service: Service, call: Call) -> Answer:
     """Condition the frames from now on."""
     hosted, _ = steered(service, call, call.header["session"], *STEERING)
     text = call.header["prompt"]
-    service.worlds[hosted.world].engine.set_prompt(hosted.number, text)
-    service.note(hosted, {"prompt": text})
+    with service.noted(hosted, {"prompt": text}):
+        service.worlds[hosted.world].engine.set_prompt(hosted.number, text)
+    service.learned(hosted.world, text)
     return state(service, hosted), {}
 
 
@@ -65,9 +70,14 @@ def restore(service: Service, call: Call) -> Answer:
     token = call.header["snapshot"]
     if hosted.last_request != call.request_key:
         stored, episode = service.stored(token, hosted.world)
-        service.worlds[hosted.world].engine.restore(stored, hosted.number)
-        hosted.last_request, hosted.episode = call.request_key, episode
-        service.save(hosted)
+        engine = service.worlds[hosted.world].engine
+        with contextlib.closing(engine.snapshot(hosted.number, share=False)) as before:
+            engine.restore(stored, hosted.number)
+            try:
+                service.change([(hosted, {"last_request": call.request_key, "episode": episode}, None)])
+            except BaseException:
+                engine.restore(before, hosted.number)
+                raise
         service.push_all(hosted)
     return state(service, hosted), last_frame(service, hosted)
 
@@ -96,17 +106,25 @@ def close(service: Service, call: Call) -> Answer:
     return {}, {}
 
 
-def close_batch(service: Service, call: Call) -> Answer:
+def close_batch(service: Service, call: Call) -> Answer | Work:
     """End several sessions."""
     known = [token for token in call.header["sessions"] if token in service.tokens]
-    for hosted in [service.found(token, "owner")[0] for token in known]:
-        service.remove(hosted, "asked")
+    sessions = [service.found(token, "owner")[0] for token in known]
+    return _close_in_pieces(service, sessions)
+
+
+def _close_in_pieces(service: Service, sessions: list[Hosted]) -> Work:
+    for number, hosted in enumerate(sessions):
+        if number and number % CLOSED_AT_ONCE == 0:
+            yield
+        if hosted.token in service.sessions:  # it may have ended meanwhile
+            service.remove(hosted, "asked")
     return {}, {}
 
 
 def stats(service: Service, call: Call) -> Answer:
     """Count requests and measure latencies."""
-    return {"stats": host_stats(service)}, {}
+    return {"stats": host_stats(service, call.client.account)}, {}
 
 
 def _installed_version() -> str:
