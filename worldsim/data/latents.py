@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from worldsim.data.admission import read_checked
 from worldsim.data.chunks import chunks_of
-from worldsim.data.episodes import Dataset, read_episode
+from worldsim.data.episodes import Dataset
 from worldsim.errors import DataError
+from worldsim.files import replacing
 from worldsim.models.autoencoder import Autoencoder, DiffusersAutoencoder
 from worldsim.renamed import LATENTS, with_new_names
 from worldsim.spaces import ActionCodec
@@ -71,7 +73,7 @@ class LatentData:
         """Encode the episodes of a split.
 
         Raises:
-            DataError: the split is empty.
+            DataError: the split is empty, or an episode has what cannot be trained on.
         """
         paths = dataset.episodes(split)[:limit]
         if not paths:
@@ -81,7 +83,7 @@ class LatentData:
         columns |= {name: [] for name in ("terminated", "mortal", "event_onset", "prompt", "first", "last")}
         offset = 0
         for path in tqdm(paths, desc=f"encoding {split}", unit="episode"):
-            episode = read_episode(path)
+            episode = read_checked(path, dataset)
             actions = torch.from_numpy(ActionCodec(dataset.action_space).flatten(episode.actions))
             chunks = chunks_of(episode, actions, autoencoder.temporal_stride)
             rows = len(chunks.last)
@@ -131,15 +133,13 @@ class LatentData:
         data = _read(path, digest.hexdigest())
         if data is None:
             data = LatentData.encode(dataset, split, autoencoder)
-            path.parent.mkdir(exist_ok=True)
             names = [field.name for field in fields(LatentData) if field.name != "prompts"]
-            partial = path.with_suffix(".partial")
-            save_file(
-                {name: getattr(data, name).contiguous() for name in names},
-                partial,
-                metadata={"of": digest.hexdigest(), "prompts": json.dumps(data.prompts)},
-            )
-            partial.replace(path)
+            with replacing(path) as partial:
+                save_file(
+                    {name: getattr(data, name).contiguous() for name in names},
+                    partial,
+                    metadata={"of": digest.hexdigest(), "prompts": json.dumps(data.prompts)},
+                )
         return data
 
     @property

@@ -21,10 +21,10 @@ from gymnasium import spaces
 
 from worldsim.data.card import DatasetCard
 from worldsim.data.episodes import Dataset, Episode, read_episode
+from worldsim.data.foreign import FRAMES_PER_SECOND
 from worldsim.data.frames import resize_frame
 from worldsim.data.importing import check_free, ended, importing, make_card
 from worldsim.data.recipe import SPLITS
-from worldsim.data.record import FRAMES_PER_SECOND
 from worldsim.errors import ConfigError, DataError, MissingDependency, did_you_mean
 
 CARD, EPISODE = "worldsim", "worldsim"  # our entries in the metadata of a dataset and of an episode
@@ -73,8 +73,17 @@ class MinariImport:
 
 
 def minari_root(root: Path | None) -> Path:
-    """Return the folder where Minari stores its datasets, unless `root` gives another."""
-    found = root or Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    """Return the folder where Minari stores its datasets, unless `root` gives another.
+
+    Raises:
+        ConfigError: there is no home folder, and no other is named.
+    """
+    try:
+        found = root or Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    except RuntimeError as error:
+        raise ConfigError(
+            "this user has no home folder, where Minari has its datasets; name one with --root."
+        ) from error
     return found.absolute()  # Minari's storage looks for its files in the wrong place under a relative path
 
 

@@ -19,9 +19,9 @@ from PIL import Image, UnidentifiedImageError
 
 from worldsim.data.actionlog import ActionLog, read_actions, read_log
 from worldsim.data.episodes import Dataset, Episode
+from worldsim.data.foreign import FRAMES_PER_SECOND
 from worldsim.data.frames import resize_frame
 from worldsim.data.importing import Importer, check_free, ended, importing, make_card
-from worldsim.data.record import FRAMES_PER_SECOND
 from worldsim.errors import ConfigError, DataError, MissingDependency
 
 LOGS = (".csv", ".jsonl", ".ndjson")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldsim.errors import ConfigError, TrainingDiverged
+from worldsim.files import locked, replacing
 from worldsim.training.optimizers import build_optimizers
 from worldsim.training.precision import choose
 
@@ -145,7 +146,13 @@ class Trainer:
 
         Raises:
             TrainingDiverged: the loss is not finite or has exploded; the last checkpoint is good.
+            DataError: another process trains in this folder.
+            OSError: the disk is full, say; the last checkpoint is good.
         """
+        with locked(self.out / "training.lock", f"training in {self.out}"):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         config, start = self.config, time.monotonic()
         torch.set_num_threads(config.threads)
         saved = drawn = start
@@ -257,7 +264,8 @@ class Trainer:
 
         picture = self.with_ema(self.task.sample_grid)
         if picture is not None:
-            Image.fromarray(picture).save(self.out / "sample_grid.png")
+            with replacing(self.out / "sample_grid.png") as partial:
+                Image.fromarray(picture).save(partial, format="PNG")
             if writer is not None:
                 writer.add_image("sample_grid", picture, self.step, dataformats="HWC")
 
@@ -287,9 +295,8 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "task": self.task.state(),
         }
-        partial = self.out / "checkpoint.partial"
-        torch.save(state, partial)
-        partial.replace(self.out / "checkpoint.pt")
+        with replacing(self.out / "checkpoint.pt") as partial, partial.open("wb") as file:
+            torch.save(state, file)  # into a file that is open: what the system refuses is then an OSError
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint (tensors and plain values only: nothing in it can run code)."""
