@@ -32,6 +32,8 @@ def check_space(space: spaces.Space) -> dict[str, Any]:
     """
     data = space_to_json(space)
     for name, part in boxes(space):
+        if not (np.all(part.low <= part.high) and np.all(part.low < np.inf) and np.all(part.high > -np.inf)):
+            raise ConfigError(f"the action space{name} is {part}; allowed: bounds with finite numbers between them.")
         bounds = np.concatenate([np.ravel(part.low), np.ravel(part.high)]).astype(np.float64)
         if (np.isfinite(bounds) & (np.abs(bounds) > LARGEST_BOUND)).any():
             raise ConfigError(
@@ -125,9 +127,9 @@ def check_episode(episode: Episode, space: spaces.Space, frame_size: tuple[int, 
         if getattr(episode, name).shape != (steps,):
             raise DataError(f"{name} have the shape {getattr(episode, name).shape}; allowed: {(steps,)}.")
     rewards = np.asarray(episode.rewards)
-    if rewards.dtype.kind not in "fiub" or (wrong := np.flatnonzero(~np.isfinite(rewards))).size:
-        step = int(wrong[0]) if rewards.dtype.kind in "fiub" else 0
-        raise DataError(f"the reward of step {step} is {rewards[step]}; allowed: finite numbers.")
+    wrong = np.flatnonzero(~np.isfinite(rewards)) if rewards.dtype.kind in "fiub" else np.arange(steps)
+    if wrong.size:
+        raise DataError(f"the reward of step {wrong[0]} is {rewards[wrong[0]]!s:.40}; allowed: finite numbers.")
     index = episode.prompt_index
     if index.shape != (steps + 1,) or index.dtype.kind not in "iu" or not episode.prompts:
         raise DataError(f"prompt_index is {index.dtype} of shape {index.shape}; allowed: one number for each frame.")
