@@ -13,7 +13,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from worldsim.commands.agents import agent_eval, agent_plan, agent_train
-from worldsim.commands.data import data_export_minari, data_import_minari, data_import_video, data_sheet, record
+from worldsim.commands.data import (
+    data_export_minari,
+    data_import_lerobot,
+    data_import_minari,
+    data_import_video,
+    data_sheet,
+    record,
+)
 from worldsim.commands.hosting import keys, serve, top
 from worldsim.commands.training import train_autoencoder, train_dynamics
 from worldsim.commands.worlds import bench, bench_bridge, bench_engine, evaluate, info, play, tune
@@ -26,6 +33,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "data sheet": data_sheet,
     "data export-minari": data_export_minari,
     "data import-minari": data_import_minari,
+    "data import-lerobot": data_import_lerobot,
     "data import-video": data_import_video,
     "play": play,
     "train autoencoder": train_autoencoder,

@@ -71,6 +71,16 @@ def data_import_minari(args: Sequence[str]) -> None:
     print(_counts(import_minari(parse(MinariImport, "data import-minari", args, data_import_minari.__doc__))))
 
 
+def data_import_lerobot(args: Sequence[str]) -> None:
+    """Make a dataset of a LeRobot dataset (version 3), from the pictures of one of its cameras.
+
+    Example: worldsim data import-lerobot ~/datasets/pusht --out data/pusht --frame-size 96 96
+    """
+    from worldsim.data.lerobot import LeRobotImport, import_lerobot
+
+    print(_counts(import_lerobot(parse(LeRobotImport, "data import-lerobot", args, data_import_lerobot.__doc__))))
+
+
 def data_import_video(args: Sequence[str]) -> None:
     """Make a dataset of videos, or folders of PNGs, and a log of the actions at each frame.
 

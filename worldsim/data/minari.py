@@ -155,7 +155,8 @@ def export_minari(config: MinariExport) -> Path:
 def import_minari(config: MinariImport) -> Dataset:
     """Make a dataset of a Minari dataset with image observations.
 
-    Grey frames become RGB, channels may come first. One episode in ten is held out, except where the dataset came from worldsim.
+    Grey frames become RGB, channels may come first. One episode in ten is held out, except where the dataset came from
+    worldsim.
 
     Raises:
         DataError: no such dataset, no images in it, an episode that does not fit, or something is at `out` already.
@@ -203,9 +204,8 @@ def import_minari(config: MinariImport) -> Dataset:
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 if isinstance(error, DataError):
                     raise
-                raise DataError(
-                    f"episode {number} of {path} cannot be read: {type(error).__name__}: {error}."
-                ) from error
+                reason = f"{type(error).__name__}: {error}"
+                raise DataError(f"episode {number} of {path} cannot be read: {reason}.") from error
             importer.add(episode, own.get("index"), own.get("split"))
     return Dataset(out)
 
