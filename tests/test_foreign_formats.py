@@ -236,9 +236,7 @@ def test_lerobot(tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str])
     row = 0
     for number, (episode, length) in enumerate(zip(dataset.read(), LENGTHS, strict=True)):
         grey = episode.frames.mean(axis=(1, 2, 3))
-        assert grey == pytest.approx(8 * np.arange(row, row + length), abs=3.9), (
-            "each frame is of its episode and place"
-        )
+        assert grey == pytest.approx(8 * np.arange(row, row + length), abs=3.9), "each of its place"
         assert episode.actions.tolist() == [[k / 2, -number] for k in range(length - 1)]
         assert episode.rewards.tolist() == [k / 4 for k in range(length - 1)]
         assert set(episode.texts()) == {"lift \u00e4" if number == 2 else "push the T"}

@@ -89,7 +89,8 @@ def system_errors(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     except Exception as error:  # safetensors: "... (os error 28)"; torch and pyarrow: "..., errno 28" and such
         found = re.search(r"(?:os error|errno:?) (\d+)", str(error))
-        number = int(found[1]) if found else None
+        before = error.__context__  # torch raises anew what a file that is open has raised
+        number = int(found[1]) if found else before.errno if isinstance(before, OSError) else None
         if number is None and re.search(r"PytorchStreamWriter|unexpected pos|file write failed", str(error)):
             number = errno.ENOSPC if _is_full(path.parent) else errno.EIO
         if number is None:
