@@ -19,6 +19,8 @@ TOP = Path(__file__).resolve().parent.parent
 FLOORS = {
     "worldsim.errors": 0,
     "worldsim.files": 0,
+    "worldsim.plots": 1,
+    "worldsim.model_card": 3,
     "worldsim.renamed": 0,
     "worldsim.types": 0,
     "worldsim.untrusted": 0,
@@ -41,6 +43,7 @@ FLOORS = {
     "worldsim.demos": 7,
     "worldsim.commands": 8,
     "worldsim.cli": 8,
+    "worldsim.__main__": 8,
 }
 
 

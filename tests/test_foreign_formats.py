@@ -69,10 +69,9 @@ def test_minari_as_others_write_it(tmp_path: Path, kind: str, form: str) -> None
     from minari.dataset.minari_storage import MinariStorage
 
     observed, changes, says = MINARI[kind]
-    actions = changes.pop("space", None) if not isinstance(changes.get("space"), type(None)) else None
-    actions = actions or MINARI_ACTIONS.get(kind, spaces.Discrete(7))
+    actions = MINARI_ACTIONS.get(kind, spaces.Discrete(7))
     (tmp_path / "m" / "data").mkdir(parents=True)
-    settings = {} if form == "hdf5" else {"jpeg_encoding": False}
+    settings: Any = {} if form == "hdf5" else {"jpeg_encoding": False}
     storage = MinariStorage.new(
         tmp_path / "m" / "data", observation_space=observed, action_space=actions, data_format=form, **settings
     )
@@ -232,7 +231,7 @@ def test_lerobot(tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str])
     assert "3 train, 0 heldout" in capsys.readouterr().out
     dataset = Dataset(tmp_path / "out")
     assert dataset.card.fps == 10 and dataset.frame_size == (24, 32)
-    assert dataset.action_space == spaces.Box(np.float32([0, -2]), np.float32([2, 0]))
+    assert dataset.action_space == spaces.Box(np.array([0, -2], np.float32), np.array([2, 0], np.float32))
     row = 0
     for number, (episode, length) in enumerate(zip(dataset.read(), LENGTHS, strict=True)):
         grey = episode.frames.mean(axis=(1, 2, 3))

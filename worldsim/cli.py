@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from worldsim.commands.agents import agent_eval, agent_plan, agent_train
+from worldsim.commands.cache import cache
+from worldsim.commands.completion import SHELLS, completion
 from worldsim.commands.data import (
     data_export_minari,
     data_import_lerobot,
@@ -26,6 +28,7 @@ from worldsim.commands.training import train_autoencoder, train_dynamics
 from worldsim.commands.worlds import bench, bench_bridge, bench_engine, evaluate, info, play, tune
 from worldsim.errors import ConfigError, WorldsimError, did_you_mean
 
+COMPLETION = 'For bash: eval "$(worldsim --print-completion bash)"; for zsh the same with zsh.'
 LONGEST_LINE = 4000  # characters of an error
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -49,6 +52,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "tune": tune,
     "serve": serve,
     "top": top,
+    "cache": cache,
     "keys": keys,
 }
 
@@ -56,7 +60,9 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 def usage() -> str:
     """What `worldsim --help` prints."""
     lines = [f"  {name:12} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
-    return "\n".join(["usage: worldsim VERB ...", "", *lines, "", "worldsim VERB --help says what a verb takes."])
+    return "\n".join(
+        ["usage: worldsim VERB ...", "", *lines, "", "worldsim VERB --help says what a verb takes.", COMPLETION]
+    )
 
 
 def find_verb(args: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], Sequence[str]]:
@@ -79,6 +85,12 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(usage())
+        return 0
+    if args[0] == "--print-completion":
+        if args[1:] not in [[shell] for shell in SHELLS]:
+            print(f"worldsim: --print-completion takes one of: {', '.join(SHELLS)}", file=sys.stderr)
+            return 2
+        print(completion(args[1], VERBS), end="")
         return 0
     if args[0] == "--version":
         from importlib.metadata import version

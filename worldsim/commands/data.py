@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from worldsim.commands.parsing import parse
 
+ENOUGH_FRAMES = 12  # in a row: what training takes by default
+
 if TYPE_CHECKING:
     from worldsim.data.episodes import Dataset
 
@@ -97,4 +99,20 @@ def _counts(dataset: Dataset) -> str:
     from worldsim.data.recipe import SPLITS
 
     counts = ", ".join(f"{len(dataset.episodes(split))} {split}" for split in SPLITS)
-    return f"{dataset.path}: {counts} episodes"
+    return "\n".join([f"{dataset.path}: {counts} episodes", *_notes(dataset)])
+
+
+def _notes(dataset: Dataset) -> list[str]:
+    """Say what training will miss, while recording more is at hand."""
+    from worldsim.data.episodes import count_steps
+
+    notes, train = [], dataset.episodes("train")
+    if not dataset.episodes("heldout"):
+        notes.append("note: no episode is held out yet, and training needs one; every tenth is: record at least ten.")
+    longest = 1 + max((count_steps(path) for path in train), default=0)
+    if longest < ENOUGH_FRAMES:
+        notes.append(
+            f"note: the longest episode has {longest} frames; training takes {ENOUGH_FRAMES} in a row, or fewer with "
+            "--frames and --history."
+        )
+    return notes

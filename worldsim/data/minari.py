@@ -302,11 +302,11 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
 
 def _image_size(space: spaces.Space) -> tuple[int, int] | None:
     """Get the height and width of the pictures of a space; None where it has none: a grid of symbols is no picture."""
-    shape = space.shape or ()
+    shape: tuple[int, ...] = space.shape or ()
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or space.low.any() or (space.high != 255).any():
         return None
     if _channels_first(shape):
-        shape = (*shape[1:], shape[0])
+        shape = (*shape[1:], *shape[:1])
     if not (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3))) or min(shape[:2]) < SMALLEST_PICTURE:
         return None
     return shape[0], shape[1]

@@ -13,6 +13,7 @@ from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError
 from worldsim.files import replacing_folder
+from worldsim.model_card import write_model_card
 from worldsim.models.autoencoder import DiffusersAutoencoder
 from worldsim.models.autoencoder_files import describe_autoencoder
 from worldsim.models.config import GATE_START, DiTConfig
@@ -195,4 +196,5 @@ def export(
     world = World(card, autoencoder, dynamics, task.book, starts)
     with replacing_folder(config.folder() / "world") as partial:
         world.save_pretrained(partial)
+        write_model_card(world.card, partial)
     return world
