@@ -28,6 +28,7 @@ from worldsim.files import replacing
 from worldsim.models.autoencoder import Autoencoder, DiffusersAutoencoder
 from worldsim.renamed import LATENTS, with_new_names
 from worldsim.spaces import ActionCodec
+from worldsim.untrusted import parse_json
 
 SOME = 4000  # frames that stand for a recording
 
@@ -142,6 +143,21 @@ class LatentData:
                 )
         return data
 
+    def is_whole(self) -> bool:
+        """Say whether every latent has its row in all columns, numbers are finite, and rows that are named exist."""
+        rows = len(self.latents)
+        columns = [getattr(self, field.name) for field in fields(LatentData) if field.name != "prompts"]
+        own = torch.arange(rows)
+        return (
+            rows > 0
+            and self.latents.dim() == 4
+            and all(len(column) == rows for column in columns)
+            and all(bool(column.isfinite().all()) for column in columns if column.is_floating_point())
+            and bool(((self.first >= 0) & (self.first <= own) & (self.last >= own) & (self.last < rows)).all())
+            and bool(((self.prompt >= 0) & (self.prompt < len(self.prompts))).all())
+            and all(isinstance(text, str) for text in self.prompts)
+        )
+
     @property
     def stride(self) -> int:
         """How many frames a latent stands for, r."""
@@ -248,6 +264,7 @@ def _read(path: Path, digest: str) -> LatentData | None:
             if about.get("of") != digest:
                 return None
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  -- no mapping
-            return LatentData(**with_new_names(columns, LATENTS), prompts=json.loads(about["prompts"]))
+            data = LatentData(**with_new_names(columns, LATENTS), prompts=parse_json(about["prompts"], list))
+            return data if data.is_whole() else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
