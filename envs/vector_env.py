@@ -5,6 +5,7 @@ Sub-environment i is, bit for bit, the single environment (`WorldEnv`) with the 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.engine.records import EngineLike, SessionSpec, StepResult
+from worldsim.envs.copies import Copies
 from worldsim.envs.episodes import check_options, sample_spec
 from worldsim.envs.shipped import world_path
 from worldsim.errors import ActionError, ConfigError, InputError, SessionError
@@ -27,7 +29,7 @@ MEMORY_MB = 1024  # of the engine, at least; more where that many environments n
 SPARE = 1.5  # memory for so many times the environments: forks, snapshots, the shared beginnings
 
 
-class WorldVectorEnv(VectorEnv):
+class WorldVectorEnv(Copies, VectorEnv):
     """Vectorised `WorldEnv`; `gymnasium.make_vec` makes one by itself.
 
     Args:
@@ -77,6 +79,12 @@ class WorldVectorEnv(VectorEnv):
             raise ConfigError(f"render_mode is {render_mode!r}; allowed: None, 'rgb_array'.")
         self.num_envs, self.render_mode = num_envs, render_mode
         self._own_engine = engine is None
+        self._made = None if engine is not None else {
+            "num_envs": num_envs, "world": world, "render_mode": render_mode, "autoreset_mode": autoreset_mode,
+            "prompt": prompt, "max_episode_steps": max_episode_steps, "num_denoising_steps": num_denoising_steps,
+            "history_sigma": history_sigma, "guidance": guidance, "threads": threads, "runtime": runtime,
+            "noise_scale": noise_scale, "starts": starts, "end_above": end_above,
+        }  # fmt: skip
         if engine is None:
             clips = None if starts is None else len(starts)
             settings = EngineConfig(
@@ -106,8 +114,7 @@ class WorldVectorEnv(VectorEnv):
         self.max_episode_steps = min(limits) if limits else None
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._sessions: list[int | None] = [None] * num_envs
-        self._steps = np.zeros(num_envs, np.int64)
-        self._over = np.zeros(num_envs, np.bool_)
+        self._begun = [0] * num_envs  # the sessions' steps when the counts towards truncation were zero
 
     def reset(  # type: ignore[override]
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -148,13 +155,16 @@ class WorldVectorEnv(VectorEnv):
             SessionError: before the first reset; or an episode is over and `autoreset_mode` is DISABLED.
             ActionError: an action is outside the action space.
         """
-        again = np.zeros(self.num_envs, np.bool_)
-        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            again = self._over.copy()
-        elif self._over.any():
-            which = np.flatnonzero(self._over).tolist()
+        # Whether an episode is over is read from its last frame: a count of its own could go astray when a step is
+        # interrupted between the frame and the count.
+        ended, out_of_time = self._over()
+        again, sessions = ended | out_of_time, [self._session(i) for i in range(self.num_envs)]
+        if self.autoreset_mode == AutoresetMode.DISABLED and again.any():
+            which = np.flatnonzero(again).tolist()
             raise SessionError(f"the episodes {which} are over; call reset(options={{'reset_mask': mask}}) for them.")
-        sessions = [self._session(i) for i in range(self.num_envs)]
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and again.any():  # a step was interrupted
+            self._begin(np.flatnonzero(again).tolist(), {})
+            again, sessions = np.zeros_like(again), [self._session(i) for i in range(self.num_envs)]
         if isinstance(actions, (np.ndarray, list, tuple)) and len(actions) != self.num_envs:
             raise ActionError(
                 f"there are {len(actions)} actions; allowed: one for each of {self.num_envs} environments."
@@ -163,12 +173,9 @@ class WorldVectorEnv(VectorEnv):
         drawn = self.engine.step({sessions[i]: action for i, action in rows if not again[i]})
 
         rewards, infos = np.zeros(self.num_envs), {}
-        terminated, truncated = np.zeros((2, self.num_envs), np.bool_)
         for i in np.flatnonzero(~again):
-            step = drawn[sessions[i]]
-            self._steps[i] += 1
-            rewards[i], terminated[i] = step.reward, self._ends(step)
-            truncated[i] = self.max_episode_steps is not None and self._steps[i] >= self.max_episode_steps
+            rewards[i] = drawn[sessions[i]].reward
+        terminated, truncated = (part & ~again for part in self._over())
         over = terminated | truncated
         same_step = over if self.autoreset_mode == AutoresetMode.SAME_STEP else np.zeros_like(over)
         for i in range(self.num_envs):
@@ -181,7 +188,6 @@ class WorldVectorEnv(VectorEnv):
         for i in range(self.num_envs):
             step = None if again[i] or same_step[i] else drawn[sessions[i]]
             infos = self._add_info(infos, self._info(i, step), i)
-        self._over = over & ~same_step
         return self._observations(), rewards, terminated, truncated, infos
 
     def set_prompt(self, text: str, index: int | None = None) -> None:
@@ -199,7 +205,11 @@ class WorldVectorEnv(VectorEnv):
 
     def restore(self, snapshot: Any, index: int) -> np.ndarray:
         """Take one sub-environment back to a snapshot, and return its frame."""
-        return self.engine.sessions[self.engine.restore(snapshot, self._session(index))].frame.copy()
+        session = self._session(index)
+        before = self.engine.sessions[session].step
+        found = self.engine.sessions[self.engine.restore(snapshot, session)]
+        self._begun[index] += found.step - before  # the count of steps towards truncation goes on
+        return found.frame.copy()
 
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
         """Get the last frames in mode "rgb_array"."""
@@ -238,10 +248,22 @@ class WorldVectorEnv(VectorEnv):
             old = self._sessions[i]
             if old is not None:
                 self.engine.close(old)
-            self._sessions[i], self._steps[i], self._over[i] = session, 0, False
+            self._begun[i], self._sessions[i] = self.engine.sessions[session].step, session
 
-    def _ends(self, step: StepResult) -> bool:
-        return step.terminated if self.end_above is None else step.ended > self.end_above
+    def _over(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which episodes have terminated, and which are out of time, by their last frames, each bool (num_envs,)."""
+        ended, out_of_time = np.zeros((2, self.num_envs), np.bool_)
+        for i in range(self.num_envs):
+            last = self.engine.sessions[self._session(i)]
+            steps = last.step - self._begun[i]
+            ended[i] = steps > 0 and (last.terminated if self.end_above is None else last.ended > self.end_above)
+            out_of_time[i] = self.max_episode_steps is not None and steps >= self.max_episode_steps
+        return ended, out_of_time
+
+    def _fork_sessions(self) -> None:
+        self._generators, self._begun = copy.deepcopy(self._generators), list(self._begun)
+        self._np_random = copy.deepcopy(self._np_random)
+        self._sessions = [None if session is None else self.engine.fork(session) for session in self._sessions]
 
     def _info(self, index: int, step: StepResult | None) -> dict[str, Any]:
         info: dict[str, Any] = {"prompt": self.engine.sessions[self._session(index)].prompt}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from gymnasium import spaces
 
 from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.engine.records import EngineLike
+from worldsim.envs.copies import Copies
 from worldsim.envs.episodes import check_options, sample_spec
 from worldsim.envs.shipped import world_path
 from worldsim.errors import ConfigError, SessionError
@@ -18,7 +20,7 @@ from worldsim.errors import ConfigError, SessionError
 MEMORY_MB = 256  # of one environment's engine: its forks and snapshots
 
 
-class WorldEnv(gym.Env[np.ndarray, Any]):
+class WorldEnv(Copies, gym.Env[np.ndarray, Any]):
     """A world that a model learned from recordings and generates frame by frame.
 
     ## Description
@@ -74,6 +76,20 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"render_mode is {render_mode!r}; allowed: None, 'rgb_array', 'human'.")
         self._own_engine = engine is None
+        self._made = (
+            None
+            if engine is not None
+            else {
+                "world": world,
+                "render_mode": render_mode,
+                "prompt": prompt,
+                "num_denoising_steps": num_denoising_steps,
+                "history_sigma": history_sigma,
+                "guidance": guidance,
+                "runtime": runtime,
+                "noise_scale": noise_scale,
+            }
+        )
         settings = EngineConfig(
             memory_mb=MEMORY_MB,
             threads=1,
@@ -94,7 +110,7 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         self.default_prompt = prompt
         self.session: int | None = None
         self._window: Any = None
-        self._steps = 0
+        self._begun = 0  # the session's step when the count towards truncation was zero
 
     @property
     def prompt(self) -> str:
@@ -135,10 +151,10 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         else:
             session = self.engine.open_all([spec])[0]
         self._leave()
-        self.session, self._steps = session, 0
+        found = self.engine.sessions[session]
+        self.session, self._begun = session, found.step
         if self.render_mode == "human":
             self._show()
-        found = self.engine.sessions[session]
         return found.frame.copy(), {"prompt": found.prompt}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -150,9 +166,8 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         """
         session = self._session()
         step = self.engine.step({session: action})[session]
-        self._steps += 1
         limit = self.world.card.episode_steps
-        truncated = limit is not None and self._steps >= limit
+        truncated = limit is not None and step.step - self._begun >= limit  # no count of its own that could go astray
         if self.render_mode == "human":
             self._show()
         info = {"prompt": self.prompt, "ended": step.ended}
@@ -173,7 +188,11 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
             SessionError: before the first reset.
             SnapshotMismatch: it is of another world or runtime, or was closed.
         """
-        return self.engine.sessions[self.engine.restore(snapshot, self._session())].frame.copy()
+        session = self._session()
+        before = self.engine.sessions[session].step
+        found = self.engine.sessions[self.engine.restore(snapshot, session)]
+        self._begun += found.step - before
+        return found.frame.copy()
 
     def fork(self) -> WorldEnv:
         """Make an environment that goes on from here on its own; the two share all memory until they differ.
@@ -183,9 +202,14 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
             EngineFull: there is no room for one more.
         """
         fork = type(self)(prompt=self.default_prompt, engine=self.engine)
-        fork.session, fork._steps = self.engine.fork(self._session()), self._steps
+        fork.session, fork._begun = self.engine.fork(self._session()), self._begun
         fork.spec, fork._np_random_seed, fork._own_engine = self.spec, self._np_random_seed, self._own_engine
         return fork
+
+    def _fork_sessions(self) -> None:
+        self._window, self._np_random = None, copy.deepcopy(self._np_random)
+        if self.session is not None:
+            self.session = self.engine.fork(self.session)
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """Get the last frame in mode "rgb_array"."""
@@ -207,7 +231,8 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         if self._window is not None:
             import pygame
 
-            pygame.display.quit()
+            if pygame.display.get_init() and pygame.display.get_surface() is self._window:  # and no one else's by now
+                pygame.display.quit()
             self._window = None
 
     def _leave(self) -> None:
@@ -226,7 +251,8 @@ class WorldEnv(gym.Env[np.ndarray, Any]):
         frame = self.engine.sessions[self._session()].frame
         height, width = frame.shape[:2]
         scale = max(1, 512 // width)
-        if self._window is None:
+        shown = pygame.display.get_surface() if pygame.display.get_init() else None
+        if shown is None or shown is not self._window:  # not opened yet, or closed or taken over by another game
             pygame.display.init()
             self._window = pygame.display.set_mode((width * scale, height * scale))
             pygame.display.set_caption(f"worldsim: {self.world.card.name}")

@@ -24,6 +24,7 @@ FLOORS = {
     "worldsim.renamed": 0,
     "worldsim.types": 0,
     "worldsim.untrusted": 0,
+    "worldsim.threads": 0,
     "worldsim.spaces": 0,
     "worldsim.models": 1,
     "worldsim.diffusion": 1,

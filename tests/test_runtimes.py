@@ -167,7 +167,7 @@ def test_tuning_is_remembered(world: World, monkeypatch: pytest.MonkeyPatch, tmp
         found["fastest"] == "eager" and found["runtimes"]["eager"]["ms"]["1"] > 0 and any("exact" in x for x in lines)
     )
     assert torch.cuda.is_available() or "NVIDIA" in found["unavailable"]["cudagraph"]
-    path = next(tmp_path.glob("*/runtimes.json"))
+    path = next(tmp_path.glob("runtimes/*/runtimes.json"))
     assert json.loads(path.read_text()) == json.loads(json.dumps(found))
     assert tuning.choose(world).largest == found["runtimes"]["eager"]["largest"]
     for damaged in ("", "[]", "{}", '{"runtimes": 3}'):

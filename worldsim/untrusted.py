@@ -8,12 +8,13 @@ What is wrong raises `Untrusted`, a ValueError; each loader says in its own word
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, get_type_hints
 
 import msgspec
 import numpy as np
@@ -78,10 +79,7 @@ def convert(data: Any, kind: type[T]) -> T:
     Raises:
         Untrusted: it is not of that kind.
     """
-    if dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
-        known = {field.name for field in dataclasses.fields(kind)}
-        if unknown := [name for name in data if name not in known]:
-            raise Untrusted(f"it has a field {printable(str(unknown[0]), 64)!r}, which is not known")
+    _check_names(data, kind)
     try:
         found = msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
@@ -90,6 +88,19 @@ def convert(data: Any, kind: type[T]) -> T:
         raise Untrusted("it is nested too deeply") from None
     check_finite(data)
     return found
+
+
+_hints = functools.cache(get_type_hints)
+
+
+def _check_names(data: Any, kind: Any) -> None:
+    if not (dataclasses.is_dataclass(kind) and isinstance(data, Mapping)):
+        return
+    known = _hints(kind)
+    for name, value in data.items():
+        if name not in known:
+            raise Untrusted(f"it has a field {printable(str(name), 64)!r}, which is not known")
+        _check_names(value, known[name])
 
 
 def check_finite(data: Any, depth: int = 0) -> None:

@@ -34,11 +34,13 @@ from worldsim.models.saved import read_dynamics
 from worldsim.models.text import PromptBook
 from worldsim.models.text_encoders import DEFAULT_ENCODER
 from worldsim.spaces import ActionCodec, actions_from_arrays, actions_to_arrays, space_from_json
+from worldsim.threads import OwnThreads
 from worldsim.untrusted import Untrusted, convert, printable, read_json, read_npz
 
 FORMAT_VERSION = 1
 NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,127}")  # goes into names of folders
 LONGEST, MOST_PROMPTS, MOST_STARTS = 10_000, 10_000, 10_000
+_OWN = OwnThreads()  # where worlds are loaded, whatever the caller has set torch to
 FILES = ["*.json", "autoencoder/*", "dynamics/*", "prompts.safetensors", "starts.npz"]  # of a world on a hub
 
 
@@ -161,25 +163,28 @@ class World:
             WorldError: a damaged or incomplete folder.
         """
         path = find_world(name)
-        card = read_card(path)
-        try:
-            autoencoder = load_autoencoder(card.autoencoder, card.latent_mean, card.latent_std, path / "autoencoder")
-            dynamics = read_dynamics(path / "dynamics")
-            starts = _read_starts(path / "starts.npz")
-            book = PromptBook(dynamics.config.text_width, card.text_encoder, dynamics.config.text_tokens)
-            book.load(path / "prompts.safetensors")
-            world = World(card, autoencoder, dynamics, book, starts)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            if isinstance(error, WorldError):
-                raise
-            reason = printable(f"there is no {error}" if isinstance(error, KeyError) else str(error))
-            raise WorldError(f"world {path} is damaged or incomplete: {reason}. Fetch or export it again.") from error
-        world.path = path
-        return world.to(dtype or default_dtype())
+        return _OWN.call(lambda: _load(path, read_card(path), dtype))
 
     def fingerprint(self) -> str:
         """A hash of the weights: what a replay or a snapshot belongs to."""
         return fingerprint(item for part in (self.autoencoder, self.dynamics) for item in part.state_dict().items())
+
+
+def _load(path: Path, card: WorldCard, dtype: torch.dtype | None) -> World:
+    try:
+        autoencoder = load_autoencoder(card.autoencoder, card.latent_mean, card.latent_std, path / "autoencoder")
+        dynamics = read_dynamics(path / "dynamics")
+        starts = _read_starts(path / "starts.npz")
+        book = PromptBook(dynamics.config.text_width, card.text_encoder, dynamics.config.text_tokens)
+        book.load(path / "prompts.safetensors")
+        world = World(card, autoencoder, dynamics, book, starts)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, WorldError):
+            raise
+        reason = printable(f"there is no {error}" if isinstance(error, KeyError) else str(error))
+        raise WorldError(f"world {path} is damaged or incomplete: {reason}. Fetch or export it again.") from error
+    world.path = path
+    return world.to(dtype or default_dtype())
 
 
 def default_dtype() -> torch.dtype:

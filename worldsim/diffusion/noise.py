@@ -30,7 +30,7 @@ _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B  # of lowbias32
 
 def keys_of(seeds: Sequence[int]) -> Tensor:
     """The keys int64 (B,) of seeds, which are any integers; below 2^64 no two have the same."""
-    return torch.tensor([_signed(_folded(seed), 64) for seed in seeds], dtype=torch.int64)
+    return torch.tensor([_signed(folded(seed), 64) for seed in seeds], dtype=torch.int64)
 
 
 def row_keys(seed: int, rows: int) -> Tensor:
@@ -114,11 +114,12 @@ def _signed(number: int, bits: int) -> int:
     return number - 2**bits if number >> (bits - 1) else number
 
 
-def _folded(seed: int) -> int:
-    """Any integer in 64 bits; one that fits stays as it is."""
+def folded(seed: int) -> int:
+    """Any integer in 64 bits, which has the same noise; one that fits stays as it is."""
     if -(2**63) <= seed < 2**64:
         return seed
-    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
+    digits = (str if abs(seed) < 2**256 else hex)(seed)  # Python writes no decimals of thousands of digits
+    return int.from_bytes(hashlib.blake2b(digits.encode(), digest_size=8).digest(), "big")
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import ctypes
 import os
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,15 @@ class Library:
 
     Args:
         path: the library.
+        dtypes: of its inputs, which it takes for granted: it would read other numbers as nonsense.
 
     Raises:
         RuntimeUnavailable: it cannot be loaded.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtypes: Sequence[torch.dtype]) -> None:
         """Load it."""
-        self.path, self._handle = path, ctypes.c_void_p()
+        self.path, self.dtypes, self._handle = path, list(dtypes), ctypes.c_void_p()
         try:
             self._c = ctypes.CDLL(str(path))
             create = self._c.AOTInductorModelContainerCreateWithDevice
@@ -66,6 +68,11 @@ class Library:
             self._check(create(ctypes.byref(self._handle), os.cpu_count() or 1, b"cpu", None))
             self._inputs = self._count("Inputs")
             self._outputs = self._count("Outputs")
+            if self._inputs != len(self.dtypes):
+                raise RuntimeUnavailable(
+                    f"{path} takes {self._inputs} tensors, this version gives {len(self.dtypes)}; delete it, and tune "
+                    "again."
+                )
         except (OSError, AttributeError) as error:
             raise RuntimeUnavailable(f"{path} cannot be loaded ({error}); delete it, and tune again.") from error
         self._run = self._c.AOTInductorModelContainerRun
@@ -74,8 +81,9 @@ class Library:
 
     def __call__(self, *args: Tensor) -> Any:
         """Run it. Inputs are made contiguous: the graph takes their layout for granted and would misread others."""
-        if len(args) != self._inputs:
-            raise TypeError(f"{self.path.stem} takes {self._inputs} tensors, got {len(args)}.")
+        if [arg.dtype for arg in args] != self.dtypes:
+            got = [str(arg.dtype).removeprefix("torch.") for arg in args]
+            raise TypeError(f"the compiled {self.path.stem} got tensors of {got}; allowed: {self.dtypes}.")
         capsules = _aoti.unsafe_alloc_void_ptrs_from_tensors([arg.contiguous() for arg in args])
         given = (ctypes.c_void_p * self._inputs)(*(_capsule_pointer(capsule, None) for capsule in capsules))
         taken = (ctypes.c_void_p * self._outputs)()

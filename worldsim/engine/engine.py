@@ -8,12 +8,10 @@ a session too many is refused and changes nothing for the others. A call that fa
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,20 +21,20 @@ from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.engine import chunks
 from worldsim.engine.batch_invariance.sizes import Sizes
 from worldsim.engine.batching import batching_for, check_buckets
+from worldsim.engine.kv_blocks import Change
 from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.engine.runtimes import Runtime
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import ModelOutput, Simulator, State
-from worldsim.engine.starts import complete
+from worldsim.engine.starts import check_seed, complete
 from worldsim.engine.stats import Stats
 from worldsim.engine.stepper import Stepper
 from worldsim.engine.table import SessionTable
 from worldsim.engine.tuning import choose
 from worldsim.errors import ConfigError, FrameError, InputError
+from worldsim.threads import OwnThreads, on_own_thread
 from worldsim.world import World
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 CLIPS = 32  # clips to begin from whose memory is stored
 
 
@@ -90,11 +88,26 @@ class Engine:
         if self.threads < 1 or (max_sessions is not None and max_sessions < 1):
             raise ConfigError(f"threads is {threads} and max_sessions {max_sessions}; both must be at least 1.")
         buckets = check_buckets(buckets, exact=exact, isolated=isolated)
+        self.own = OwnThreads(self.threads)
         self.world, self.isolated = world, isolated
         self.exact = exact and (buckets is None or len(buckets) == 1)
-        self.runtime: Runtime = choose(world, runtime)
         self.sampler = sampler or SamplerConfig.of(world.card.sampler)
-        self.batching = batching_for(self.runtime, exact=exact, isolated=isolated, buckets=buckets)
+        self.counts = Stats()
+        self._build(runtime, exact, buckets, max_sessions, memory_mb, clips)
+
+    @on_own_thread
+    def _build(
+        self,
+        runtime: str,
+        exact: bool,
+        buckets: tuple[int, ...] | None,
+        max_sessions: int | None,
+        memory_mb: int,
+        clips: int,
+    ) -> None:
+        world = self.world
+        self.runtime: Runtime = choose(world, runtime)
+        self.batching = batching_for(self.runtime, exact=exact, isolated=self.isolated, buckets=buckets)
         stages = self.batching.wrap(self.runtime.stages)
         self.simulator = Simulator(self.runtime.dynamics, self.sampler, stages)
         identity = "/".join(filter(None, (self.runtime.identity, self.batching.identity)))
@@ -110,9 +123,6 @@ class Engine:
         )
         self.stepper = Stepper(self.simulator, self.table, self.runtime.autoencoder, clips)
         self.sessions = self.table.open
-        self.counts = Stats()
-        self._lock = threading.RLock()
-        self._workers: ThreadPoolExecutor | None = None
 
     @property
     def context_frames(self) -> int:
@@ -147,40 +157,40 @@ class Engine:
         """
         return self.open_all([SessionSpec(seed=seed, prompt=prompt, start=start, guidance=guidance)])[0]
 
+    @on_own_thread
     def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none; see `open`."""
-        with self._lock:
-            resolved = [complete(spec, self.world, self.context_frames) for spec in specs]
-            self.table.admit(len(resolved))
-            from_prompt = [spec for spec in resolved if spec.start is None]
-            drawn = iter(self._compute(self.stepper.first, [from_prompt])[0] if from_prompt else [])
+        resolved = [complete(spec, self.world, self.context_frames) for spec in specs]
+        self.table.admit(len(resolved))
+        from_prompt = [spec for spec in resolved if spec.start is None]
+        with self.table.pool.change() as change:
+            drawn = iter(self.stepper.first(from_prompt, change) if from_prompt else [])
             sessions = []
             for spec in resolved:
                 if spec.start is None:
                     sessions.append(next(drawn))
                     continue
-                clip = self._compute(self.stepper.clip, [spec])[0]
-                self.table.pool.acquire(clip.blocks)  # before another clip takes its place
+                clip = self.stepper.clip(spec)
+                change.acquire(clip.blocks)  # before another clip takes its place
                 sessions.append(replace(clip, seed=spec.seed, text=spec.text, guidance=self.stepper.guidance(spec)))
-            return [self.table.add(session) for session in sessions]
+        return self.table.add(sessions)
 
+    @on_own_thread
     def close(self, session: int | None = None) -> None:
         """End a session, or all of them and the engine's threads.
 
         Raises:
             SessionError: there is no such session.
         """
-        with self._lock:
-            if session is not None:
-                self.table.remove(session)
-                return
-            for number in list(self.sessions):
-                self.table.remove(number)
-            self.stepper.drop_clips()
-            if self._workers is not None:
-                self._workers.shutdown()
-                self._workers = None
+        if session is not None:
+            self.table.remove(session)
+            return
+        for number in list(self.sessions):
+            self.table.remove(number)
+        self.stepper.drop_clips()
+        self.own.close()
 
+    @on_own_thread
     def fork(self, session: int, seed: int | None = None) -> int:
         """Fork a session; the two share memory until they differ.
 
@@ -192,9 +202,9 @@ class Engine:
             SessionError: there is no such session.
             EngineFull: there is no room for one more.
         """
-        with self._lock:
-            return self.table.fork(session, seed)
+        return self.table.fork(session, None if seed is None else check_seed(seed))
 
+    @on_own_thread
     def snapshot(self, session: int, *, share: bool = True) -> Snapshot:
         """A session as it is now, to restore or to save.
 
@@ -206,9 +216,9 @@ class Engine:
             SessionError: there is no such session.
             EngineFull: the memory of snapshots and that of the open sessions would not fit.
         """
-        with self._lock:
-            return self.table.snapshot(session) if share else self.table.copy(session)
+        return self.table.snapshot(session) if share else self.table.copy(session)
 
+    @on_own_thread
     def restore(self, snapshot: Snapshot, session: int | None = None, *, exact: bool = True) -> int:
         """Go back to a snapshot.
 
@@ -226,9 +236,9 @@ class Engine:
             EngineFull: there is no room for one more.
             PromptError, WorldError, MissingDependency: it is from a file, and its prompt cannot be encoded.
         """
-        with self._lock:
-            return self.table.restore(snapshot, self.world.book.encode, session, exact)
+        return self.table.restore(snapshot, self.world.book.encode, session, exact)
 
+    @on_own_thread
     def set_prompt(self, session: int, prompt: str) -> None:
         """Condition a session's frames from now on on `prompt`.
 
@@ -236,12 +246,12 @@ class Engine:
             SessionError: there is no such session.
             PromptError: the world cannot take the prompt.
         """
-        with self._lock:
-            found = self.table.get(session)
-            self.sessions[session] = replace(found, text=self.world.book.encode(prompt))
+        found = self.table.get(session)
+        self.sessions[session] = replace(found, text=self.world.book.encode(prompt))
 
     # Time passes.
 
+    @on_own_thread
     def step(self, actions: Mapping[int, Any]) -> dict[int, StepResult]:
         """Draw the next frame of some sessions, each under its action.
 
@@ -249,9 +259,9 @@ class Engine:
             SessionError: there is no such session.
             ActionError: an action is outside the world's action space.
         """
-        with self._lock:
-            return self._step({number: self._flatten(number, action) for number, action in actions.items()}, True)
+        return self._step({number: self._flatten(number, action) for number, action in actions.items()}, True)
 
+    @on_own_thread
     def observe(self, session: int, action: Any, frame: np.ndarray) -> StepResult:
         """Take a given frame as a session's next one, as if it had been drawn: a world that follows a real game.
 
@@ -280,11 +290,11 @@ class Engine:
                 f"the frame has shape {frame.shape} and dtype {frame.dtype}; allowed: uint8 ({height}, {width}, 3). "
                 "Resize it with worldsim.data.frames.resize_frame."
             )
-        with self._lock:
-            flat = self._flatten(session, action)
-            observed = self._compute(lambda old: self.stepper.observe(old, flat, frame), [self.sessions[session]])
-            new = self.sessions[session] = observed[0]
-            return new.as_step(frame.copy())
+        flat = self._flatten(session, action)
+        with self.table.pool.change() as change:
+            new = self.stepper.observe(self.sessions[session], flat, frame, change)
+        self.table.replace({session: new})
+        return new.as_step(frame.copy())
 
     def check(self, session: int, action: Any) -> None:
         """Raise what `step` would raise for this session and action.
@@ -294,6 +304,7 @@ class Engine:
         """
         self._flatten(session, action)
 
+    @on_own_thread
     def play(
         self, actions: Mapping[int, Sequence[Any]], frames: Literal["all", "last"] = "all"
     ) -> dict[int, list[StepResult]]:
@@ -307,36 +318,36 @@ class Engine:
         Raises:
             SessionError, ActionError: as in `step`; before anything is drawn.
         """
-        with self._lock:
-            flat = {number: [self._flatten(number, a) for a in chunk] for number, chunk in actions.items()}
-            steps: dict[int, list[StepResult]] = {number: [] for number in flat}
-            for turn in range(max(map(len, flat.values()), default=0)):
-                now = {number: chunk[turn] for number, chunk in flat.items() if turn < len(chunk)}
-                shown = {number for number in now if frames == "all" or turn + 1 == len(flat[number])}
-                for wanted in (True, False):
-                    part = {number: action for number, action in now.items() if (number in shown) == wanted}
-                    for number, step in self._step(part, wanted).items():
-                        steps[number].append(step)
-            return steps
+        flat = {number: [self._flatten(number, a) for a in chunk] for number, chunk in actions.items()}
+        steps: dict[int, list[StepResult]] = {number: [] for number in flat}
+        for turn in range(max(map(len, flat.values()), default=0)):
+            now = {number: chunk[turn] for number, chunk in flat.items() if turn < len(chunk)}
+            shown = {number for number in now if frames == "all" or turn + 1 == len(flat[number])}
+            for wanted in (True, False):
+                part = {number: action for number, action in now.items() if (number in shown) == wanted}
+                for number, step in self._step(part, wanted).items():
+                    steps[number].append(step)
+        return steps
 
+    @on_own_thread
     def stats(self) -> dict[str, Any]:
         """Sessions, bytes, latencies and batches; `engine.stats.prometheus` makes a page of it."""
-        with self._lock:
-            table = self.table
-            return {
-                "sessions": len(self.sessions),
-                "capacity": table.capacity,
-                "session_bytes": table.session_bytes,
-                "memory_bytes": table.pool.used * table.block_bytes,
-                "memory_budget_bytes": table.blocks * table.block_bytes,
-                "pinned_bytes": table.pool.reserved * table.block_bytes,
-                "runtime": self.runtime.name,
-                "exact": self.exact,
-                "threads": self.threads,
-                **self.counts.read(),
-            }
+        table = self.table
+        return {
+            "sessions": len(self.sessions),
+            "capacity": table.capacity,
+            "session_bytes": table.session_bytes,
+            "memory_bytes": table.pool.used * table.block_bytes,
+            "memory_budget_bytes": table.blocks * table.block_bytes,
+            "pinned_bytes": table.pool.reserved * table.block_bytes,
+            "runtime": self.runtime.name,
+            "exact": self.exact,
+            "threads": self.threads,
+            **self.counts.read(),
+        }
 
     @property
+    @on_own_thread
     def sizes(self) -> Sizes:
         """The numbers of rows that passes have, for each stage by name."""
         return self.batching.sizes
@@ -345,20 +356,24 @@ class Engine:
 
     def _step(self, actions: dict[int, Tensor], decode: bool) -> dict[int, StepResult]:
         sessions = {number: self.sessions[number] for number in actions}
-        if self.table.stride == 1:
-            self._draw(sessions, actions, decode)
-        else:
-            sessions = {number: chunks.take(session, actions[number]) for number, session in sessions.items()}
-            due = chunks.due(sessions, self.table.stride)
-            self._draw({number: sessions[number] for number in due}, due, True)
-            for number, session in sessions.items():
-                self.sessions[number] = chunks.show(self.sessions[number] if number in due else session)
-        return {number: self.sessions[number].as_step(self.sessions[number].frame.copy()) for number in actions}
+        with self.table.pool.change() as change:
+            if self.table.stride == 1:
+                new = self._draw(sessions, actions, decode, change)
+            else:
+                new = {number: chunks.take(session, actions[number]) for number, session in sessions.items()}
+                due = chunks.due(new, self.table.stride)
+                new |= self._draw({number: new[number] for number in due}, due, True, change)
+                new = {number: chunks.show(session) for number, session in new.items()}
+            results = {number: session.as_step(session.frame.copy()) for number, session in new.items()}
+        self.table.replace(new)  # nothing has changed up to here
+        return results
 
-    def _draw(self, before: dict[int, Session], actions: dict[int, Tensor], decode: bool) -> None:
-        """Draw the next latents of some sessions."""
+    def _draw(
+        self, before: dict[int, Session], actions: dict[int, Tensor], decode: bool, change: Change
+    ) -> dict[int, Session]:
+        """What sessions become with their next latents; the blocks of these are taken by `change`."""
         if not actions:
-            return
+            return {}
         begun, numbers = time.perf_counter(), list(actions)
         sizes = self.batching.split(len(numbers), self.threads)
         ends = np.cumsum(sizes).tolist()
@@ -368,23 +383,15 @@ class Engine:
             sessions, flat = [before[number] for number in group], [actions[number] for number in group]
             return self.stepper.step(sessions, torch.stack(flat), decode)
 
-        drawn = self._compute(draw, groups)
-        for group, (state, outcome, frames) in zip(groups, drawn, strict=True):  # nothing has changed up to here
+        new = {}
+        for group, (state, outcome, frames) in zip(groups, self.own.map(draw, groups), strict=True):
             for row, number in enumerate(group):
                 frame = before[number].frame if frames is None else frames[row].copy()
-                self.sessions[number] = self.table.advance(before[number], row, state, outcome, frame)
+                new[number] = self.table.advance(before[number], row, state, outcome, frame, change)
         self.counts.note(time.perf_counter() - begun, sizes, self.table.stride)
+        return new
 
     def _flatten(self, number: int, action: Any) -> Tensor:
         self.table.get(number)
         codec = self.world.codec
         return torch.from_numpy(codec.flatten(codec.check(action))).to(self.simulator.device)
-
-    def _compute(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Call for each item, on the engine's own threads, each of which computes on one core.
-
-        Always there, also for one item: the caller's threads may be set up otherwise, which can change bits.
-        """
-        if self._workers is None:
-            self._workers = ThreadPoolExecutor(self.threads, "worldsim", torch.set_num_threads, (1,))
-        return list(self._workers.map(call, items))

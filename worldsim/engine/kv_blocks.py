@@ -7,7 +7,9 @@ Legend: L time layers, P patches, H heads, E head width, C h w latent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -47,6 +49,7 @@ class KVBlockPool:
         self._holders = [0] * (blocks + 1)
         self._reserved: dict[int, int] = {}
         self._free = list(range(blocks, NOTHING, -1))  # the last one freed is the next one used: it is in the cache
+        self._dropped: deque[tuple[int, ...]] = deque()  # of snapshots that are gone
 
     @property
     def block_bytes(self) -> int:
@@ -57,37 +60,48 @@ class KVBlockPool:
     @property
     def used(self) -> int:
         """Blocks that somebody holds."""
-        return len(self._holders) - 1 - len(self._free)
+        return len(self._holders) - 1 - self.free
 
     @property
     def free(self) -> int:
-        """Blocks that nobody holds."""
-        return len(self._free)
+        """Blocks that nobody holds; a thread of the caller's may ask, so that nothing is changed here."""
+        return len(self._free) + sum(self._holders[block] == count for block, count in self._drops().items())
 
     @property
     def reserved(self) -> int:
         """Blocks that a snapshot holds."""
-        return len(self._reserved)
+        return len(self._reserved) - sum(self._reserved[block] == count for block, count in self._drops().items())
 
     def would_reserve(self, blocks: Iterable[int]) -> int:
         """How many blocks more would be reserved."""
+        self._settle()
         return len({block for block in blocks if block != NOTHING} - self._reserved.keys())
 
     def reserve(self, blocks: Iterable[int]) -> None:
         """Reserve blocks for a snapshot."""
+        self._settle()
         blocks = [block for block in blocks if block != NOTHING]
         self.acquire(blocks)
         for block in blocks:
             self._reserved[block] = self._reserved.get(block, 0) + 1
 
-    def unreserve(self, blocks: Iterable[int]) -> None:
-        """The inverse of `reserve`."""
-        blocks = [block for block in blocks if block != NOTHING]
-        for block in blocks:
-            self._reserved[block] -= 1
-            if self._reserved[block] == 0:
-                del self._reserved[block]
-        self.release(blocks)
+    def unreserve(self, blocks: tuple[int, ...]) -> None:
+        """The inverse of `reserve`, at some later time: a snapshot may be dropped in any thread, at any moment."""
+        self._dropped.append(blocks)
+
+    def _drops(self) -> Counter[int]:
+        """How many of the holders of each block are snapshots that were dropped."""
+        return Counter(block for blocks in list(self._dropped) for block in blocks if block != NOTHING)
+
+    def _settle(self) -> None:
+        """Take back the blocks of snapshots that were dropped."""
+        while self._dropped:
+            blocks = [block for block in self._dropped.popleft() if block != NOTHING]
+            for block in blocks:
+                self._reserved[block] -= 1
+                if self._reserved[block] == 0:
+                    del self._reserved[block]
+            self.release(blocks)
 
     def allocate(self) -> int:
         """A free block, held once.
@@ -95,6 +109,8 @@ class KVBlockPool:
         Raises:
             EngineFull: there is none.
         """
+        if not self._free:
+            self._settle()
         if not self._free:
             raise EngineFull(f"all {self.used} memory blocks are in use; close sessions or snapshots.")
         block = self._free.pop()
@@ -116,6 +132,52 @@ class KVBlockPool:
             if self._holders[block] == 0:
                 self._free.append(block)
 
+    @contextlib.contextmanager
+    def change(self) -> Iterator[Change]:
+        """Take blocks for sessions to be; if anything fails, they are given back."""
+        taken = Change(self)
+        try:
+            yield taken
+        except BaseException:
+            taken.give_back()
+            raise
+
     def write(self, block: int, keys: Tensor, values: Tensor, latents: Tensor) -> None:
         """Fill a block that was just allocated."""
         self.keys[block], self.values[block], self.latents[block] = keys, values, latents
+
+
+class Change:
+    """The blocks that a change of sessions has taken so far, each counted once for each session to be."""
+
+    def __init__(self, pool: KVBlockPool) -> None:
+        """Begin with none."""
+        self.pool, self._taken = pool, []
+
+    def allocate(self) -> int:
+        """A free block; see `KVBlockPool.allocate`.
+
+        Raises:
+            EngineFull: there is none.
+        """
+        block = self.pool.allocate()
+        self._taken.append(block)
+        return block
+
+    def acquire(self, blocks: Iterable[int]) -> None:
+        """Count one more holder of blocks."""
+        blocks = [block for block in blocks if block != NOTHING]
+        self.pool.acquire(blocks)
+        self._taken += blocks
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Give up blocks that were taken: those of a session that another one has followed."""
+        blocks = [block for block in blocks if block != NOTHING]
+        for block in blocks:
+            self._taken.remove(block)
+        self.pool.release(blocks)
+
+    def give_back(self) -> None:
+        """Give up all."""
+        self.pool.release(self._taken)
+        self._taken = []

@@ -150,7 +150,9 @@ def _compiled(dynamics: DiT, autoencoder: DiffusersAutoencoder, folder: Path) ->
                 raise RuntimeUnavailable(f"the {stage} stage does not compile here: {error!s:.300}") from error
             unpack(Path(package), libraries[stage])
             Path(package).unlink()
-    return Stages(**{stage: Library(path) for stage, path in libraries.items()})
+    given = example(dynamics, 1)
+    dtypes = {stage: [part.dtype for part in given[stage]] for stage in libraries}
+    return Stages(**{stage: Library(path, dtypes[stage]) for stage, path in libraries.items()})
 
 
 def _export(stage: str, module: nn.Module, dynamics: DiT) -> Any:

@@ -9,7 +9,7 @@ import os
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worldsim.diffusion import noise
+from worldsim.diffusion.sampler import RANGES
 from worldsim.engine.kv_blocks import NOTHING, KVBlockPool
 from worldsim.engine.records import StepResult
 from worldsim.errors import SnapshotDamaged, SnapshotMismatch
 from worldsim.types import Prompt
+from worldsim.untrusted import bounded, parse_json, short
 
 FORMAT = "worldsim-snapshot"
 FORMAT_VERSION = 1
@@ -98,6 +100,26 @@ class Memory:
     keys: Tensor
     values: Tensor
     latents: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fields:
+    """What the file of a snapshot says of its session, besides tensors; seeds have at most 64 bits."""
+
+    seed: int
+    step: Annotated[int, bounded(1, 2**53)]
+    prompt: Annotated[str, short(100_000)]
+    guidance: Annotated[float, bounded(*RANGES["guidance"])]
+    reward: float
+    ended: Annotated[float, bounded(0, 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What the file says besides tensors."""
+
+    belongs: dict[str, str]
+    session: _Fields
 
 
 class Snapshot:
@@ -183,15 +205,16 @@ class Snapshot:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  -- no mapping
             if _digest(header["about"], tensors) != header["digest"]:
                 raise SnapshotDamaged(f"snapshot {path} has changed since it was written; use another copy.")
-            about = json.loads(header["about"])
+            about = parse_json(header["about"], _About)
             memory = Memory(*(tensors.pop(field.name) for field in dataclasses.fields(Memory)))
             parts = {name: tensors.pop(name) for name in list(tensors) if name.startswith("chunk.")}
             between: dict[str, Any] = {name.removeprefix("chunk."): part for name, part in parts.items()}
             chunk = Chunk(**between | {"frames": between["frames"].numpy()}) if between else None
             frame = tensors.pop("frame").numpy()
-            text = Prompt(about["session"].pop("prompt"), torch.zeros(0, 0))
-            session = Session(text=text, **about["session"], blocks=(), frame=frame, chunk=chunk, **tensors)
-            return Snapshot(session, about["belongs"], None, memory)
+            fields = dict(vars(about.session))
+            text = Prompt(fields.pop("prompt"), torch.zeros(0, 0))
+            session = Session(text=text, **fields, blocks=(), frame=frame, chunk=chunk, **tensors)
+            return Snapshot(session, about.belongs, None, memory)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, (SnapshotMismatch, SnapshotDamaged)):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldsim.diffusion import noise
+from worldsim.diffusion.sampler import RANGES
 from worldsim.engine.records import SessionSpec
 from worldsim.errors import ActionError, FrameError, InputError
 from worldsim.types import Prompt
@@ -32,17 +35,44 @@ def complete(spec: SessionSpec, world: World, keep: int) -> ResolvedSpec:
     """
     start, prompt, starts = spec.start, spec.prompt, world.starts
     if start is None and prompt is None and starts:
-        start = int(np.random.default_rng(spec.seed % 2**64).integers(len(starts)))
+        start = int(np.random.default_rng(check_seed(spec.seed) % 2**64).integers(len(starts)))
     if isinstance(start, int):
         if not 0 <= start < len(starts):
             raise InputError(f"start is {start}; this world carries {len(starts)} clips, numbered from 0.")
         start = starts[start]
+    guidance = check_guidance(spec.guidance)
     checked = None if start is None else check_start(start, world, keep)
     if prompt is None:
         known = world.card.prompts
         prompt = str((start or {}).get("prompt", known[0] if known else ""))
     clip = None if checked is None else {"frames": checked[0], "actions": checked[1]}
-    return ResolvedSpec(**{**vars(spec), "start": clip}, text=world.book.encode(prompt))
+    changes = {"start": clip, "guidance": guidance, "seed": check_seed(spec.seed)}
+    return ResolvedSpec(**{**vars(spec), **changes}, text=world.book.encode(prompt))
+
+
+def check_guidance(strength: Any) -> float | None:
+    """The guidance of a session as a float; None is the sampler's.
+
+    Raises:
+        InputError: it is no number, or out of range.
+    """
+    if strength is None:
+        return None
+    least, most = RANGES["guidance"]
+    if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not least <= float(strength) <= most:
+        raise InputError(f"guidance is {strength!r:.60}; allowed: a number from {least:g} to {most:g}.")
+    return float(strength)
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as an integer of at most 64 bits, which gives the same noise.
+
+    Raises:
+        InputError: it is no integer.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise InputError(f"seed is {seed!r:.60} of type {type(seed).__name__}; allowed: a whole number.")
+    return noise.folded(int(seed))
 
 
 def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor]:
@@ -83,6 +113,7 @@ def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor
     flat = torch.zeros(0, world.codec.size)
     if count:
         try:
+            world.codec.check_all(actions)
             flat = torch.from_numpy(world.codec.flatten(actions))
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ActionError(f"start['actions'] are not of the action space {world.action_space}: {error}") from error

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldsim.engine.kv_blocks import Change
 from worldsim.engine.session import Session, Snapshot
 from worldsim.engine.simulator import ModelOutput, Simulator, State
 from worldsim.engine.starts import ResolvedSpec
@@ -57,21 +58,23 @@ class Stepper:
             )
         return state, outcome, self._decoded(outcome) if decode else None
 
-    def observe(self, session: Session, action: Tensor, frame: np.ndarray) -> Session:
+    def observe(self, session: Session, action: Tensor, frame: np.ndarray, change: Change) -> Session:
         """A session after a given frame, which an action (action_size,) led to."""
         state = self.table.gather([session])
         state.push(action[None])
         latents = self.autoencoder.encode(torch.from_numpy(frame[None].copy()))
-        return self.table.advance(session, 0, state, self.simulator.take(state, latents), frame.copy())
+        return self.table.advance(session, 0, state, self.simulator.take(state, latents), frame.copy(), change)
 
-    def first(self, specs: list[ResolvedSpec]) -> list[Session]:
+    def first(self, specs: list[ResolvedSpec], change: Change) -> list[Session]:
         """Sessions whose first frame is sampled from their prompt."""
         begun = [self.table.new_session(o.seed, o.text, self.guidance(o)) for o in specs]
         state = self.table.gather(begun)
         state.push(None)
         outcome = self.simulator.draw(state, first=True)
         frames: Any = self._decoded(outcome)
-        return [self.table.advance(old, row, state, outcome, frames[row].copy()) for row, old in enumerate(begun)]
+        return [
+            self.table.advance(old, row, state, outcome, frames[row].copy(), change) for row, old in enumerate(begun)
+        ]
 
     def clip(self, spec: ResolvedSpec) -> Session:
         """A session that has seen a clip; the last few are stored, as all that begin so can share its memory."""
@@ -90,13 +93,15 @@ class Stepper:
         else:  # One by one, as `observe` encodes them: kernels may differ in their last bits by how many there are.
             latents = torch.cat([self.autoencoder.encode(frame) for frame in torch.from_numpy(frames).split(1)])
         session = self.table.new_session(0, prompt, 1.0)
-        for i, frame in enumerate(frames):
-            state = self.table.gather([session])
-            state.push(None if i == 0 else actions[i - 1 : i].to(self.simulator.device))
-            outcome = self.simulator.take(state, latents[i : i + 1])
-            session = self.table.advance(session, 0, state, outcome, frame.copy())
-        self._kept[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
-        self.table.pool.release(session.blocks)  # the snapshot holds them now
+        with self.table.pool.change() as change:
+            for i, frame in enumerate(frames):
+                state = self.table.gather([session])
+                state.push(None if i == 0 else actions[i - 1 : i].to(self.simulator.device))
+                outcome, before = self.simulator.take(state, latents[i : i + 1]), session
+                session = self.table.advance(session, 0, state, outcome, frame.copy(), change)
+                change.release(before.blocks)
+            self._kept[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
+            change.give_back()  # the snapshot holds them now
         while len(self._kept) > self.clips:
             self._kept.popitem(last=False)[1].close()
         return session

@@ -5,7 +5,7 @@ Legend: B sessions, N frames remembered, K history frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldsim.diffusion.noise import keys_of
 from worldsim.engine import chunks
-from worldsim.engine.kv_blocks import NOTHING, KVBlockPool
+from worldsim.engine.kv_blocks import NOTHING, Change, KVBlockPool
 from worldsim.engine.session import Memory, Session, Snapshot
 from worldsim.engine.simulator import ModelOutput, State
 from worldsim.errors import ConfigError, EngineFull, SessionError, SnapshotMismatch
@@ -104,11 +104,20 @@ class SessionTable:
                 "sessions, or give the engine more."
             )
 
-    def add(self, session: Session) -> int:
-        """Take in an admitted session, whose blocks are held for it, and return its number."""
-        self._last += 1
-        self.open[self._last] = session
-        return self._last
+    def add(self, sessions: Sequence[Session]) -> list[int]:
+        """Take in admitted sessions, whose blocks are held for them, and return their numbers."""
+        new = dict(enumerate(sessions, self._last + 1))
+        self._last += len(new)
+        self.open.update(new)
+        return list(new)
+
+    def replace(self, new: Mapping[int, Session]) -> None:
+        """Let sessions become others, all at once: these have blocks of their own, or the very same ones."""
+        before = [(self.open[number], session) for number, session in new.items()]
+        self.open.update(new)
+        for old, session in before:
+            if old.blocks is not session.blocks:
+                self.pool.release(old.blocks)
 
     def get(self, number: int) -> Session:
         """The session of that number.
@@ -123,15 +132,16 @@ class SessionTable:
 
     def remove(self, number: int) -> None:
         """End a session."""
-        self.pool.release(self.get(number).blocks)
+        blocks = self.get(number).blocks
         del self.open[number]
+        self.pool.release(blocks)
 
     def fork(self, number: int, seed: int | None) -> int:
         """Fork a session; the two share all blocks."""
         source = self.get(number)
         self.admit(1)
         self.pool.acquire(source.blocks)
-        return self.add(source if seed is None else replace(source, seed=seed))
+        return self.add([source if seed is None else replace(source, seed=seed)])[0]
 
     def snapshot(self, number: int) -> Snapshot:
         """A session as it is now; its blocks are held until the snapshot is closed.
@@ -177,17 +187,23 @@ class SessionTable:
             prompt = encode(prompt.text)
         if old is None:
             self.admit(1)
-        if memory is None:
-            blocks = snapshot.session.blocks
-            self.pool.acquire(blocks)
-        else:
-            blocks = self._store(memory)
         actions, known = (part.to(self.pool.keys.device) for part in (snapshot.session.actions, snapshot.session.known))
-        restored = replace(snapshot.session, text=prompt, blocks=blocks, actions=actions, known=known)
+        restored = replace(snapshot.session, text=prompt, actions=actions, known=known)
+        if memory is None:
+            self.pool.acquire(restored.blocks)
+            if number is None:
+                return self.add([restored])[0]
+            self.replace({number: replace(restored, blocks=(*restored.blocks,))})
+            return number
         if number is None or old is None:
-            return self.add(restored)
+            with self.pool.change() as change:
+                blocks = self._store(memory, change)
+            return self.add([replace(restored, blocks=blocks)])[0]
+        # Memory is there for what a session may need, not for two: the old blocks are given up first. From here on
+        # nothing fails, as shapes and room were looked at.
         self.pool.release(old.blocks)
-        self.open[number] = restored
+        blocks = self._store(memory, Change(self.pool))
+        self.open[number] = replace(restored, blocks=blocks)
         return number
 
     def _check(self, session: Session, memory: Memory | None) -> None:
@@ -197,12 +213,14 @@ class SessionTable:
             SnapshotMismatch: they are another model's.
         """
         config, chunk = self.config, session.chunk
+        if not isinstance(session.step, int) or session.step < 1:
+            raise SnapshotMismatch(f"the snapshot's step is {session.step!r}; allowed: a whole number from 1.")
         empty = self.new_session(0, session.text, 1.0)
         wanted: dict[str, tuple[int, ...]] = {"actions": empty.actions.shape, "known": empty.known.shape}
         found: dict[str, tuple[int, ...]] = {"actions": session.actions.shape, "known": session.known.shape}
         wanted["frame"], found["frame"] = empty.frame.shape, session.frame.shape
         if memory is not None:
-            count = min(len(memory.keys), self.need)
+            count = min(chunks.latents_of(session.step, self.stride), self.need)
             for name, part in (("keys", self.pool.keys), ("values", self.pool.values), ("latents", self.pool.latents)):
                 wanted[name], found[name] = (count, *part.shape[1:]), getattr(memory, name).shape
         if (chunk is None) != (self.stride == 1):
@@ -216,11 +234,15 @@ class SessionTable:
         if wrong:
             raise SnapshotMismatch(f"the snapshot has parts of the shapes {wrong}; this world's are {wanted}.")
         frames = [session.frame, *([chunk.frames] if chunk is not None else [])]
-        if any(part.dtype != np.uint8 for part in frames) or not isinstance(session.step, int):
-            raise SnapshotMismatch("the snapshot has frames that are not uint8, or a step that is no whole number.")
+        if any(part.dtype != np.uint8 for part in frames):
+            raise SnapshotMismatch("the snapshot has frames that are not uint8.")
+        parts = [session.actions, session.known, *([] if memory is None else vars(memory).values())]
+        parts += [] if chunk is None else [chunk.actions, chunk.rewards, chunk.ended]
+        if not all(part.is_floating_point() and part.isfinite().all() for part in parts):
+            raise SnapshotMismatch("the snapshot has numbers that are not finite, or integers in their place.")
 
-    def _store(self, memory: Memory) -> tuple[int, ...]:
-        blocks = [self.pool.allocate() for _ in memory.keys]
+    def _store(self, memory: Memory, change: Change) -> tuple[int, ...]:
+        blocks = [change.allocate() for _ in memory.keys]
         for block, *parts in zip(blocks, memory.keys, memory.values, memory.latents, strict=True):
             self.pool.write(block, *parts)
         return (*[NOTHING] * (self.need - len(blocks)), *blocks)
@@ -251,8 +273,10 @@ class SessionTable:
         """The last latents of a session, at most so many, oldest first, (n, C, h, w)."""
         return self.pool.latents[[block for block in session.blocks if block != NOTHING][-most:]]
 
-    def advance(self, old: Session, row: int, state: State, outcome: ModelOutput, frames: np.ndarray) -> Session:
-        """A session after the latent in `row` of an outcome. The old one's oldest block is given up.
+    def advance(
+        self, old: Session, row: int, state: State, outcome: ModelOutput, frames: np.ndarray, change: Change
+    ) -> Session:
+        """A session after the latent in `row` of an outcome, with blocks of its own; the old one keeps its.
 
         Args:
             old: the session before.
@@ -261,10 +285,11 @@ class SessionTable:
             outcome: of a step.
             frames: the latent's frame, uint8 (H, W, 3), which the session shows; or its r frames (r, H, W, 3), which it
                 shows later.
+            change: takes the blocks.
         """
-        block = self.pool.allocate()
+        block = change.allocate()
+        change.acquire(old.blocks[1:])
         self.pool.write(block, outcome.keys[row], outcome.values[row], outcome.latents[row])
-        self.pool.release(old.blocks[:1])
         new = replace(
             old,
             blocks=(*old.blocks[1:], block),

@@ -29,16 +29,12 @@ class _About:
 
     unshuffle: int = 1
     linear: int = 0
-    temporal_stride: int | None = None
+    temporal_stride: Any = None  # compared with what the model itself does
     frame_size: tuple[int, int] | None = None  # of frames that are padded
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {
-            "unshuffle": (1, LARGEST_SIDE),
-            "linear": (0, LARGEST_SIDE),
-            "frame_size": (1, 4096),
-        }
-        check_ranges(self, ranges | {"temporal_stride": (2, LARGEST_SIDE)})
+        ranges: dict[str, tuple[float, float]] = {"unshuffle": (1, LARGEST_SIDE), "linear": (0, LARGEST_SIDE)}
+        check_ranges(self, ranges | {"frame_size": (1, 4096)})
 
 
 def describe_autoencoder(autoencoder: DiffusersAutoencoder) -> dict[str, Any]:
@@ -80,7 +76,7 @@ def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float],
         WorldError: `about` names no autoencoder of diffusers.
         OSError, Untrusted: a file is missing, or is not what it should be.
     """
-    settings = convert({name: value for name, value in about.items() if name != "class"}, _About)
+    settings = convert({name: value for name, value in about.items() if name not in ("class", "mean", "std")}, _About)
     model = _read_untrusted(about.get("class"), path)
     if is_of_clips(model):
         autoencoder: DiffusersAutoencoder = ClipAutoencoder(model, settings.temporal_stride)
@@ -119,8 +115,11 @@ def _read_untrusted(kind: Any, path: Path) -> Any:
     with torch.device("meta"):  # a model as large as the config says, without its memory
         wanted = {name: tuple(part.shape) for name, part in _from_config(cls, config).state_dict().items()}
     check_shapes(found, wanted)
+    weights = load_file(path / WEIGHTS)
+    if not all(part.is_floating_point() and part.isfinite().all() for part in weights.values()):
+        raise Untrusted("the autoencoder has weights that are not finite numbers")
     model = _from_config(cls, config)
-    model.load_state_dict({name: part.float() for name, part in load_file(path / WEIGHTS).items()})
+    model.load_state_dict({name: part.float() for name, part in weights.items()})
     return model.eval()
 
 

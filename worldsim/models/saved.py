@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldsim.models.config import DiTConfig
 from worldsim.models.dit import DiT
-from worldsim.untrusted import check_shapes, convert, read_json
+from worldsim.untrusted import Untrusted, check_shapes, convert, read_json
 
 RENAMED = {  # beginnings of weights' names
     "level.": "sigma.",
@@ -49,6 +49,8 @@ def load_dynamics(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> D
         {name: tuple(tensor.shape) for name, tensor in found.items()},
         {name: tuple(size) for name, size in wanted.items() if not (older and name.startswith("gate."))},
     )
+    if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in weights.values()):
+        raise Untrusted("the dynamics have weights that are not finite numbers")
     dynamics = shape.build()
     if older:
         found |= {f"gate.{name}": tensor for name, tensor in dynamics.gate.state_dict().items()}

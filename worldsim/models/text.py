@@ -8,7 +8,6 @@ trained on, and its book remembers every new one.
 from __future__ import annotations
 
 import json
-import threading
 from collections import deque
 from pathlib import Path
 
@@ -18,10 +17,14 @@ from safetensors.torch import save_file
 
 from worldsim.errors import PromptError, WorldError
 from worldsim.models.text_encoders import DEFAULT_ENCODER, TextEncoder, TransformersEncoder
+from worldsim.threads import OwnThreads
 from worldsim.types import Prompt
+from worldsim.untrusted import parse_json
 
 TOKENS = 20  # tokens kept of a prompt, where a world does not say
 MOST_ENCODED = 2048  # prompts that are kept besides those of a world's file
+LONGEST = 100_000  # characters of a prompt: far more than an encoder reads, and few enough to look through at once
+_OWN = OwnThreads()  # where text is encoded: the caller's settings of torch would change the states' last bits
 
 
 class PromptBook:
@@ -44,7 +47,6 @@ class PromptBook:
         self._encoder = None if isinstance(encoder, str) else encoder
         self.lowercase = None if self._encoder is None else self._encoder.lowercase
         self.prompts: dict[str, Prompt] = {"": Prompt("", torch.zeros(0, width))}
-        self._lock = threading.Lock()
         self._encoded: deque[str] = deque()  # those that no file brought, oldest first
 
     def key(self, text: str) -> str:
@@ -55,24 +57,27 @@ class PromptBook:
         """
         words = " ".join(text.split())
         if words and self.lowercase is None:
-            self.lowercase = self._loaded(text).lowercase
+            self.lowercase = _OWN.call(lambda: self._loaded(text).lowercase)
         return words if self.lowercase is False else words.lower()
 
     def encode(self, text: str) -> Prompt:
         """The prompt of a text, encoded if it is new.
 
         Raises:
-            PromptError: the world takes no prompts, or `text` is not a string.
+            PromptError: the world takes no prompts, or `text` is not a string, or too long.
             MissingDependency: the prompt is new and the text encoder's package is not installed.
             WorldError: the prompt is new and the text encoder cannot be loaded, or is not the world's.
         """
         if not isinstance(text, str):
-            raise PromptError(f"the prompt is {text!r} of type {type(text).__name__}; allowed: a string.")
+            raise PromptError(f"the prompt is {text!r:.100} of type {type(text).__name__}; allowed: a string.")
+        if len(text) > LONGEST:
+            raise PromptError(f"the prompt has {len(text)} characters; allowed: up to {LONGEST}.")
+        if not text.isascii() and any("\ud800" <= part <= "\udfff" for part in text):
+            raise PromptError(f"the prompt {text!r:.100} has half of a character (a surrogate); allowed: whole text.")
         key = self.key(text)
         found = self.prompts.get(key)
-        if found is None:
-            with self._lock:  # engines that share a world may meet a new prompt at once
-                found = self.prompts.get(key) or self._encode(key, text)
+        if found is None:  # engines that share a world may meet a new prompt at once: one after the other
+            found = _OWN.call(lambda: self.prompts.get(key) or self._encode(key, text))
         return found if found.text == text else found.under(text)
 
     def _encode(self, key: str, text: str) -> Prompt:
@@ -112,13 +117,15 @@ class PromptBook:
         try:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
-                keys = json.loads(about["prompts"])
+                keys = parse_json(about["prompts"], list[str])
                 found = {key: Prompt(key, file.get_tensor(str(i)).float()) for i, key in enumerate(keys)}
-                lowercase = bool(json.loads(about.get("lowercase", "true")))  # before it was written it always was
+                lowercase = parse_json(about.get("lowercase", "true"), bool)  # before it was written it always was
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise WorldError(
                 f"cannot read the prompts in {path} ({error}); fetch or export the world again."
             ) from error
+        if not all(prompt.states.isfinite().all() for prompt in found.values()):
+            raise WorldError(f"the prompts in {path} have states that are not finite; fetch or export the world again.")
         shapes = {tuple(prompt.states.shape) for prompt in found.values()}
         if any(len(shape) != 2 or shape[0] > self.tokens or shape[1] != self.width for shape in shapes):
             raise WorldError(
