@@ -123,6 +123,7 @@ def raising(error: BaseException) -> object:
         (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Connection reset by peer.", 2),
         (MemoryError(), "there is not enough memory.", 2),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), "not enough memory", 2),
+        (RuntimeError("Could not determine home directory."), "this user has no home folder; set HOME", 2),
         (DataError("a world says \x1b[2J\x07 hello"), r"a world says \x1b[2J\x07 hello", 2),
         (DataError("\u202egnp.exe"), r"\u202egnp.exe", 2),
         (KeyboardInterrupt(), "stopped", 130),

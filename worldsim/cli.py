@@ -130,6 +130,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         said = of_system(error)
     elif isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
         said = "there is not enough memory. Do less at once (smaller batches or frames, fewer workers), or free some."
+    elif isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
+        said = "this user has no home folder; set HOME, and WORLDSIM_CACHE to a folder that can be written."
     else:
         return None
     from worldsim.untrusted import printable

@@ -47,7 +47,7 @@ def game_errors(what: str) -> Iterator[None]:
     except (WorldsimError, KeyboardInterrupt, GeneratorExit, MemoryError):
         raise
     except BaseException as error:  # also SystemExit, by which some games end the program
-        raise DataError(f"{what}: {cause(error)}.") from error
+        raise DataError(f"{what}: {cause(error).rstrip('.')}.") from error
 
 
 def cause(error: BaseException) -> str:
