@@ -36,6 +36,7 @@ from worldsim.errors import (
 
 log = logging.getLogger("worldsim.host")
 WORTH = 0.05  # part of a pass that the host may wait for one more session to join it
+ALONE = 10.0  # seconds after its last request that a session's clock goes on without a watcher
 LATER = 1.0  # seconds until a clock tries again to draw a frame that could not be written to disk
 CODES: list[tuple[type[Exception], str]] = [
     (ActionError, "bad-action"),
@@ -104,7 +105,7 @@ class Drawing(Registry):
 
     def patience(self, now: float) -> float:
         """Compute the seconds until something has to be done, if no message comes."""
-        times = [hosted.due for hosted in self.sessions.values() if hosted.fps and not hosted.pending]
+        times = [hosted.due for hosted in self._clocks(now)]
         times += [self._ready(served) for served in self.worlds.values() if served.pending]
         return max(0.0, min(times) - now) if times else 1.0
 
@@ -117,14 +118,23 @@ class Drawing(Registry):
     def draw(self) -> bool:
         """Draw pending frames where it is time; see `patience`. Say whether a pass was drawn."""
         now, drawn = time.monotonic(), False
-        for hosted in self.sessions.values():
-            if hosted.fps and not hosted.pending and hosted.due <= now:
+        for hosted in self._clocks(now):
+            if hosted.due <= now:
                 self._tick(hosted, now)
         for served in self.worlds.values():
             if served.pending and self._ready(served) <= time.monotonic():
                 self._draw(served, next_pass(served))
                 drawn = True
         return drawn
+
+    def _clocks(self, now: float) -> list[Hosted]:
+        """List the sessions whose clocks go: not those of a closed page, which nobody watches or steers."""
+        going = [hosted for hosted in self.sessions.values() if hosted.fps and not hosted.pending]
+        return [
+            hosted
+            for hosted in going
+            if now - self.heard(hosted) < ALONE or any(one.looks(now, ALONE) for one in hosted.watchers.values())
+        ]
 
     def draw_all(self, world: str) -> None:
         """Draw all pending frames of a world now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +30,11 @@ class Watch:
     credits: int
     dropped: int = 0
     waiting: bool = False  # whether the last frame was drawn when there were no credits
+    asked: float = field(default_factory=time.monotonic)  # when it last gave credits
+
+    def looks(self, now: float, patience: float) -> bool:
+        """Say whether somebody still takes frames: a closed or hidden page gives no more credits."""
+        return self.credits > 0 or now - self.asked < patience
 
 
 @dataclass

@@ -97,6 +97,10 @@ class Registry:
             hosted.lease_end = time.monotonic() + self.config.lease
         return hosted, role
 
+    def heard(self, hosted: Hosted) -> float:
+        """Say when a session was last steered, or its lease renewed."""
+        return hosted.lease_end - self.config.lease
+
     def record(self, hosted: Hosted) -> Any:
         """Get the engine's record of a session."""
         return self.worlds[hosted.world].engine.sessions[hosted.number]

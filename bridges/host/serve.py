@@ -137,6 +137,7 @@ def load(config: ServeConfig) -> dict[str, Engine]:
         isolated=config.isolated,
     )
     for name_or_path in config.worlds:
+        log.info("loading", extra={"fields": {"world": name_or_path}})  # takes a while, and nobody should wonder
         engine = make_engine(world_path(name_or_path), settings)
         name = engine.world.card.name
         if name in engines:
