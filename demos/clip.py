@@ -69,12 +69,15 @@ class Recorder:
             self._writer.send(np.ascontiguousarray(frame).tobytes())
         except (OSError, StopIteration) as error:
             reason = (str(error).splitlines() or ["ffmpeg has stopped"])[0]
+            self.path.unlink(missing_ok=True)  # half a video plays nowhere
             raise ConfigError(f"the video {self.path} cannot be written: {reason}. Is the disk full?") from error
         self.frames += 1
 
     def close(self) -> str:
         """Finish the file; return what it is in words. One without frames would be no video and is removed."""
         self._writer.close()
+        if not self.path.exists():
+            return f"nothing: {self.path} could not be written"
         if not self.frames:
             self.path.unlink()
             return f"nothing: {self.path} has no frames"

@@ -100,7 +100,10 @@ def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor
         )
     actions = start.get("actions", [])
     try:
-        count = len(next(iter(actions.values()))) if isinstance(actions, dict) else len(actions)
+        part = actions
+        while isinstance(part, dict):  # of a Dict space: each part has as many, also those within parts
+            part = next(iter(part.values()))
+        count = len(part)
     except (StopIteration, TypeError) as error:
         raise ActionError(
             f"start['actions'] are {actions!r:.80}; allowed: one action between each two frames."

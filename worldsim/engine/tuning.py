@@ -8,11 +8,14 @@ it depends on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import platform
+import stat
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,9 +48,26 @@ class TuneConfig:
 
 
 def cache_folder() -> Path:
-    """Where what was built and measured is stored."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(CACHE) or Path(home) / "worldsim")
+    """Where what was built and measured is stored: libraries that are loaded, so that no one else may write there.
+
+    A user without a home folder (of a container) has a folder of its own among the temporary ones.
+    """
+    if named := os.environ.get(CACHE):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worldsim"
+    except RuntimeError:  # no HOME, and no entry for the user
+        return _temporary(Path(tempfile.gettempdir()) / f"worldsim-cache-{os.getuid()}")
+
+
+@functools.cache
+def _temporary(place: Path) -> Path:
+    with contextlib.suppress(OSError):
+        place.mkdir(mode=0o700, exist_ok=True)
+        about = place.lstat()
+        if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077:
+            return place
+    return Path(tempfile.mkdtemp(prefix="worldsim-cache-"))
 
 
 def choose(world: World, name: str = "auto") -> Runtime:
