@@ -19,13 +19,14 @@ COMMANDS = (
     (("c", "f12"), "screenshot", "screenshot (png)"),
     (("v", "f9"), "record", "start, stop video (mp4)"),
     (("e", "f5"), "save", "save as training episode"),
+    (("f", "f11"), "full_screen", "full screen, window"),
     (("h", "f1"), "help", "this help"),
     (("escape",), "quit", "quit"),
 )
 """(keys, method of Player, what it does). A key that the game uses itself is the game's; each has another."""
 
 FOOTER = "Tab prompt   R reset   P pause   C picture   V video   E episode   H help   Esc quit"
-TYPING = "Enter apply   Esc cancel   Up, Down examples"
+TYPING = "Enter apply   Esc cancel   Up, Down choose an example   The game waits"
 
 
 class PressedKeys:

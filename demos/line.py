@@ -14,20 +14,21 @@ class PromptLine:
         text, cursor: what is typed, and before which character the next one goes.
         open: whether keys go here.
         selected: whether all of the text is selected.
+        examples, example: what Up and Down choose from, the text that was there first, and which is chosen.
     """
 
     def __init__(self) -> None:
         """Make a closed, empty line."""
         self.text, self.cursor, self.open, self.selected = "", 0, False, False
-        self._examples: list[str] = []
-        self._example = 0
+        self.examples: list[str] = []
+        self.example = 0
 
     def begin(self, text: str, examples: Sequence[str] = ()) -> None:
         """Open the line with `text`, all of it selected: the first letter typed replaces it."""
         self.open, self.selected = True, True
         self.text, self.cursor = text, len(text)
-        self._examples = [text, *(example for example in examples if example != text)]
-        self._example = 0
+        self.examples = [text, *(example for example in examples if example != text)]
+        self.example = 0
 
     def close(self) -> str:
         """Close the line and return what was typed, without space around it."""
@@ -48,8 +49,8 @@ class PromptLine:
         """Handle an editing key: left, right, home, end, backspace, delete; up and down show the examples."""
         before, after = self.text[: self.cursor], self.text[self.cursor :]
         if name in ("up", "down"):
-            self._example = (self._example + (1 if name == "down" else -1)) % len(self._examples)
-            self.text = self._examples[self._example]
+            self.example = (self.example + (1 if name == "down" else -1)) % len(self.examples)
+            self.text = self.examples[self.example]
             self.cursor = len(self.text)
             self.selected = True
             return

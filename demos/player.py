@@ -56,7 +56,8 @@ class PlayConfig:
     steps: int = 0
     """Stop after so many steps; 0 is never, and as long as --keys or 250 in a clip."""
     keys: str | None = None
-    """What a clip plays, such as 'up*20 left+up*5 "a road at night" none*3'; it repeats. Default: a seeded driver."""
+    """What a clip plays, such as 'up*20 left+up*5 "a road at night" none*3'; it repeats. Default: a seeded driver that
+    steers by what it sees in a world whose game is known."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -165,7 +166,8 @@ def _play_in_window(config: PlayConfig, began: float) -> None:
 
 
 def _write_clip(config: PlayConfig) -> Path:
-    from worldsim.demos.clip import random_turns, read_script, write_clip
+    from worldsim.demos.clip import read_script, write_clip
+    from worldsim.demos.driver import driver
 
     session = make_session(config)
     try:
@@ -178,7 +180,7 @@ def _write_clip(config: PlayConfig) -> Path:
             config.clip,
             fps=config.fps or session.fps,
             steps=config.steps or (len(script) if script else CLIP_STEPS),
-            turns=itertools.cycle(script) if script else random_turns(keymap, rng),
+            turns=itertools.cycle(script) if script else driver(session, rng),
             title=f"worldsim play {config.world}" + (f" --beside {config.beside}" if config.beside else ""),
         )
     finally:

@@ -27,6 +27,7 @@ ARROWS = {  # corners of a triangle about the middle of a keycap
     "up": ((-5, 3), (5, 3), (0, -4)),
     "down": ((-5, -3), (5, -3), (0, 4)),
 }
+MOST_CHOICES = 10  # prompts that are shown at once
 MOST_KEYCAPS = 6  # keys shown at all times; of more, only those pressed
 
 
@@ -81,6 +82,8 @@ class Screen:
             x += self._pill(text, color, x, area.top + 8) + 6 if text else 0
         if overlay.help:
             self._draw_help(overlay.help)
+        elif len(overlay.choices) > 1:
+            self._draw_choices(overlay.choices, overlay.chosen, area)
         elif overlay.message:
             self._draw_message(overlay.message, WARM if overlay.bad else LIT, area)
 
@@ -150,6 +153,18 @@ class Screen:
         pygame.draw.rect(self.canvas, color, (box.left, box.top, 4, box.height), border_radius=2)
         for i, line in enumerate(lines):
             self._text(line, (box.left + 14, box.top + 17 + 20 * i), INK)
+
+    def _draw_choices(self, choices: Sequence[str], chosen: int, area: pygame.Rect) -> None:
+        first = min(max(0, chosen - MOST_CHOICES // 2), max(0, len(choices) - MOST_CHOICES))
+        shown = choices[first : first + MOST_CHOICES]
+        box = pygame.Rect(area.left + 8, 0, area.width - 16, 22 * len(shown) + 12)
+        box.bottom = area.bottom - 8
+        self._shade(box, 225)
+        for i, text in enumerate(shown):
+            row = pygame.Rect(box.left + 4, box.top + 6 + 22 * i, box.width - 8, 22)
+            if first + i == chosen:
+                pygame.draw.rect(self.canvas, CHOSEN, row, border_radius=4)
+            self._text(text or "(no prompt)", (row.left + 8, row.centery), INK if text else FAINT, room=row.width - 16)
 
     def _draw_help(self, rows: Sequence[tuple[str, str]]) -> None:
         keys = max(self.font.size(key)[0] for key, _ in rows)

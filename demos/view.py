@@ -45,6 +45,8 @@ class Overlay:
     paused: str = ""
     rewinding: str = ""
     help: Sequence[tuple[str, str]] = ()
+    choices: Sequence[str] = ()  # prompts, while one is typed
+    chosen: int = 0
 
 
 def view_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from worldsim.errors import SessionError, WorldsimError
 SHORT, LONG = 4.0, 9.0  # seconds that a message stays, and one that is a warning
 OVER = "The episode is over. R begins a new one."
 OVER_BUT = "The episode is over. R begins a new one, Backspace goes back."
+READY = "Press a key to begin: the keys below play, Tab types a prompt, H shows the others."
+FRAMES_MEANWHILE = 20  # a second, while something takes long
 IDLE = 0.25  # seconds between looks at the keyboard when nothing moves
 
 
@@ -41,7 +44,8 @@ class Player:
         self.session, self.screen, self.fps = session, screen, fps
         self.saver = Saver(session, screen, folder, name, fps)
         self.pressed, self.line = PressedKeys(), PromptLine()
-        self.running, self.paused, self.helping = True, False, False
+        self.running, self.paused, self.helping, self.full = True, False, False, False
+        self.waiting = True  # for the player's first key: an episode may begin at speed, and nobody is ready
         self.total_steps = 0
         self._message, self._bad, self._until = "", False, 0.0
         self._stepped_at: deque[float] = deque(maxlen=30)
@@ -55,10 +59,12 @@ class Player:
     def run(self, steps: int = 0) -> None:
         """Play until the window is closed, or for `steps` steps."""
         due = time.perf_counter()
+        self.waiting = self.waiting and not steps  # there may be no player
         try:
             while self.running and not 0 < steps <= self.total_steps:
                 if steps and self.session.over and not self.rewinding:
-                    self.reset()  # there may be no player
+                    self.reset()
+                    self.waiting = False
                 if not self.moving:
                     changed, due = self.poll(IDLE), time.perf_counter()
                     self._stepped_at.clear()
@@ -113,8 +119,8 @@ class Player:
 
     @property
     def moving(self) -> bool:
-        """Whether there is a step to make or to take back."""
-        return self.rewinding or not (self.paused or self.session.over)
+        """Whether there is a step to make or to take back; the game waits while a prompt is typed."""
+        return self.rewinding or not (self.paused or self.waiting or self.line.open or self.session.over)
 
     @property
     def reached_fps(self) -> float:
@@ -162,6 +168,7 @@ class Player:
                 return False
             return self._key_in_line(name)
         if name != "escape" and self.session.first.keymap.knows(name):
+            self.waiting = False
             return self.pressed.hold(code, name)
         command = self._commands.get(name, "")
         if command == "rewind" and self.session.can_rewind:
@@ -176,17 +183,33 @@ class Player:
         pygame.key.stop_text_input()
         pygame.key.set_repeat()
         if name == "return":
-            self._say("Reading the prompt ...")
-            self.present()  # new words may take a while
-            self._message = ""
-            self._try(lambda: self.session.set_prompt(text))
+            self._try(lambda: self._meanwhile("Reading the prompt ...", lambda: self.session.set_prompt(text)))
         return True
+
+    def _meanwhile(self, message: str, action: Callable[[], Any]) -> None:
+        """Do what may take seconds, while the window goes on; keys that are pressed meanwhile are for no one.
+
+        Someone who sees nothing happen presses Enter again: taken late, it would open the line again, and the keys
+        that play would be dead.
+        """
+        with ThreadPoolExecutor(1) as worker:
+            done = worker.submit(action)
+            self._say(message)
+            while not done.done():
+                self.present()
+                wait([done], timeout=1 / FRAMES_MEANWHILE)
+                for event in pygame.event.get(exclude=pygame.KEYDOWN):
+                    self.handle(event)
+        pygame.event.clear((pygame.KEYDOWN, pygame.TEXTINPUT))
+        self._message = ""
+        done.result()
 
     def _button(self, event: pygame.event.Event) -> bool:
         down = event.type == pygame.JOYBUTTONDOWN
         if event.button in controls.PAD_COMMANDS:
             return down and self._do(controls.PAD_COMMANDS[event.button])
         name = controls.button_key(event.button, self.session.first.keymap) if down else ""
+        self.waiting = self.waiting and not name
         return self.pressed.hold((event.instance_id, "button", event.button), name)
 
     def _do(self, command: str) -> bool:
@@ -213,13 +236,13 @@ class Player:
         pygame.key.set_repeat(400, 40)
 
     def reset(self) -> None:
-        """Begin a new episode."""
+        """Begin a new episode, with the player's first key."""
         self.session.reset()
-        self._message = ""
+        self._message, self.waiting = "", True
 
     def pause(self) -> None:
         """Pause, or go on."""
-        self.paused = not self.paused
+        self.paused, self.waiting = not self.paused, False
 
     def single_step(self) -> None:
         """Make one step. Raises SessionError when not paused."""
@@ -244,12 +267,21 @@ class Player:
         """Save the steps since the last reset as an episode to train on."""
         self._say(self.saver.episode())
 
+    def full_screen(self) -> None:
+        """Fill the screen, or go back to a window."""
+        self.full = not self.full
+        size, flags = ((0, 0), pygame.FULLSCREEN) if self.full else (self.screen.canvas.get_size(), pygame.RESIZABLE)
+        pygame.display.set_mode(size, flags)
+
     def help(self) -> None:
         """Show or hide the help."""
         self.helping = not self.helping
 
     def quit(self) -> None:
-        """Close the help if it is open, else the window."""
+        """Close the help if it is open, else leave the full screen, else the window."""
+        if self.full and not self.helping:
+            self.full_screen()
+            return
         self.running, self.helping = self.helping, False
 
     def _draw(self) -> None:
@@ -266,12 +298,14 @@ class Player:
         over = OVER_BUT if len(self.session.past) else OVER
         self.screen.overlay(
             Overlay(
-                message=self._message or (over if self.session.over else ""),
+                message=self._message or (over if self.session.over else READY if self.waiting else ""),
                 bad=self._bad,
                 recording="" if recorded is None else f"REC {recorded:.0f} s",
                 paused="PAUSED" if self.paused else "",
                 rewinding=f"REWIND {len(self.session.past) / self.fps:.1f} s left" if self.rewinding else "",
                 help=controls.help_rows(self.session.first.keymap) if self.helping else (),
+                choices=self.line.examples if self.line.open else (),
+                chosen=self.line.example,
             )
         )
         show(self.screen.canvas)

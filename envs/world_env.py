@@ -231,7 +231,8 @@ class WorldEnv(Copies, gym.Env[np.ndarray, Any]):
         if self._window is not None:
             import pygame
 
-            pygame.display.quit()
+            if pygame.display.get_init() and pygame.display.get_surface() is self._window:  # and no one else's by now
+                pygame.display.quit()
             self._window = None
 
     def _leave(self) -> None:
@@ -250,7 +251,8 @@ class WorldEnv(Copies, gym.Env[np.ndarray, Any]):
         frame = self.engine.sessions[self._session()].frame
         height, width = frame.shape[:2]
         scale = max(1, 512 // width)
-        if self._window is None:
+        shown = pygame.display.get_surface() if pygame.display.get_init() else None
+        if shown is None or shown is not self._window:  # not opened yet, or closed or taken over by another game
             pygame.display.init()
             self._window = pygame.display.set_mode((width * scale, height * scale))
             pygame.display.set_caption(f"worldsim: {self.world.card.name}")

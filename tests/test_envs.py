@@ -149,6 +149,29 @@ def test_text_to_world(env: gym.Env) -> None:
     assert env.step(0)[4]["prompt"] == ""
 
 
+def test_two_windows_and_a_game_that_quits_the_display(world_path: Path) -> None:
+    """What another environment does to the display is not the end of this one's window."""
+    pygame = pytest.importorskip("pygame")
+    one, two = (gym.make("worldsim/World-v0", world=str(world_path), render_mode="human") for _ in range(2))
+    one.reset(seed=1)
+    two.reset(seed=2)
+    one.step(1)
+    two.close()
+    one.step(1)
+    one.reset(seed=3)
+    game = gym.make("CartPole-v1", render_mode="rgb_array")
+    game.reset(seed=1)
+    game.render()
+    game.close()  # quits pygame's display
+    one.step(1)
+    pygame.quit()
+    one.step(0)
+    assert pygame.display.get_surface() is not None
+    one.close()
+    one.close()
+    assert not pygame.display.get_init()
+
+
 def test_human_mode_opens_and_closes(world_path: Path) -> None:
     env = gym.make("worldsim/World-v0", world=str(world_path), render_mode="human")
     env.reset(seed=1)

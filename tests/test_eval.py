@@ -105,7 +105,7 @@ def test_evaluate(world_path, dataset, tmp_path):
     assert set(report[fit]["in_range_of"]) <= {"sharpness", "brightness", "histogram", "told"}
     assert report["free_run"]["frames"] == 12 and "palette" not in report and "steering" not in report
     sheets = {file.name for file in tmp_path.glob("*.png")}
-    assert sheets == {"next.png", "frame_1.png", f"{fit}.png", "free.png"}
+    assert sheets == {"next.png", "frame_1.png", f"{fit}.png", "free.png", "report.png"}
     text = table(report)
     assert text.splitlines()[0].startswith("CartPole-v1 on ") and "frame 1" in text and "free run" in text
     again = evaluate(dataclasses.replace(config, horizons=(1,), free=0))

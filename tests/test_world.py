@@ -86,3 +86,25 @@ def test_a_card_cannot_name_any_class(folder: Path) -> None:
     (folder / "world.json").write_text(json.dumps(card))
     with pytest.raises(WorldError, match="Autoencoder"):
         World.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(13, "Permission denied", "model.safetensors"), "cannot be read: .*Permission denied"),
+        (OSError(5, "Input/output error"), "cannot be read: .*Input/output error"),
+        (FileNotFoundError(2, "No such file", "starts.npz"), "incomplete: there is no starts.npz"),
+    ],
+)
+def test_what_the_system_says_is_no_damage(
+    folder: Path, error: OSError, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message names the right cause: a disk that fails is no world that must be fetched again."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("worldsim.world.read_dynamics", fail)
+    with pytest.raises(WorldError, match=says) as caught:
+        World.from_pretrained(folder)
+    assert ("etch" in str(caught.value)) == isinstance(error, FileNotFoundError)

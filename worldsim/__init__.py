@@ -7,6 +7,7 @@ only steps a remote world needs no torch.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from worldsim.training.configs import DynamicsTraining
     from worldsim.training.run import train_dynamics
     from worldsim.world import World
+
+    __version__: str
 
 _HOME = {
     "AutoencoderTraining": "worldsim.training.autoencoder",
@@ -52,6 +55,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("worldsim-engine")
     if name not in _HOME:
         raise AttributeError(f"module 'worldsim' has no attribute {name!r}; it has: {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -159,7 +159,7 @@ class ActionCodec:
                 f"action {action!r} ({kind}) is outside the action space; allowed: {self.space}. "
                 "Sample one with action_space.sample()."
             )
-        return {k: np.asarray(v) for k, v in action.items()} if isinstance(action, dict) else np.asarray(action)
+        return _arrays(action)
 
     def check_all(self, actions: Any) -> None:
         """Check a batch of actions, each of which must be inside the space.
@@ -190,6 +190,11 @@ class ActionCodec:
     def flatten_list(self, actions: list[Any]) -> np.ndarray:
         """A list of T actions as numbers, float32 (T, size)."""
         return self.flatten(self.stack(actions)) if actions else np.zeros((0, self.size), np.float32)
+
+
+def _arrays(action: Any) -> Any:
+    """An action as an array, or a dict of arrays, also a nested one."""
+    return {key: _arrays(part) for key, part in action.items()} if isinstance(action, dict) else np.asarray(action)
 
 
 def _check_all(space: spaces.Space, actions: Any) -> None:

@@ -26,12 +26,12 @@ _ALL: weakref.WeakSet[OwnThreads] = weakref.WeakSet()
 
 
 class _Fixed:
-    """Settings of the process, and how many computations hold them as they are."""
+    """Settings of the process, and how many computations need them as they are."""
 
     def __init__(self) -> None:
         self.lock, self.users, self.before = threading.Lock(), 0, []
 
-    def hold(self) -> None:
+    def take(self) -> None:
         with self.lock:
             self.users += 1
             if self.users > 1:
@@ -61,7 +61,7 @@ _fixed = _Fixed()
 @contextlib.contextmanager
 def fixed_settings() -> Iterator[None]:
     """Compute with the process's settings of torch as worldsim needs them; the caller's come back afterwards."""
-    _fixed.hold()
+    _fixed.take()
     try:
         yield
     finally:

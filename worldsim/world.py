@@ -178,7 +178,12 @@ def _load(path: Path, card: WorldCard, dtype: torch.dtype | None) -> World:
         book = PromptBook(dynamics.config.text_width, card.text_encoder, dynamics.config.text_tokens)
         book.load(path / "prompts.safetensors")
         world = World(card, autoencoder, dynamics, book, starts)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = f"is incomplete: there is no {error.filename}" if missing else f"cannot be read: {error}"
+        hint = "Fetch or export it again." if missing else "The disk or its permissions are the cause."
+        raise WorldError(f"world {path} {printable(reason)}. {hint}") from error
+    except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, WorldError):
             raise
         reason = printable(f"there is no {error}" if isinstance(error, KeyError) else str(error))

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 from worldsim.agents.discrete import DiscreteActions
 from worldsim.agents.envs import to_grayscale
-from worldsim.errors import ConfigError, DataError, FrameError
+from worldsim.errors import ConfigError, DataError, FrameError, check_ranges
+from worldsim.files import replacing
 from worldsim.renamed import AGENT, AGENT_TRAINING, with_new_names
 from worldsim.spaces import space_from_json, space_to_json
+from worldsim.untrusted import convert, read_json
 
 FORMAT, FORMAT_VERSION = "worldsim-agent", 1
 SMALLEST = 20  # pixels of a frame's side that the network can see
@@ -57,9 +59,16 @@ class SmallCnn(BaseFeaturesExtractor):
 POLICY_SETTINGS: dict[str, Any] = {"features_extractor_class": SmallCnn, "net_arch": []}
 
 
+MOST_ACTIONS = 16_384  # that an agent chooses among
+
+
 @dataclass(frozen=True, kw_only=True)
 class AgentCard:
-    """The description of an agent, in `agent.json`."""
+    """The description of an agent, in `agent.json`.
+
+    Raises:
+        ConfigError: a field that no agent can have. A card may be a stranger's: what it says is bounded.
+    """
 
     game: str  # what it plays: a recipe or a Gymnasium id
     frame_size: tuple[int, int]  # (height, width)
@@ -72,6 +81,13 @@ class AgentCard:
     progress: dict[str, Any] = field(default_factory=dict)  # steps, seconds, scale of rewards
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_ranges(self, {"frame_size": (1, 4096), "stack": (1, 256), "action_repeat": (1, 1_000_000)})
+        space_from_json(self.action_space)
+        if self.actions is not None and not 0 < len(self.actions) <= MOST_ACTIONS:
+            raise ConfigError(f"there are {len(self.actions)} actions; allowed: 1 to {MOST_ACTIONS}.")
 
 
 class Agent:
@@ -170,9 +186,8 @@ class Agent:
         path.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().contiguous() for name, value in self.policy.named_parameters()}
         write_tensors(weights, path / "policy.safetensors")
-        partial = path / "agent.json.partial"
-        partial.write_text(json.dumps(dataclasses.asdict(self.card), indent=2, default=str) + "\n")
-        partial.replace(path / "agent.json")
+        with replacing(path / "agent.json") as partial:
+            partial.write_text(json.dumps(dataclasses.asdict(self.card), indent=2, default=str) + "\n")
 
     @staticmethod
     def load(path: str | Path, greedy: bool = True) -> Agent:
@@ -257,14 +272,16 @@ def read_agent_card(path: Path) -> AgentCard:
     if not (path / "agent.json").is_file():
         raise DataError(f"there is no agent at {path} (no agent.json there). Make one with: worldsim agent train")
     try:
-        data = json.loads((path / "agent.json").read_text())
+        data = read_json(path / "agent.json")
         found = data.get("format"), data.get("format_version")
         if found != (FORMAT, FORMAT_VERSION):
             raise DataError(f"the agent {path} has format and version {found}; this worldsim reads {FORMAT_VERSION}.")
         data = with_new_names(data, AGENT)
         data["training"] = with_new_names(data.get("training", {}), AGENT_TRAINING)
-        return AgentCard(**{**data, "frame_size": tuple(data["frame_size"])})
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        return convert(data, AgentCard)
+    except DataError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path / 'agent.json'} is damaged ({error}); train the agent again.") from error
 
 
@@ -289,9 +306,8 @@ def load_weights(policy: nn.Module, path: Path) -> None:
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors so that a reader finds the old file or the new one."""
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(tensors, partial)
 
 
 def _channels(card: AgentCard) -> int:

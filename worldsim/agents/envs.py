@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
 
 from worldsim.agents.discrete import DiscreteActions
+from worldsim.data.admission import read_reward
 from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.frames import see_frame
 from worldsim.data.recipe import Recipe
@@ -23,6 +24,7 @@ from worldsim.envs.keymap import keymap_for
 from worldsim.envs.stable_baselines import SB3VecEnv
 from worldsim.envs.vector_env import WorldVectorEnv
 from worldsim.errors import ConfigError, DataError
+from worldsim.world import World
 
 TRIES = 200  # looks for a clip that has the labels asked for, for each that is wanted
 
@@ -44,7 +46,8 @@ class SeenFrames(gym.Wrapper):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Pass on the action."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return see_frame(self.env, observation, self.size), float(reward), terminated, truncated, info
+        frame = see_frame(self.env, observation, self.size)
+        return frame, read_reward(reward), bool(terminated), bool(truncated), info
 
 
 def make_game(recipe: Recipe, max_steps: int | None = None) -> gym.Env:
@@ -71,6 +74,27 @@ def game_keys(recipe: Recipe) -> tuple[spaces.Space, dict[str, Any]]:
         return env.action_space, keys
     finally:
         env.close()
+
+
+def check_world_game(world: World, recipe: Recipe) -> None:
+    """Refuse a world of another game than the one of `recipe`, where both say which they are.
+
+    Raises:
+        ConfigError: they have other actions, or other names.
+    """
+    space, _ = game_keys(recipe)
+    if world.action_space != space:
+        raise ConfigError(
+            f"the world {world.card.name} has the action space {world.action_space}, the game {recipe.name} has {space}"
+            "; name the game that the world is of (worldsim info WORLD says which)."
+        )
+    recording = world.card.provenance.get("recording")
+    known = recording.get("env_id") if isinstance(recording, dict) else None
+    if isinstance(known, str) and known.split(":")[-1] != recipe.env_id.split(":")[-1]:
+        raise ConfigError(
+            f"the world {world.card.name} is of {known!r:.100}, the game {recipe.name} is {recipe.env_id!r}; name the "
+            "game that the world is of (worldsim info WORLD says which)."
+        )
 
 
 def real_games(recipe: Recipe, count: int, max_steps: int | None = None) -> VecEnv:

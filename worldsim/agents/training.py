@@ -33,6 +33,7 @@ from worldsim.agents.agent import (
 from worldsim.agents.discrete import DiscreteActions, find_actions
 from worldsim.agents.envs import (
     agent_observation,
+    check_world_game,
     find_game,
     frame_size,
     game_keys,
@@ -195,12 +196,13 @@ def make_envs(config: AgentConfig) -> tuple[VecEnv, DiscreteActions | None]:
         space, keys = game_keys(recipe)
         envs = real_games(recipe, config.num_envs, config.max_episode_steps)
         return envs, find_actions(space, keys, config.actions, config.discrete_actions)
+    game = find_game(config.game)
     settings: dict[str, Any] = {
         "noise_scale": config.noise_scale,
         "num_denoising_steps": config.num_denoising_steps,
         "threads": config.threads,
         "runtime": config.runtime,
-        "max_episode_steps": config.max_episode_steps or find_game(config.game).episode_steps,
+        "max_episode_steps": config.max_episode_steps or game.episode_steps,
         "end_above": None if config.sample_end else 0.5,
     }
     if config.starts_from is not None:
@@ -210,6 +212,11 @@ def make_envs(config: AgentConfig) -> tuple[VecEnv, DiscreteActions | None]:
         )
     envs = imagined_envs(config.world, config.num_envs, **settings)
     world = world_of(envs).world
+    try:
+        check_world_game(world, game)
+    except ConfigError:
+        envs.close()
+        raise
     return envs, find_actions(world.action_space, world.card.keys, config.actions, config.discrete_actions)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from worldsim.commands.parsing import parse
 
+ENOUGH_FRAMES = 12  # in a row: what training takes by default
+
 if TYPE_CHECKING:
     from worldsim.data.episodes import Dataset
 
@@ -71,6 +73,16 @@ def data_import_minari(args: Sequence[str]) -> None:
     print(_counts(import_minari(parse(MinariImport, "data import-minari", args, data_import_minari.__doc__))))
 
 
+def data_import_lerobot(args: Sequence[str]) -> None:
+    """Make a dataset of a LeRobot dataset (version 3), from the pictures of one of its cameras.
+
+    Example: worldsim data import-lerobot ~/datasets/pusht --out data/pusht --frame-size 96 96
+    """
+    from worldsim.data.lerobot import LeRobotImport, import_lerobot
+
+    print(_counts(import_lerobot(parse(LeRobotImport, "data import-lerobot", args, data_import_lerobot.__doc__))))
+
+
 def data_import_video(args: Sequence[str]) -> None:
     """Make a dataset of videos, or folders of PNGs, and a log of the actions at each frame.
 
@@ -87,4 +99,20 @@ def _counts(dataset: Dataset) -> str:
     from worldsim.data.recipe import SPLITS
 
     counts = ", ".join(f"{len(dataset.episodes(split))} {split}" for split in SPLITS)
-    return f"{dataset.path}: {counts} episodes"
+    return "\n".join([f"{dataset.path}: {counts} episodes", *_notes(dataset)])
+
+
+def _notes(dataset: Dataset) -> list[str]:
+    """Say what training will miss, while recording more is at hand."""
+    from worldsim.data.episodes import count_steps
+
+    notes, train = [], dataset.episodes("train")
+    if not dataset.episodes("heldout"):
+        notes.append("note: no episode is held out yet, and training needs one; every tenth is: record at least ten.")
+    longest = 1 + max((count_steps(path) for path in train), default=0)
+    if longest < ENOUGH_FRAMES:
+        notes.append(
+            f"note: the longest episode has {longest} frames; training takes {ENOUGH_FRAMES} in a row, or fewer with "
+            "--frames and --history."
+        )
+    return notes

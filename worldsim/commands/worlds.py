@@ -7,6 +7,8 @@ from typing import Any
 
 from worldsim.commands.parsing import parse
 
+LONGEST_LINE = 20_000  # characters that are printed of what a world says
+
 
 def info(args: Sequence[str]) -> None:
     """Say what a world is: size, actions, prompts, quality, licences.
@@ -16,6 +18,7 @@ def info(args: Sequence[str]) -> None:
     import json
 
     from worldsim.envs.shipped import world_path
+    from worldsim.untrusted import printable
     from worldsim.world import find_world, read_card
 
     def about(world: str, json: bool = False) -> tuple[str, bool]:
@@ -30,13 +33,19 @@ def info(args: Sequence[str]) -> None:
         print((path / "world.json").read_text())
         return
     megabytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
-    print(f"{card.name}: {card.frame_size[0]} x {card.frame_size[1]} at {card.fps:.3g} frames/s, {megabytes:.1f} MB")
-    print(f"actions: {json.dumps(card.action_space)}")
-    print(f"prompts: {'; '.join(card.prompts[:8]) or 'none'}")
+
+    def say(line: str) -> None:
+        print(printable(line, LONGEST_LINE))  # a stranger's words may carry escape codes
+
+    say(f"{card.name}: {card.frame_size[0]} x {card.frame_size[1]} at {card.fps:.3g} frames/s, {megabytes:.1f} MB")
+    if game := _recorded_by(card.provenance):
+        say(f"game: {game}")
+    say(f"actions: {json.dumps(card.action_space)}")
+    say(f"prompts: {'; '.join(card.prompts[:8]) or 'none'}")
     for title, lines in (("quality", card.quality), ("sampler", card.sampler)):
-        print(f"{title}: {json.dumps(lines)}")
+        say(f"{title}: {json.dumps(lines)}")
     for notice in card.notices:
-        print(f"notice: {notice.splitlines()[0]}")
+        say(f"notice: {''.join(notice.splitlines()[:1])}")
 
 
 def play(args: Sequence[str]) -> None:
@@ -57,7 +66,7 @@ def evaluate(args: Sequence[str]) -> None:
     """Measure how good a world is on recorded episodes that it was not trained on.
 
     Example: worldsim eval doom --data data/doom --out runs/eval-doom
-    Writes report.json and contact sheets to --out.
+    Writes report.json, report.png and contact sheets to --out.
     """
     from worldsim.evaluation.report import EvalConfig, table
     from worldsim.evaluation.report import evaluate as run
@@ -115,6 +124,19 @@ def tune(args: Sequence[str]) -> None:
     config = parse(TuneConfig, "tune", args, tune.__doc__)
     found = run(World.from_pretrained(world_path(str(config.world))), report=lambda line: print(line, flush=True))
     print(f"{config.world} now runs on: {found['fastest']}")
+
+
+def _recorded_by(provenance: dict[str, Any]) -> str:
+    """Say which game a world is of, and how it is recorded, where that is known."""
+    from worldsim.registry import recipe_recorded
+    from worldsim.untrusted import printable
+
+    recording = provenance.get("recording")
+    env_id = recording.get("env_id") if isinstance(recording, dict) else None
+    if not isinstance(env_id, str):
+        return ""
+    recipe = recipe_recorded(env_id)
+    return printable(env_id) + (f" (worldsim record {recipe.name})" if recipe is not None else "")
 
 
 def _measure(config: Any, run: Callable[[Any], Any], table: Callable[[Any], str]) -> None:

@@ -6,8 +6,11 @@ A log has a row for each frame. Its columns determine the action space:
     action_0, action_1 ...  numbers within --low and --high: Box
     keys                    names of the keys held, joined by "+", such as "left+space"; empty for none: MultiBinary
     left, space, w, ...     a column for each key, 0 or 1: MultiBinary
+    mouse_x, mouse_dx ...   numbers of a mouse, within --low and --high: Box
+    keys and numbers        both in one log: a Box of a 0 or 1 for each key, then the numbers
 
-Others: `frame` (its number, checked), `time` and `#...` (ignored), `reward`, `terminated`, `prompt`.
+Commas, semicolons or tabs separate the columns of a CSV file. Other columns: `frame` (its number, checked), `time` and
+`#...` (ignored), `reward`, `terminated`, `prompt`.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ KEYS = (
     "left", "right", "up", "down", "space", "return", "tab", "left shift", "right shift", "left ctrl", "right ctrl",
     "left alt", "right alt", *"abcdefghijklmnopqrstuvwxyz0123456789",
 )  # fmt: skip
+MOUSE = ("mouse_x", "mouse_y", "mouse_dx", "mouse_dy", "mouse_wheel")
+SEPARATORS = (",", ";", "\t")
 OTHERS = ("frame", "time", "reward", "terminated", "prompt")
 MOST_COMBINATIONS = 512  # of keys, that a card lists
 YES, NO = ("1", "true", "yes"), ("0", "false", "no", "")
@@ -65,12 +70,12 @@ def read_log(path: Path, prompt: str = "") -> ActionLog:
         if name not in actions and name not in OTHERS and not name.startswith("#"):
             hint = did_you_mean(name, [*OTHERS, "action", "keys", *KEYS[:13]])
             raise DataError(f"{path}: unknown column {name!r}.{hint} Also action_0, action_1 ..., letters and digits.")
-    kinds = {"numbers" if name.startswith("action_") else "keys" if name in KEYS else name for name in actions}
-    if len(kinds) != 1:
+    kinds = {"numbers" if is_number(name) else "keys" if name in KEYS else name for name in actions}
+    if len(kinds) != 1 and kinds != {"keys", "numbers"}:
         found = ", ".join(actions) or "none"
         raise DataError(
             f"{path}: the action columns are {found}; allowed: one of `action`, `action_0` and so on, `keys`, or "
-            "columns named by keys."
+            "columns named by keys; keys and numbers may be together."
         )
     if not (rows := len(next(iter(actions.values())))):
         raise DataError(f"{path} has no rows.")
@@ -89,7 +94,12 @@ def read_log(path: Path, prompt: str = "") -> ActionLog:
 
 def is_action(name: str) -> bool:
     """Say whether a column of this name is (a part of) the action."""
-    return name in ("action", "keys", *KEYS) or (name.startswith("action_") and name[7:].isdigit())
+    return name in ("action", "keys", *KEYS) or is_number(name)
+
+
+def is_number(name: str) -> bool:
+    """Say whether a column of this name has numbers within a range."""
+    return name in MOUSE or (name.startswith("action_") and name[7:].isdigit())
 
 
 @dataclass(frozen=True)
@@ -109,10 +119,17 @@ def read_actions(
     Raises:
         DataError: logs of different kinds, or a value outside the space.
     """
-    names = [sorted(log.actions, key=_order) for log in logs]
-    kinds = [any(name == "keys" or name in KEYS for name in columns) for columns in names]
-    if all(kinds):
+    found = [[name for name in log.actions if name == "action" or is_number(name)] for log in logs]
+    names = [sorted(columns, key=_order) for columns in found]
+    keyed = [any(name == "keys" or name in KEYS for name in log.actions) for log in logs]
+    if all(keyed) and not any(names):
         return _keys(logs)
+    if any(keyed) and not all(keyed):
+        first, other = logs[0], logs[keyed.index(not keyed[0])]
+        raise DataError(
+            f"{other.path} has the action columns {sorted(other.actions)}, but {first.path} has "
+            f"{sorted(first.actions)}."
+        )
     for log, columns in zip(logs, names, strict=True):
         if columns != names[0]:
             raise DataError(f"{log.path} has the action columns {columns}, but {logs[0].path} has {names[0]}.")
@@ -128,19 +145,27 @@ def read_actions(
                     f"{choices - 1}. More with --num-actions; numbers that are no choices go into action_0 and so on."
                 )
         return Actions(spaces.Discrete(choices), [part[:, 0].astype(np.int64) for part in values], {})
-    expected = [f"action_{i}" for i in range(len(names[0]))]
-    if names[0] != expected:
+    expected = [f"action_{i}" for i in range(sum(name not in MOUSE for name in names[0]))]
+    if [name for name in names[0] if name not in MOUSE] != expected:
         raise DataError(f"{logs[0].path} has the action columns {names[0]}; they must be numbered from 0: {expected}.")
     for log, part in zip(logs, values, strict=True):
         wrong = np.argwhere((part < low) | (part > high))
         if len(wrong):
             row, column = wrong[0]
             raise DataError(
-                f"{log.path}: row {row} has action_{column} = {part[row, column]:g}; allowed: {low:g} to {high:g}. "
+                f"{log.path}: row {row} has {names[0][column]} = {part[row, column]:g}; allowed: {low:g} to {high:g}. "
                 "Give the range with --low and --high."
             )
-    space = spaces.Box(np.float32(low), np.float32(high), (len(expected),), np.float32)
-    return Actions(space, [part.astype(np.float32) for part in values], {})
+    count = len(names[0])
+    if not any(keyed):
+        space = spaces.Box(np.float32(low), np.float32(high), (count,), np.float32)
+        return Actions(space, [part.astype(np.float32) for part in values], {})
+    held = _keys(logs)
+    switches, rest = held.of_log[0].shape[1], [float(np.clip(0, low, high))] * count
+    lows, highs = ([end] * switches + [bound] * count for end, bound in ((0.0, low), (1.0, high)))
+    both = [np.concatenate(parts, axis=1).astype(np.float32) for parts in zip(held.of_log, values, strict=True)]
+    space = spaces.Box(np.float32(lows), np.float32(highs), dtype=np.float32)
+    return Actions(space, both, {combo: [*action, *rest] for combo, action in held.keys.items()})
 
 
 def _keys(logs: Sequence[ActionLog]) -> Actions:
@@ -165,7 +190,8 @@ def _keys(logs: Sequence[ActionLog]) -> Actions:
 def _held(log: ActionLog) -> list[frozenset[str]]:
     """Read the keys held in each row."""
     if "keys" not in log.actions:
-        flags = {key: [_flag(log.path, key, row, v) for row, v in enumerate(vs)] for key, vs in log.actions.items()}
+        columns = {key: values for key, values in log.actions.items() if key in KEYS}
+        flags = {key: [_flag(log.path, key, row, v) for row, v in enumerate(vs)] for key, vs in columns.items()}
         return [frozenset(key for key in flags if flags[key][row]) for row in range(len(log))]
     rows = [frozenset(key.strip().lower() for key in text.split("+") if key.strip()) for text in log.actions["keys"]]
     for row, keys in enumerate(rows):
@@ -183,9 +209,12 @@ def _read(path: Path) -> dict[str, list[str]]:
     try:
         if path.suffix.lower() == ".csv":
             with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a mark
-                names, *rows = [row for row in csv.reader(file) if row] or [[]]
+                head = file.readline()
+                file.seek(0)
+                separator = max(SEPARATORS, key=head.count)
+                names, *rows = [row for row in csv.reader(file, delimiter=separator) if row] or [[]]
         else:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
             if not all(isinstance(line, dict) for line in lines):
                 raise DataError(f'{path}: every line must be an object, such as {{"action": 1}}.')
             names = list(lines[0]) if lines else []
@@ -193,7 +222,7 @@ def _read(path: Path) -> dict[str, list[str]]:
                 if line.keys() != set(names):
                     raise DataError(f"{path}: line {number} has {sorted(line)}, but the first has {sorted(names)}.")
             rows = [[_text(line[name]) for name in names] for line in lines]
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, csv.Error, json.JSONDecodeError) as error:
         raise DataError(f"cannot read the action log {path}: {error}") from error
     names = [name.strip().lower() for name in names]
     if len(set(names)) != len(names):
@@ -214,7 +243,7 @@ def _numbers(log: ActionLog, name: str) -> np.ndarray:
 
 def _number(path: Path, name: str, row: int, text: str) -> float:
     try:
-        number = float(text)
+        number = float(text if "." in text else text.replace(",", "."))  # as spreadsheets of some countries write them
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
@@ -229,4 +258,6 @@ def _flag(path: Path, name: str, row: int, text: str) -> bool:
 
 
 def _order(name: str) -> tuple[int, str]:
-    return (int(name[7:]), "") if name.startswith("action_") else (0, name)
+    if name == "action":
+        return 0, ""
+    return (int(name[7:]), "") if name not in MOUSE else (10**9 + MOUSE.index(name), "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,17 @@ from typing import Any
 from gymnasium import spaces
 
 from worldsim.errors import ConfigError, DataError
+from worldsim.files import replacing
 from worldsim.renamed import recording_of_today
 from worldsim.spaces import space_from_json
+from worldsim.untrusted import Untrusted, read_json
 
 FILE = "dataset.json"
 FORMAT = "worldsim-episodes"
 FORMAT_VERSION = 1
+NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,127}")  # as a world's card has it
+LARGEST_SIDE, FPS = 4096, (1e-3, 1e4)  # the same
+MOST_KEYS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +46,30 @@ class DatasetCard:
     def __post_init__(self) -> None:
         """Check the fields: a card may come from anywhere."""
         size, fps = self.frame_size, self.fps
-        if not (len(size) == 2 and all(type(length) is int and length > 0 for length in size)):
-            raise DataError(f"frame_size is {size!r}; allowed: a height and a width of at least 1.")
+        if not (len(size) == 2 and all(type(length) is int and 0 < length <= LARGEST_SIDE for length in size)):
+            raise DataError(
+                f"frame_size is {size!r:.60}; allowed: a height and a width of at least 1, and at most {LARGEST_SIDE}."
+            )
         if isinstance(fps, bool) or not isinstance(fps, int | float) or not fps > 0:
-            raise DataError(f"fps is {fps!r}; it must be a number above 0.")
+            raise DataError(f"fps is {fps!r:.60}; it must be a number above 0.")
+        if not FPS[0] <= fps <= FPS[1]:
+            raise DataError(f"fps is {fps!r}; allowed: {FPS[0]:g} to {FPS[1]:g} frames per second.")
         kinds = {"name": str, "action_space": dict, "keys": dict, "provenance": dict}
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
-                raise DataError(f"{name} is {getattr(self, name)!r}; it must be a {kind.__name__}.")
+                raise DataError(f"{name} is {getattr(self, name)!r:.200}; it must be a {kind.__name__}.")
+        if not NAME.fullmatch(self.name):
+            raise DataError(
+                f"name is {self.name!r:.160}; allowed: up to 128 characters without '/', which do not begin with '.'."
+            )
+        if len(self.keys) > MOST_KEYS or not all(isinstance(text, str) for text in self.notices):
+            raise DataError(f"there are {len(self.keys)} keys; allowed: {MOST_KEYS}, and notices of text.")
+        if not isinstance(self.recipe, str | None):
+            raise DataError(f"recipe is {self.recipe!r:.100}; it must be text.")
         try:
             space_from_json(self.action_space)
         except (ConfigError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"action_space is {self.action_space!r}, which is none ({error}).") from error
+            raise DataError(f"action_space is {self.action_space!r:.300}, which is none ({error}).") from error
 
     def space(self) -> spaces.Space:
         """Make the Gymnasium action space."""
@@ -112,14 +130,12 @@ class DatasetCard:
         if not path.is_file():
             raise DataError(f"no dataset at {folder}: {FILE} is missing. Make one with: worldsim record")
         try:
-            data = json.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            data = read_json(path)
+        except (OSError, Untrusted) as error:
             raise DataError(f"{path} is not JSON ({error}); restore it or record again.") from error
         return DatasetCard.of(data, str(path))
 
     def write(self, folder: Path) -> None:
         """Write the card into `folder`, so that a reader finds the old one or the new one."""
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = (folder / FILE).with_suffix(".partial")
-        unfinished.write_text(json.dumps(self.to_json(), indent=2) + "\n")
-        unfinished.replace(folder / FILE)
+        with replacing(folder / FILE) as partial:
+            partial.write_text(json.dumps(self.to_json(), indent=2) + "\n")

@@ -26,7 +26,9 @@ from safetensors.numpy import save_file
 from worldsim.data.card import DatasetCard
 from worldsim.data.recipe import SPLITS
 from worldsim.errors import DataError
+from worldsim.files import replacing
 from worldsim.spaces import actions_from_arrays, actions_to_arrays
+from worldsim.untrusted import Untrusted, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +61,10 @@ def write_episode(path: Path, episode: Episode) -> None:
     """Write `episode` to `path` so that a reader sees all of it or nothing; equal episodes make equal files."""
     arrays = {name: getattr(episode, name) for name in ("frames", "rewards", "terminated", "truncated", "prompt_index")}
     arrays |= actions_to_arrays("actions", episode.actions)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     # One entry: safetensors writes several in an order that changes from run to run.
     metadata = {"episode": json.dumps({"prompts": episode.prompts, "meta": episode.meta}, sort_keys=True)}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=metadata)
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=metadata)
 
 
 def read_episode(path: Path, start: int = 0, stop: int | None = None) -> Episode:
@@ -75,9 +75,10 @@ def read_episode(path: Path, start: int = 0, stop: int | None = None) -> Episode
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            meta = json.loads((file.metadata() or {})["episode"])
+            meta = parse_json((file.metadata() or {})["episode"])
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
-            steps = slices["rewards"].get_shape()[0]
+            steps = _check_layout(slices)
+            _check_prompts(meta)
             stop = steps if stop is None else stop
             if not 0 <= start <= stop <= steps:
                 raise DataError(f"episode {path} has no steps {start} to {stop}; allowed: within 0 to {steps}.")
@@ -102,6 +103,38 @@ def read_episode(path: Path, start: int = 0, stop: int | None = None) -> Episode
         raise _unreadable(path, error) from error
 
 
+def _check_layout(slices: dict[str, Any]) -> int:
+    """Check the shapes that a file says its arrays have, before any is read; return the number of steps.
+
+    Raises:
+        Untrusted: they are not those of an episode.
+    """
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    for name, dims in {"frames": 4, "rewards": 1, "terminated": 1, "truncated": 1, "prompt_index": 1}.items():
+        if len(shapes[name]) != dims:
+            raise Untrusted(f"{name} have the shape {shapes[name]}; allowed: {dims} dimensions")
+    (steps,), (_, height, width, channels) = shapes["rewards"], shapes["frames"]
+    if slices["frames"].get_dtype() != "U8" or channels != 3 or not height * width:
+        raise Untrusted(f"frames are {slices['frames'].get_dtype()} {shapes['frames']}; allowed: U8 (T, H, W, 3)")
+    for name, shape in shapes.items():
+        if shape[:1] != (steps + (name in ("frames", "prompt_index")),):
+            raise Untrusted(f"{name} have the shape {shape} in an episode of {steps} steps")
+    return steps
+
+
+def _check_prompts(meta: dict[str, Any]) -> None:
+    """Check what an episode says in words.
+
+    Raises:
+        Untrusted: it is not what an episode has.
+    """
+    prompts = meta["prompts"]
+    if not isinstance(meta["meta"], dict) or not isinstance(prompts, list):
+        raise Untrusted("its prompts are no list, or its meta is no dict")
+    if not all(isinstance(prompt, dict) and isinstance(prompt.get("text"), str) for prompt in prompts):
+        raise Untrusted("its prompts are no dicts with a text")
+
+
 def count_steps(path: Path) -> int:
     """Read the length of an episode, without its arrays.
 
@@ -110,16 +143,31 @@ def count_steps(path: Path) -> int:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            return file.get_slice("rewards").get_shape()[0]
+            return _check_layout({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118 -- not a dict
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def check_size(path: Path, frame_size: tuple[int, int]) -> None:
+    """Check the size of an episode's frames, without its arrays.
+
+    Raises:
+        DataError: another one, or the file is missing, damaged or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shape = tuple(file.get_slice("frames").get_shape())
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
+    if shape[1:] != (*frame_size, 3):
+        raise _unreadable(path, Untrusted(f"its frames are {shape[1:]}, those of the dataset {(*frame_size, 3)}"))
 
 
 class FrameTable:
     """The frames of some episodes, in order, read from disk on demand: they need not fit in memory."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        """Count the frames.
+    def __init__(self, paths: Sequence[Path], frame_size: tuple[int, int] | None = None) -> None:
+        """Count the frames, and check their size if one is given.
 
         Raises:
             DataError: there are no episodes, or one is damaged.
@@ -127,6 +175,9 @@ class FrameTable:
         if not paths:
             raise DataError("no episodes to read frames from; record more of this split.")
         self.paths = list(paths)
+        if frame_size is not None:
+            for path in self.paths:
+                check_size(path, frame_size)
         self.ends = np.cumsum([count_steps(path) + 1 for path in self.paths])  # rows at which each is over
 
     def __len__(self) -> int:
@@ -189,6 +240,18 @@ class Dataset:
         if split not in SPLITS:
             raise DataError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}.")
         return sorted((self.path / split).glob("*.safetensors"))
+
+    def frames(self, split: str = "train") -> FrameTable:
+        """Open the frames of a split, all of the dataset's size.
+
+        Raises:
+            DataError: the split is empty, or an episode is damaged.
+        """
+        if not (paths := self.episodes(split)):
+            raise DataError(
+                f"dataset {self.path} has no episodes in split {split!r}; record more, one episode in ten is held out."
+            )
+        return FrameTable(paths, self.frame_size)
 
     def read(self, split: str = "train", limit: int | None = None) -> list[Episode]:
         """Read all episodes of a split, or the first `limit`.

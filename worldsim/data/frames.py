@@ -6,9 +6,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from PIL import Image
 
 from worldsim.errors import FrameError
+
+SMALLEST_PICTURE = 8  # pixels a side
 
 
 def check_frames(frames: np.ndarray, name: str = "frame", dims: int = 3) -> np.ndarray:
@@ -38,13 +41,41 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(Image.fromarray(frame).resize((size[1], size[0]), method))
 
 
+def is_picture(observation: Any, space: spaces.Space) -> bool:
+    """Say whether an observation is a picture: uint8 RGB, as its space says, from 0 to 255, at least 8 pixels a side.
+
+    A grid of symbols (MiniGrid's 7 x 7 x 3) is none.
+    """
+    return (
+        isinstance(observation, np.ndarray)
+        and isinstance(space, spaces.Box)
+        and observation.dtype == space.dtype == np.uint8
+        and observation.shape == space.shape
+        and observation.ndim == 3
+        and observation.shape[-1] == 3
+        and min(observation.shape[:2]) >= SMALLEST_PICTURE
+        and not space.low.any()
+        and bool((space.high == 255).all())
+    )
+
+
 def see_frame(env: gym.Env, observation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the frame of `env`, at `size` (height, width): the observation if it is a frame, else the rendering.
+    """Return the frame of `env`, at `size` (height, width): the observation if it is a picture, else the rendering.
+
+    An environment without a render mode shows its observation.
 
     Raises:
         FrameError: neither is uint8 (H, W, 3).
     """
-    array = observation if isinstance(observation, np.ndarray) else np.empty(0)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        array = np.asarray(env.render())
-    return resize_frame(array, size)
+    if is_picture(observation, env.observation_space) or (env.render_mode is None and np.ndim(observation) == 3):
+        return resize_frame(observation, size)  # what does not render has no other picture than what it observes
+    rendered = np.asarray(env.render())
+    if rendered.dtype == np.uint8 and rendered.ndim == 3 and rendered.shape[-1] == 4:
+        rendered = rendered[..., :3]  # without its opacity
+    try:
+        return resize_frame(rendered, size)
+    except FrameError as error:
+        raise FrameError(
+            f"{error} The observation is no picture (uint8 RGB from 0 to 255, as the observation space says, at least "
+            f"{SMALLEST_PICTURE} pixels a side), so render() must return one: wrap the environment."
+        ) from error

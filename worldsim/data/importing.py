@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from worldsim.data.admission import check_episode, check_space
 from worldsim.data.card import DatasetCard
 from worldsim.data.episodes import Episode, write_episode
 from worldsim.data.recipe import SPLITS
 from worldsim.data.record import split_of
 from worldsim.errors import DataError
-from worldsim.spaces import space_to_json
+from worldsim.files import locked
 
 
 def make_card(
@@ -40,7 +41,7 @@ def make_card(
         name=name,
         frame_size=frame_size,
         fps=fps,
-        action_space=space_to_json(space),
+        action_space=check_space(space),
         keys=dict(keys),
         provenance={**provenance, "packages": {"worldsim-engine": version}},
     )
@@ -53,16 +54,16 @@ class Importer:
         counts: episodes of each split so far.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Write into `folder`."""
-        self.folder = folder
+    def __init__(self, folder: Path, card: DatasetCard) -> None:
+        """Write into `folder` the episodes of the dataset that `card` describes."""
+        self.folder, self.space, self.frame_size = folder, card.space(), card.frame_size
         self.counts = dict.fromkeys(SPLITS, 0)
 
     def add(self, episode: Episode, index: int | None = None, split: str | None = None) -> None:
         """Write an episode (default: under the next number, and one in ten is held out).
 
         Raises:
-            DataError: an unknown split, or the number is taken.
+            DataError: an unknown split, a number that is taken, or an episode that no dataset can have.
         """
         index = sum(self.counts.values()) if index is None else index
         split = split_of(index, unseen=False) if split is None else split
@@ -71,6 +72,10 @@ class Importer:
         path = self.folder / split / f"{index:06d}.safetensors"
         if path.exists():
             raise DataError(f"there are two episodes with the number {index} in the split {split!r}.")
+        try:
+            check_episode(episode, self.space, self.frame_size)
+        except DataError as error:
+            raise DataError(f"episode {index} cannot be imported: {error}") from error
         write_episode(path, dataclasses.replace(episode, meta={"index": index, "split": split, **episode.meta}))
         self.counts[split] += 1
 
@@ -84,17 +89,18 @@ def importing(out: Path, card: DatasetCard) -> Iterator[Importer]:
     """
     check_free(out)
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
-    partial.mkdir(parents=True)
-    try:
-        importer = Importer(partial)
-        yield importer
-        if not sum(importer.counts.values()):
-            raise DataError(f"there is no episode to import into {out}; an episode needs at least two frames.")
-        card.write(partial)
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked(out.with_name(out.name + ".lock"), f"importing into {out}"):
+        shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
+        try:
+            partial.mkdir(parents=True)
+            importer = Importer(partial, card)
+            yield importer
+            if not sum(importer.counts.values()):
+                raise DataError(f"there is no episode to import into {out}; an episode needs at least two frames.")
+            card.write(partial)
+            partial.replace(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_free(out: Path) -> None:

@@ -20,12 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from worldsim.data.admission import read_checked
 from worldsim.data.chunks import chunks_of
-from worldsim.data.episodes import Dataset, read_episode
+from worldsim.data.episodes import Dataset
 from worldsim.errors import DataError
+from worldsim.files import replacing
 from worldsim.models.autoencoder import Autoencoder, DiffusersAutoencoder
 from worldsim.renamed import LATENTS, with_new_names
 from worldsim.spaces import ActionCodec
+from worldsim.untrusted import parse_json
 
 SOME = 4000  # frames that stand for a recording
 
@@ -71,7 +74,7 @@ class LatentData:
         """Encode the episodes of a split.
 
         Raises:
-            DataError: the split is empty.
+            DataError: the split is empty, or an episode has what cannot be trained on.
         """
         paths = dataset.episodes(split)[:limit]
         if not paths:
@@ -81,7 +84,7 @@ class LatentData:
         columns |= {name: [] for name in ("terminated", "mortal", "event_onset", "prompt", "first", "last")}
         offset = 0
         for path in tqdm(paths, desc=f"encoding {split}", unit="episode"):
-            episode = read_episode(path)
+            episode = read_checked(path, dataset)
             actions = torch.from_numpy(ActionCodec(dataset.action_space).flatten(episode.actions))
             chunks = chunks_of(episode, actions, autoencoder.temporal_stride)
             rows = len(chunks.last)
@@ -131,16 +134,29 @@ class LatentData:
         data = _read(path, digest.hexdigest())
         if data is None:
             data = LatentData.encode(dataset, split, autoencoder)
-            path.parent.mkdir(exist_ok=True)
             names = [field.name for field in fields(LatentData) if field.name != "prompts"]
-            partial = path.with_suffix(".partial")
-            save_file(
-                {name: getattr(data, name).contiguous() for name in names},
-                partial,
-                metadata={"of": digest.hexdigest(), "prompts": json.dumps(data.prompts)},
-            )
-            partial.replace(path)
+            with replacing(path) as partial:
+                save_file(
+                    {name: getattr(data, name).contiguous() for name in names},
+                    partial,
+                    metadata={"of": digest.hexdigest(), "prompts": json.dumps(data.prompts)},
+                )
         return data
+
+    def is_whole(self) -> bool:
+        """Say whether every latent has its row in all columns, numbers are finite, and rows that are named exist."""
+        rows = len(self.latents)
+        columns = [getattr(self, field.name) for field in fields(LatentData) if field.name != "prompts"]
+        own = torch.arange(rows)
+        return (
+            rows > 0
+            and self.latents.dim() == 4
+            and all(len(column) == rows for column in columns)
+            and all(bool(column.isfinite().all()) for column in columns if column.is_floating_point())
+            and bool(((self.first >= 0) & (self.first <= own) & (self.last >= own) & (self.last < rows)).all())
+            and bool(((self.prompt >= 0) & (self.prompt < len(self.prompts))).all())
+            and all(isinstance(text, str) for text in self.prompts)
+        )
 
     @property
     def stride(self) -> int:
@@ -248,6 +264,7 @@ def _read(path: Path, digest: str) -> LatentData | None:
             if about.get("of") != digest:
                 return None
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  -- no mapping
-            return LatentData(**with_new_names(columns, LATENTS), prompts=json.loads(about["prompts"]))
+            data = LatentData(**with_new_names(columns, LATENTS), prompts=parse_json(about["prompts"], list))
+            return data if data.is_whole() else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,10 +22,10 @@ from gymnasium import spaces
 
 from worldsim.data.card import DatasetCard
 from worldsim.data.episodes import Dataset, Episode, read_episode
-from worldsim.data.frames import resize_frame
+from worldsim.data.foreign import FRAMES_PER_SECOND
+from worldsim.data.frames import SMALLEST_PICTURE, resize_frame
 from worldsim.data.importing import check_free, ended, importing, make_card
 from worldsim.data.recipe import SPLITS
-from worldsim.data.record import FRAMES_PER_SECOND
 from worldsim.errors import ConfigError, DataError, MissingDependency, did_you_mean
 
 CARD, EPISODE = "worldsim", "worldsim"  # our entries in the metadata of a dataset and of an episode
@@ -63,7 +64,8 @@ class MinariImport:
     root: Path | None = None
     """The folder of all Minari datasets (default: as Minari has it)."""
     observation: str | None = None
-    """The entry of a Dict observation that has the frames (default: the only one with images)."""
+    """The entry of a Dict or Tuple observation that has the frames, as in obs.pixels or 0 (default: the only one with
+    images)."""
     frame_size: tuple[int, int] | None = None
     """Height and width (default: as they are)."""
     fps: float | None = None
@@ -73,8 +75,17 @@ class MinariImport:
 
 
 def minari_root(root: Path | None) -> Path:
-    """Return the folder where Minari stores its datasets, unless `root` gives another."""
-    found = root or Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    """Return the folder where Minari stores its datasets, unless `root` gives another.
+
+    Raises:
+        ConfigError: there is no home folder, and no other is named.
+    """
+    try:
+        found = root or Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    except RuntimeError as error:
+        raise ConfigError(
+            "this user has no home folder, where Minari has its datasets; name one with --root."
+        ) from error
     return found.absolute()  # Minari's storage looks for its files in the wrong place under a relative path
 
 
@@ -91,7 +102,6 @@ def export_minari(config: MinariExport) -> Path:
     minari = _minari()
     from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.dataset.minari_storage import MinariStorage
 
     dataset, name = Dataset(config.dataset), config.name()
     try:
@@ -105,12 +115,12 @@ def export_minari(config: MinariExport) -> Path:
         raise DataError(f"{dataset.path} has no episodes yet; record some first.")
     folder = config.folder()
     check_free(folder)
-    partial = folder.with_name(f".{folder.name}.partial")  # with a dot, so that Minari does not list it
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "data").mkdir(parents=True)
+    unfinished = folder.with_name(f".{folder.name}.partial")  # with a dot, so that Minari does not list it
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / "data").mkdir(parents=True)
     try:
-        storage = MinariStorage.new(
-            partial / "data",
+        storage = _new_storage(
+            unfinished / "data",
             observation_space=spaces.Box(0, 255, (*dataset.frame_size, 3), np.uint8),
             action_space=dataset.action_space,
             data_format="arrow",
@@ -136,16 +146,17 @@ def export_minari(config: MinariExport) -> Path:
             storage.update_episodes([buffer])
             own = {"prompts": episode.prompts, "meta": episode.meta, "split": path.parent.name, "index": int(path.stem)}
             storage.update_episode_metadata([{EPISODE: own}], [number])
-        partial.replace(folder)
+        unfinished.replace(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def import_minari(config: MinariImport) -> Dataset:
     """Make a dataset of a Minari dataset with image observations.
 
-    Grey frames become RGB. One episode in ten is held out, except where the dataset came from worldsim.
+    Grey frames become RGB, channels may come first. One episode in ten is held out, except where the dataset came from
+    worldsim.
 
     Raises:
         DataError: no such dataset, no images in it, an episode that does not fit, or something is at `out` already.
@@ -158,6 +169,8 @@ def import_minari(config: MinariImport) -> Dataset:
     path = _find(config)
     try:
         source = MinariDataset(path)
+    except ImportError as error:
+        raise _not_installed() from error
     except (ValueError, KeyError, AssertionError, OSError) as error:
         raise DataError(f"{path} is no Minari dataset that this version reads: {error}") from error
     about = source.storage.metadata
@@ -184,8 +197,15 @@ def import_minari(config: MinariImport) -> Dataset:
             (more,) = source.storage.get_episode_metadata([int(number)])
             if not len(data["rewards"]):
                 continue
-            own = more.get(EPISODE, {})
-            episode = _episode(data, own, find, size, space, config.prompt)
+            own = more.get(EPISODE) if CARD in about else None
+            try:
+                own = own if isinstance(own, dict) else {}
+                episode = _episode(data, own, find, size, space, config.prompt)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                if isinstance(error, DataError):
+                    raise
+                reason = f"{type(error).__name__}: {error}"
+                raise DataError(f"episode {number} of {path} cannot be read: {reason}.") from error
             importer.add(episode, own.get("index"), own.get("split"))
     return Dataset(out)
 
@@ -210,7 +230,7 @@ def _episode(
         truncated = truncated | ended(steps, terminated=False)["truncated"]  # the recording stopped there
     prompts = own.get("prompts")
     if prompts is None:
-        texts = [str(text) for text in data["infos"].get("prompt", [])]
+        texts = [str(text) for text in (data.get("infos") or {}).get("prompt", [])]  # many datasets have no infos
         texts = texts if len(texts) == steps + 1 else [prompt] * (steps + 1)
         distinct = list(dict.fromkeys(texts))
         index, prompts = np.asarray([distinct.index(text) for text in texts]), [{"text": text} for text in distinct]
@@ -238,40 +258,58 @@ def _typed(space: spaces.Space, actions: Any) -> Any:
 
 def _image(space: spaces.Space, config: MinariImport) -> tuple[Callable[[Any], np.ndarray], tuple[int, int]]:
     """Find out how to read frames (T, H, W, 3) from observations, and their height and width."""
-    if not isinstance(space, spaces.Dict):
-        if config.observation is not None:
-            raise ConfigError(
-                f"observation is {config.observation!r}, but the observations are {space}, without entries."
-            )
-        if (found := _image_size(space)) is None:
-            raise DataError(
-                f"the observations are {space}, not images (uint8 of shape (H, W), (H, W, 1) or (H, W, 3)). Recover "
-                "the environment with minari, and record it: worldsim record ID."
-            )
-        return _rgb, found
-    sizes = {key: found for key, inner in space.spaces.items() if (found := _image_size(inner)) is not None}
-    key = config.observation or (next(iter(sizes)) if len(sizes) == 1 else None)
+    entries = dict(_entries(space))
+    sizes = {key: found for key, inner in entries.items() if (found := _image_size(inner)) is not None}
+    if "" in entries and config.observation is not None:
+        raise ConfigError(f"observation is {config.observation!r}, but the observations are {space}, without entries.")
+    if not sizes:
+        raise DataError(
+            f"the observations are {space}, not images (uint8 from 0 to 255 of shape (H, W), (H, W, 1), (H, W, 3), (1, "
+            f"H, W) or (3, H, W), of at least {SMALLEST_PICTURE} pixels a side). Recover the environment with minari, "
+            "and record it: worldsim record ID."
+        )
+    key = config.observation if config.observation is not None else next(iter(sizes)) if len(sizes) == 1 else None
     if key is None:
-        raise DataError(f"of the observations, {sorted(sizes) or 'none'} are images; say which one with --observation.")
+        raise DataError(f"of the observations, {sorted(sizes)} are images; say which one with --observation.")
     if key not in sizes:
         raise DataError(f"the observation {key!r} has no images.{did_you_mean(key, sizes)}")
-    return lambda observations: _rgb(observations[key]), sizes[key]
+    return partial(_frames, key), sizes[key]
+
+
+def _entries(space: spaces.Space, name: str = "") -> Iterator[tuple[str, spaces.Space]]:
+    """Yield the parts of a space that are neither Dict nor Tuple, each with its name, as in "obs.pixels" or "0"."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in inner:
+            yield from _entries(part, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, space
+
+
+def _frames(key: str, observations: Any) -> np.ndarray:
+    """Get the frames, uint8 (T, H, W, 3), of an episode's observations."""
+    for part in key.split(".") if key else ():
+        observations = observations[int(part) if isinstance(observations, tuple | list) else part]
+    frames = np.asarray(observations)
+    frames = frames[..., None] if frames.ndim == 3 else frames
+    frames = frames.transpose(0, 2, 3, 1) if _channels_first(frames.shape[1:]) else frames
+    return frames if frames.shape[-1] == 3 else frames.repeat(3, axis=-1)
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[0] in (1, 3) and shape[-1] not in (1, 3)
 
 
 def _image_size(space: spaces.Space) -> tuple[int, int] | None:
-    shape = space.shape or ()
-    if (
-        not isinstance(space, spaces.Box)
-        or space.dtype != np.uint8
-        or not (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3)))
-    ):
+    """Get the height and width of the pictures of a space; None where it has none: a grid of symbols is no picture."""
+    shape: tuple[int, ...] = space.shape or ()
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or space.low.any() or (space.high != 255).any():
+        return None
+    if _channels_first(shape):
+        shape = (*shape[1:], *shape[:1])
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3))) or min(shape[:2]) < SMALLEST_PICTURE:
         return None
     return shape[0], shape[1]
-
-
-def _rgb(frames: np.ndarray) -> np.ndarray:
-    frames = frames[..., None] if frames.ndim == 3 else frames
-    return frames if frames.shape[-1] == 3 else frames.repeat(3, axis=-1)
 
 
 def _find(config: MinariImport) -> Path:
@@ -291,8 +329,19 @@ def _find(config: MinariImport) -> Path:
 def _minari() -> ModuleType:
     try:
         import minari
-        import pyarrow  # noqa: F401 -- the storage needs it
-        import pyarrow.dataset  # noqa: F401
     except ImportError as error:
-        raise MissingDependency("minari", "exchange with Minari", "pip install 'minari[arrow]>=0.5.4'") from error
+        raise _not_installed() from error
     return minari
+
+
+def _new_storage(*args: Any, **settings: Any) -> Any:
+    from minari.dataset.minari_storage import MinariStorage
+
+    try:
+        return MinariStorage.new(*args, **settings)
+    except ImportError as error:
+        raise _not_installed() from error
+
+
+def _not_installed() -> MissingDependency:
+    return MissingDependency("minari", "exchange with Minari", "pip install 'minari[hdf5,arrow]>=0.5.4'")

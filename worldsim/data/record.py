@@ -22,19 +22,21 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from worldsim.data.card import FILE, DatasetCard
+from worldsim.data.admission import check_episode, check_space, check_text, read_prompt, read_reward
+from worldsim.data.card import FILE, LARGEST_SIDE, DatasetCard
 from worldsim.data.episodes import Dataset, Episode, count_steps, write_episode
+from worldsim.data.foreign import foreign_recipe, full_id, game_errors
 from worldsim.data.frames import see_frame
 from worldsim.data.policy import BeginnerPolicy, NoOpSpans, Policy, RandomPolicy, Rest
 from worldsim.data.recipe import Recipe
-from worldsim.data.worker_pool import Alone, WorkerPool
-from worldsim.errors import ConfigError, DataError, did_you_mean
-from worldsim.registry import find_recipe, folder_game, hidden, recipes
+from worldsim.data.worker_pool import Alone, WorkerPool, refuse_to_begin_again
+from worldsim.errors import ActionError, ConfigError, DataError, FrameError, did_you_mean
+from worldsim.files import locked
+from worldsim.registry import find_recipe, hidden, recipes
 from worldsim.renamed import renamed_value
-from worldsim.spaces import ActionCodec, space_to_json
+from worldsim.spaces import ActionCodec
 
-EPISODE_STEPS = 1000  # for an environment without a limit of its own
-FRAMES_PER_SECOND = 30.0  # for an environment that does not say
+LOCK = "recording.lock"
 MIXED_IN = ("no_op_fraction", "beginners", "rests")  # settings that need a recipe with an action of no key
 
 
@@ -77,8 +79,10 @@ class RecordConfig:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{name} is {value}; it must be at least {low}.")
-        if self.frame_size is not None and (len(self.frame_size) != 2 or min(self.frame_size) < 1):
-            raise ConfigError(f"frame_size is {self.frame_size}; it must be a height and a width of at least 1.")
+        size = self.frame_size
+        if size is not None and not (len(size) == 2 and all(1 <= side <= LARGEST_SIDE for side in size)):
+            raise ConfigError(f"frame_size is {size}; it must be a height and a width of 1 to {LARGEST_SIDE}.")
+        check_text(self.prompt)
         if not self.by_agent and self.policy not in ("recipe", "random"):
             hint = renamed_value("policy", self.policy)
             raise ConfigError(f"policy is {self.policy!r}; allowed: 'recipe', 'random', the folder of an agent.{hint}")
@@ -105,8 +109,11 @@ def record(config: RecordConfig, make_policy: Callable[[], Policy] | None = None
     Raises:
         ConfigError: the action space is of a kind that cannot be recorded, or an agent is to play without
             `make_policy`.
-        DataError: an unknown game, a folder with something else in it, or a game that crashed. Finished episodes stay.
+        DataError: an unknown game, a folder with something else in it or that another process records into, or a game
+            that crashed or gives what cannot be recorded. Finished episodes stay.
+        OSError: the disk is full, say. Finished episodes stay, and the recording can be continued.
     """
+    refuse_to_begin_again()
     if config.by_agent and make_policy is None:
         raise ConfigError("the policy is an agent; pass make_policy=worldsim.agents.recording.policy_for(config).")
     recipe = recipe_for(config)
@@ -118,7 +125,16 @@ def record(config: RecordConfig, make_policy: Callable[[], Policy] | None = None
                 f"record with {name} 0."
             )
     out = config.out or Path("data") / recipe.name
-    _open(out, _card(recipe, config))
+    card = _card(recipe, config)
+    _check_folder(out)
+    with locked(out / LOCK, f"recording into {out}"):
+        _open(out, card)
+        _play(recipe, config, out)
+    return Dataset(out)
+
+
+def _play(recipe: Recipe, config: RecordConfig, out: Path) -> None:
+    """Record the episodes that are missing."""
     # Frames in an episode; a rest may begin late and last long.
     most = 1 + max(recipe.episode_steps, Rest.AFTER[1] + Rest.STEPS[1] if config.rests else 0)
     frames = index = 0
@@ -139,7 +155,7 @@ def record(config: RecordConfig, make_policy: Callable[[], Policy] | None = None
                     pool.begin(index)
                 index += 1
             if not pool.busy:
-                return Dataset(out)
+                return
             frames += sum(pool.wait())
             bar.update(frames - bar.n)
 
@@ -152,9 +168,10 @@ def recipe_for(config: RecordConfig) -> Recipe:
         MissingDependency: the game is known, but a package that it needs is not installed.
     """
     # Ids first: the games behind the recipes need packages that another environment does not.
-    recipe = None if config.game in gym.registry else find_recipe(config.game)
-    if recipe is None and (":" in config.game or config.game in gym.registry):
-        recipe = _foreign(config.game, config.max_episode_steps)
+    env_id = full_id(config.game)
+    recipe = None if env_id in gym.registry or env_id != config.game else find_recipe(env_id)
+    if recipe is None and (":" in env_id or env_id in gym.registry):
+        recipe = foreign_recipe(env_id, config.max_episode_steps)
     elif recipe is None:
         ids = difflib.get_close_matches(config.game, gym.registry)
         hint = did_you_mean(config.game, {*recipes(), *hidden()})
@@ -164,30 +181,6 @@ def recipe_for(config: RecordConfig) -> Recipe:
         recipe,
         frame_size=config.frame_size or recipe.frame_size,
         episode_steps=config.max_episode_steps or recipe.episode_steps,
-    )
-
-
-def _foreign(env_id: str, max_episode_steps: int | None) -> Recipe:
-    limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-    make_env = partial(gym.make, env_id, render_mode="rgb_array", disable_env_checker=True, **limit)
-    try:
-        env = make_env()
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        game = folder_game(env_id.partition(":")[0])
-        hint = "" if game is None else did_you_mean(env_id.partition(":")[2], game.recipes())
-        raise DataError(f"cannot make the environment {env_id!r}: {error}.{hint}") from error
-    steps = env.spec.max_episode_steps if env.spec else None
-    fps = float(env.metadata.get("render_fps") or FRAMES_PER_SECOND)
-    env.close()
-    return Recipe(
-        name=env_id.split(":")[-1].split("/")[-1],
-        summary=f"the Gymnasium environment {env_id}",
-        env_id=env_id,
-        make_env=make_env,
-        make_policy=RandomPolicy,
-        fps=fps,
-        episode_steps=steps or EPISODE_STEPS,
-        packages=("gymnasium", "numpy"),
     )
 
 
@@ -226,7 +219,7 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
     env = recipe.make_env()
     try:
         observation, info = env.reset(seed=seed, options=options or None)
-        frames, prompts = [see_frame(env, observation, recipe.frame_size)], [_prompt(info, config)]
+        frames, prompts = [see_frame(env, observation, recipe.frame_size)], [read_prompt(info, config.prompt)]
         actions, rewards, terminations, truncations = [], [], [], []
         while len(actions) < limit and not rest.over(len(actions)):
             action = policy.act(env, observation, info)
@@ -235,8 +228,8 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
             actions.append(copy.deepcopy(action))  # games and policies may change what they gave or were given
             observation, reward, terminated, truncated, info = env.step(copy.deepcopy(action))
             frames.append(see_frame(env, observation, recipe.frame_size))
-            prompts.append(_prompt(info, config))
-            rewards.append(float(reward))
+            prompts.append(read_prompt(info, config.prompt))
+            rewards.append(read_reward(reward))
             terminations.append(bool(terminated))
             truncations.append(bool(truncated))
             if terminated or truncated:
@@ -248,7 +241,7 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
         env.close()
     texts = [json.dumps(prompt, sort_keys=True) for prompt in prompts]
     distinct = list(dict.fromkeys(texts))
-    return Episode(
+    episode = Episode(
         frames=np.stack(frames),
         actions=ActionCodec(space).stack(actions),
         rewards=np.asarray(rewards, np.float32),
@@ -258,35 +251,34 @@ def record_episode(recipe: Recipe, config: RecordConfig, index: int) -> Episode:
         prompts=[json.loads(text) for text in distinct],
         meta={"index": index, "seed": seed, "split": split, **({"protected": True} if rest.options else {})},
     )
+    check_episode(episode, space, recipe.frame_size)
+    return episode
 
 
 def _record(recipe: Recipe, config: RecordConfig, out: Path, index: int) -> int:
     """Record episode `index` into its file; return its number of frames."""
+    failed = f"{recipe.env_id} failed in episode {index} of seed {config.seed}"
     try:
-        episode = record_episode(recipe, config, index)
-    except Exception as error:
-        raise DataError(
-            f"{recipe.env_id} failed in episode {index} of seed {config.seed}: {type(error).__name__}: {error}"
-        ) from error
+        with game_errors(failed):
+            episode = record_episode(recipe, config, index)
+    except (ActionError, ConfigError, FrameError) as error:
+        raise DataError(f"{failed}: {error}") from error
     write_episode(episode_path(out, index, recipe.unseen), episode)
     return len(episode) + 1
 
 
-def _prompt(info: dict[str, Any], config: RecordConfig) -> dict[str, Any]:
-    return {**info.get("labels", {}), "text": info.get("prompt", config.prompt)}
-
-
 def _card(recipe: Recipe, config: RecordConfig) -> DatasetCard:
-    env = recipe.make_env()
-    try:
-        space = space_to_json(env.action_space)
-    finally:
-        env.close()
+    with game_errors(f"cannot make the environment {recipe.env_id!r}"):
+        env = recipe.make_env()
+        try:
+            space = env.action_space
+        finally:
+            env.close()
     return DatasetCard(
         name=recipe.name,
         frame_size=recipe.frame_size,
         fps=recipe.fps,
-        action_space=space,
+        action_space=check_space(space),
         keys={key: _plain(action) for key, action in recipe.keys.items()},
         notices=recipe.notices,
         recipe=config.game,
@@ -316,20 +308,27 @@ def _version(package: str) -> str:
         return "unknown"  # the same import may come from another distribution
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that has something else in it, before anything is written there."""
+    if out.exists() and not (out / FILE).exists():
+        if not out.is_dir() or any(file.suffix != ".partial" and file.name != LOCK for file in out.iterdir()):
+            raise DataError(f"{out} is there already and is no dataset (it has no {FILE}). Choose another folder.")
+
+
 def _open(out: Path, card: DatasetCard) -> None:
     """Begin a dataset at `out`, or make sure that the one there was recorded with the same settings."""
     if (out / FILE).exists():
         before, now = _settings(Dataset(out).card), _settings(card)
+        if before["keys"] == "{}":  # recorded before the keys of a game were stored
+            before["keys"] = now["keys"]
         names = sorted(name for name in before | now if before.get(name) != now.get(name))
         if names and any(out.glob("*/*.safetensors")):
             changes = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
             raise DataError(
                 f"{out} was recorded with other settings: {changes}. Record with the same ones, or into another folder."
             )
-        if not names:
+        if not names and Dataset(out).card == card:
             return
-    elif out.exists() and (not out.is_dir() or any(file.suffix != ".partial" for file in out.iterdir())):
-        raise DataError(f"{out} is there already and is no dataset (it has no {FILE}). Choose another folder.")
     card.write(out)
 
 

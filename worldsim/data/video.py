@@ -19,9 +19,9 @@ from PIL import Image, UnidentifiedImageError
 
 from worldsim.data.actionlog import ActionLog, read_actions, read_log
 from worldsim.data.episodes import Dataset, Episode
+from worldsim.data.foreign import FRAMES_PER_SECOND
 from worldsim.data.frames import resize_frame
 from worldsim.data.importing import Importer, check_free, ended, importing, make_card
-from worldsim.data.record import FRAMES_PER_SECOND
 from worldsim.errors import ConfigError, DataError, MissingDependency
 
 LOGS = (".csv", ".jsonl", ".ndjson")
@@ -142,7 +142,7 @@ class Video:
                 raise DataError(f"the folder {path} has no .png files.")
         elif path.is_file():
             with self._open() as container:
-                rate = container.streams.video[0].average_rate
+                rate = _film(container).average_rate
             self.fps = float(rate) if rate else None
         else:
             raise DataError(f"there is no video {path}.")
@@ -172,7 +172,7 @@ class Video:
                     raise DataError(f"cannot read the frame {path}: {error}") from error
             return
         with self._open() as container:
-            for frame in container.decode(video=0):
+            for frame in container.decode(_film(container)):
                 turned = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
                 yield frame.time, np.ascontiguousarray(turned)
 
@@ -185,14 +185,26 @@ class Video:
         except ImportError as error:
             raise MissingDependency("av", "reading a video", "pip install 'worldsim-engine[video]'") from error
         try:
-            with av.open(str(self.path)) as container:
-                if not container.streams.video:
-                    raise DataError(f"cannot read the video {self.path}: it has no video stream.")
+            # An absolute path: ffmpeg would take "12:30.mp4" for an address.
+            with av.open(str(self.path.absolute())) as container:
+                if _film(container) is None:
+                    raise DataError(
+                        f"cannot read the video {self.path}: it has no video stream, only sound or a picture on its "
+                        "cover. Give the file that has the frames."
+                    )
                 yield container
         except DataError:
             raise
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise DataError(f"cannot read the video {self.path}: {_reason(error)}") from error
+
+
+def _film(container: Any) -> Any:
+    """Get the first video stream that is no picture on the cover; None if there is none."""
+    from av.stream import Disposition
+
+    films = (part for part in container.streams.video if not part.disposition & Disposition.attached_pic)
+    return next(films, None)
 
 
 def _import(video: Video, log: ActionLog, actions: np.ndarray, config: VideoImport, importer: Importer) -> None:

@@ -17,8 +17,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from worldsim.errors import DataError
+from worldsim.errors import DataError, WorldsimError
 
+READY = "ready"  # what a process says once it has started
 ENVIRONMENT = {
     "SDL_VIDEODRIVER": "dummy",  # no windows
     "OMP_NUM_THREADS": "1",
@@ -40,6 +41,15 @@ def _environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def refuse_to_begin_again() -> None:
+    """End a process that is only just importing the script of the one that started it, and so records once more.
+
+    The other then says what the script needs.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit("worldsim: a process that shall play imported the script, which began to record again.")
 
 
 class Alone:
@@ -78,6 +88,7 @@ class WorkerPool:
         self.work, self.workers = work, workers
         self.processes: dict[Connection, BaseProcess] = {}
         self.tasks: dict[Connection, int] = {}  # under way
+        self.ready: set[Connection] = set()  # processes that have started
 
     @property
     def free(self) -> bool:
@@ -117,6 +128,7 @@ class WorkerPool:
 
         Raises:
             DataError: a task failed, or its process died.
+            OSError, MemoryError: a task met one.
         """
         results = []
         for connection in wait(list(self.tasks)):
@@ -124,10 +136,17 @@ class WorkerPool:
                 continue
             task = self.tasks.pop(connection)
             try:
-                result = connection.recv()
+                while (result := connection.recv()) == READY:
+                    self.ready.add(connection)
             except (EOFError, OSError) as error:
                 process = self.processes[connection]
                 process.join(5)
+                if connection not in self.ready:
+                    raise DataError(
+                        "a process that shall play could not start; what it says is above. A script that records needs "
+                        'the line `if __name__ == "__main__":` before what it does, because each process imports the '
+                        "script anew; or record with 1 worker, which needs no other process."
+                    ) from error
                 raise DataError(
                     f"the process that played episode {task} died (exit code {process.exitcode}). Finished episodes "
                     "are kept; run the same command again to continue, with fewer workers if memory ran out."
@@ -135,10 +154,7 @@ class WorkerPool:
             if isinstance(result, int):
                 results.append(result)
             else:
-                message, trace = result
-                error = DataError(f"{message} Finished episodes are kept.")
-                error.add_note(trace)
-                raise error
+                raise result
         return results
 
     def _start(self) -> Connection:
@@ -157,6 +173,7 @@ def _serve(connection: Connection, work: Callable[[int], int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then stops us
     signal.signal(signal.SIGTERM, _leave)
     try:
+        connection.send(READY)
         while True:
             connection.send(_attempt(work, connection.recv()))
     except (EOFError, OSError):
@@ -166,8 +183,14 @@ def _serve(connection: Connection, work: Callable[[int], int]) -> None:
 def _attempt(work: Callable[[int], int], task: int) -> Any:
     try:
         return work(task)
+    except (OSError, MemoryError) as error:
+        return error
     except Exception as error:
-        return str(error), traceback.format_exc()
+        words = str(error) if isinstance(error, WorldsimError) else f"{type(error).__name__}: {error}"
+        found = DataError(f"{words} Finished episodes are kept.")
+        if os.environ.get("WORLDSIM_TRACEBACK"):
+            found.add_note(traceback.format_exc())
+        return found
 
 
 def _leave(number: int, frame: object) -> None:

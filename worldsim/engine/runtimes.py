@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from worldsim.engine.aoti import Library, unpack
 from worldsim.engine.batch_invariance.modules import PADDED_ROWS, batch_invariant, set_split_k
@@ -138,7 +139,7 @@ def _compiled(dynamics: DiT, autoencoder: DiffusersAutoencoder, folder: Path) ->
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             raise RuntimeUnavailable("the runtime 'compiled' needs a C++ compiler (g++ or clang++); install one.")
         folder.mkdir(parents=True, exist_ok=True)
-        for stage, module in modules.items():
+        for stage, module in tqdm(modules.items(), desc="compiling, once", unit="stage", leave=False):
             try:
                 with torch.no_grad(), _quiet():  # with gradients on, the weights would not be laid out beforehand
                     package = torch._inductor.aoti_compile_and_package(

@@ -30,6 +30,9 @@ from worldsim.evaluation.reference import WINDOW
 from worldsim.evaluation.rollout import Runner, Segments, chained, context_of, cut, labels_at, longest, recorded
 from worldsim.evaluation.steering import direction, steer_of
 from worldsim.evaluation.table import table as table
+from worldsim.files import replacing
+from worldsim.model_card import write_model_card
+from worldsim.plots import table_picture
 from worldsim.world import World, write_card
 
 FORCED = 16  # next frames measured in each segment
@@ -38,7 +41,7 @@ COLUMNS = 12  # frames of each
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Measure a world; write the report and the contact sheets to `config.out`.
+    """Measure a world; write the report (JSON and PNG) and the contact sheets to `config.out`.
 
     Returns:
         Numbers by stage: "next_frame", "frame_N" for each horizon, "steering", "free_run", "palette", "autoencoder";
@@ -56,10 +59,15 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     out = config.out or Path("runs") / f"eval-{world.card.name}"
     out.mkdir(parents=True, exist_ok=True)
     report = plain(first_minute(world, config.minute(out)) if config.first_minute else Evaluation(config, world).run())
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    with replacing(out / "report.json") as partial:
+        partial.write_text(json.dumps(report, indent=2) + "\n")
+    with replacing(out / "report.png") as partial:
+        table_picture(table(report)).save(partial, format="PNG")
     if config.save_to_card:
         assert world.path is not None
-        write_card(dataclasses.replace(world.card, quality=report), world.path)
+        card = dataclasses.replace(world.card, quality=report)
+        write_card(card, world.path)
+        write_model_card(card, world.path)
     return report
 
 

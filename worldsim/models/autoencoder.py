@@ -91,8 +91,8 @@ class AutoencoderConfig:
         if self.unshuffle < 1:
             raise ConfigError(f"unshuffle is {self.unshuffle}; it must be at least 1.")
 
-    def build(self) -> FrameAutoencoder:
-        """A freshly initialised autoencoder."""
+    def build(self, frame_size: tuple[int, int] | None = None) -> FrameAutoencoder:
+        """A freshly initialised autoencoder, for frames of this height and width if it is given."""
         from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 
         none = ((),) * len(self.widths)
@@ -110,7 +110,8 @@ class AutoencoderConfig:
         for last in (model.encoder.conv_out, model.decoder.conv_out):  # the linear path alone, to begin with
             for parameter in last.parameters():  # type: ignore[union-attr]  -- both are convolutions here
                 nn.init.zeros_(parameter)
-        return FrameAutoencoder(model, unshuffle=self.unshuffle, linear=self.unshuffle * 2 ** (len(self.widths) - 1))
+        block = self.unshuffle * 2 ** (len(self.widths) - 1)
+        return FrameAutoencoder(model, unshuffle=self.unshuffle, linear=block, frame_size=frame_size)
 
 
 class DiffusersAutoencoder(nn.Module):
@@ -188,13 +189,19 @@ class FrameAutoencoder(DiffusersAutoencoder):
         unshuffle: pixels of a block moved into channels; 1 for models that take RGB.
         linear: side of the pixel blocks of a linear path beside the model, 0 for none. What is linear has a closed form
             (`start_linear`), and the network learns only the rest, which saves most of the training.
+        frame_size: height and width of frames that are no multiple of a block: they are padded by their last row and
+            column before they are encoded, and what is decoded is cropped to this size. None for all others.
     """
 
-    def __init__(self, model: Any, unshuffle: int = 1, linear: int = 0) -> None:
+    def __init__(
+        self, model: Any, unshuffle: int = 1, linear: int = 0, frame_size: tuple[int, int] | None = None
+    ) -> None:
         """Wrap `model`."""
         channels = int(model.config.get("latent_channels", 4))
         super().__init__(model, channels)
         self.unshuffle, self.linear = unshuffle, linear
+        odd = frame_size is not None and any(side % max(linear, unshuffle) for side in frame_size)
+        self.frame_size = frame_size if odd else None
         if linear:
             self.down = nn.Conv2d(3 * linear**2, channels, 1)
             self.up = nn.Conv2d(channels, 3 * linear**2, 1)
@@ -206,7 +213,9 @@ class FrameAutoencoder(DiffusersAutoencoder):
     @torch.no_grad()
     def start_linear(self, pixels: Tensor) -> None:
         """Set the linear path to the principal components of the blocks of `pixels` (B, 3, H, W) in -1..1."""
-        blocks = F.pixel_unshuffle(pixels, self.linear).movedim(1, -1).flatten(0, -2).double()  # (N, 3 u u)
+        blocks = (
+            F.pixel_unshuffle(self._padded(pixels), self.linear).movedim(1, -1).flatten(0, -2).double()
+        )  # (N, 3 u u)
         mean = blocks.mean(dim=0)
         values, vectors = torch.linalg.eigh((blocks - mean).T @ (blocks - mean) / len(blocks))
         channels = self.latent_channels
@@ -218,6 +227,7 @@ class FrameAutoencoder(DiffusersAutoencoder):
 
     def encode_raw(self, pixels: Tensor) -> Tensor:
         """Pixels in -1..1 of shape (B, 3, H, W) to latents (B, C, h, w) as the model makes them."""
+        pixels = self._padded(pixels)
         out = self.model.encode(F.pixel_unshuffle(pixels, self.unshuffle))
         found = [getattr(out, name) for name in ("latents", "latent") if hasattr(out, name)]
         latents = found[0] if found else out.latent_dist.mode()
@@ -226,7 +236,19 @@ class FrameAutoencoder(DiffusersAutoencoder):
     def decode_raw(self, latents: Tensor) -> Tensor:
         """The inverse of `encode_raw`, not clamped."""
         pixels = F.pixel_shuffle(self.model.decode(latents).sample, self.unshuffle)
-        return pixels + F.pixel_shuffle(self.up(latents), self.linear) if self.linear else pixels
+        pixels = pixels + F.pixel_shuffle(self.up(latents), self.linear) if self.linear else pixels
+        if self.frame_size is None:
+            return pixels
+        height, width = self.frame_size
+        return pixels[..., :height, :width]
+
+    def _padded(self, pixels: Tensor) -> Tensor:
+        """Repeat the last row and column of pixels (B, 3, H, W) until blocks fit in."""
+        if self.frame_size is None:
+            return pixels
+        block = max(self.linear, self.unshuffle)
+        down, right = (-side % block for side in pixels.shape[-2:])
+        return F.pad(pixels, (0, right, 0, down), mode="replicate")
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

@@ -30,17 +30,19 @@ class _About:
     unshuffle: int = 1
     linear: int = 0
     temporal_stride: Any = None  # compared with what the model itself does
+    frame_size: tuple[int, int] | None = None  # of frames that are padded
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {"unshuffle": (1, LARGEST_SIDE), "linear": (0, LARGEST_SIDE)}
-        check_ranges(self, ranges)
+        check_ranges(self, ranges | {"frame_size": (1, 4096)})
 
 
 def describe_autoencoder(autoencoder: DiffusersAutoencoder) -> dict[str, Any]:
     """Describe an autoencoder for the card of its world or run: its class, and the settings of its wrapper."""
     about: dict[str, Any] = {"class": type(autoencoder.model).__name__}
     if isinstance(autoencoder, FrameAutoencoder):
-        return about | {"unshuffle": autoencoder.unshuffle, "linear": autoencoder.linear}
+        padded = {} if autoencoder.frame_size is None else {"frame_size": list(autoencoder.frame_size)}
+        return about | {"unshuffle": autoencoder.unshuffle, "linear": autoencoder.linear, **padded}
     return about | {"temporal_stride": autoencoder.temporal_stride}
 
 
@@ -79,7 +81,7 @@ def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float],
     if is_of_clips(model):
         autoencoder: DiffusersAutoencoder = ClipAutoencoder(model, settings.temporal_stride)
     else:
-        autoencoder = FrameAutoencoder(model, settings.unshuffle, settings.linear)
+        autoencoder = FrameAutoencoder(model, settings.unshuffle, settings.linear, settings.frame_size)
     if autoencoder.linear_path():
         modules = zip(("down", "up"), autoencoder.linear_path(), strict=True)
         own = {f"{part}.{key}": value for part, module in modules for key, value in module.state_dict().items()}

@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from worldsim.data.episodes import Dataset, FrameTable, count_steps, read_episode
+from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.errors import ConfigError, DataError, WorldError
+from worldsim.files import replacing, replacing_folder
 from worldsim.models.autoencoder import AutoencoderConfig, DiffusersAutoencoder, FrameAutoencoder
 from worldsim.models.autoencoder_files import (
     describe_autoencoder,
@@ -63,12 +64,12 @@ class AutoencoderTask:
     def __init__(self, config: AutoencoderTraining, dataset: Dataset) -> None:
         """Count the frames of the training split; batches are read from disk."""
         self.config = config
-        self.module = config.model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.frames = FrameTable(dataset.episodes("train"))
+        self.module = config.model.build(dataset.frame_size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.frames = dataset.frames("train")
         if self.module.linear:
             sample = torch.from_numpy(self.frames.evenly(4096))
             self.module.start_linear(sample.permute(0, 3, 1, 2).float() / 127.5 - 1)
-        self.val = torch.from_numpy(FrameTable(dataset.episodes("heldout")).evenly(GRID_FRAMES))[:GRID_FRAMES]
+        self.val = torch.from_numpy(dataset.frames("heldout").evenly(GRID_FRAMES))[:GRID_FRAMES]
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of random frames."""
@@ -81,7 +82,8 @@ class AutoencoderTask:
         out = self.module.decode_raw(latents + self.config.latent_noise * spread * noise).float()
         error = out - pixels
         square = error.square().mean()
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        # A frame of one row has no neighbours down: a mean of nothing is no number.
+        edges = sum(part.abs().mean() for dim in (-1, -2) if (part := error.diff(dim=dim)).numel())
         # MSE of a unit-range picture is small: scaled so that the gradient norm is near one.
         loss = 20 * square + self.config.edges * edges
         return loss, {"psnr": -10 * float(torch.log10(square.detach() / 4))}
@@ -158,7 +160,7 @@ def adopt_autoencoder(config: AutoencoderTraining, name: str) -> DiffusersAutoen
     dataset = Dataset(config.data)
     autoencoder, episodes = load_pretrained(name), dataset.episodes("train")
     if autoencoder.temporal_stride == 1:
-        frames = FrameTable(episodes).evenly(SAMPLE_FRAMES)
+        frames = dataset.frames("train").evenly(SAMPLE_FRAMES)
     else:
         frames = _clips(episodes, 1 + (SAMPLE_LATENTS - 1) * autoencoder.temporal_stride)
     shown = autoencoder.decode(autoencoder.encode(torch.from_numpy(frames[:1]))).shape[-3:-1]
@@ -191,8 +193,10 @@ def save_run(autoencoder: DiffusersAutoencoder, out: Path) -> None:
         "mean": autoencoder.mean.tolist(),
         "std": autoencoder.std.tolist(),
     }
-    save_autoencoder(autoencoder, out / "autoencoder", torch.float32)
-    (out / "autoencoder.json").write_text(json.dumps(card))
+    with replacing_folder(out / "autoencoder") as partial:
+        save_autoencoder(autoencoder, partial, torch.float32)
+    with replacing(out / "autoencoder.json") as partial:
+        partial.write_text(json.dumps(card))
 
 
 def load_run(out: Path) -> DiffusersAutoencoder:

@@ -12,6 +12,8 @@ import torch
 from worldsim.data.episodes import Dataset, count_steps, read_episode
 from worldsim.data.latents import LatentData
 from worldsim.errors import ConfigError
+from worldsim.files import replacing_folder
+from worldsim.model_card import write_model_card
 from worldsim.models.autoencoder import DiffusersAutoencoder
 from worldsim.models.autoencoder_files import describe_autoencoder
 from worldsim.models.config import GATE_START, DiTConfig
@@ -192,5 +194,7 @@ def export(
         clip = read_episode(path, begin, min(steps, begin + length))
         starts.append({"frames": clip.frames, "actions": clip.actions, "prompt": clip.texts()[-1]})
     world = World(card, autoencoder, dynamics, task.book, starts)
-    world.save_pretrained(config.folder() / "world")
+    with replacing_folder(config.folder() / "world") as partial:
+        world.save_pretrained(partial)
+        write_model_card(world.card, partial)
     return world

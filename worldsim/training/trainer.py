@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldsim.errors import ConfigError, TrainingDiverged
+from worldsim.files import locked, replacing
+from worldsim.plots import draw_curves
 from worldsim.training.optimizers import build_optimizers
 from worldsim.training.precision import choose
 
@@ -108,8 +110,8 @@ class Trainer:
     Args:
         task: what to train.
         config: how.
-        out: the run folder, made if missing: `checkpoint.pt`, `log.jsonl`, TensorBoard events, `sample_grid.png`. A run
-            that was stopped there goes on from its checkpoint.
+        out: the run folder, made if missing: `checkpoint.pt`, `log.jsonl`, `curves.png`, TensorBoard events,
+            `sample_grid.png`. A run that was stopped there goes on from its checkpoint.
     """
 
     def __init__(self, task: Task, config: TrainerConfig, out: Path) -> None:
@@ -145,7 +147,13 @@ class Trainer:
 
         Raises:
             TrainingDiverged: the loss is not finite or has exploded; the last checkpoint is good.
+            DataError: another process trains in this folder.
+            OSError: the disk is full, say; the last checkpoint is good.
         """
+        with locked(self.out / "training.lock", f"training in {self.out}"):
+            return self._run()
+
+    def _run(self) -> dict[str, float]:
         config, start = self.config, time.monotonic()
         torch.set_num_threads(config.threads)
         saved = drawn = start
@@ -161,8 +169,10 @@ class Trainer:
                     values = self.train_step()
                 for name, value in values.items():
                     sums.setdefault(name, []).append(value)
-                bar.update()
                 now = time.monotonic()
+                if (left := self._minutes_left(start, now)) is not None:
+                    bar.set_description_str(f"{self.out.name}, {left:.0f} min left", refresh=False)
+                bar.update()
                 if self.step % config.log_every == 0:
                     scalars, sums = {name: fmean(found) for name, found in sums.items()}, {}
                     self._log(writer, scalars, now - start, bar)
@@ -243,6 +253,10 @@ class Trainer:
             return True
         return config.minutes is not None and time.monotonic() - start > 60 * config.minutes
 
+    def _minutes_left(self, start: float, now: float) -> float | None:
+        """Minutes until the budget is spent; None where steps alone say how long the run is, which the bar shows."""
+        return None if self.config.minutes is None else max(0.0, self.config.minutes - (now - start) / 60)
+
     def _log(self, writer: Any, scalars: dict[str, float], seconds: float, bar: tqdm) -> None:
         bar.set_postfix({name: f"{value:.4g}" for name, value in list(scalars.items())[:3]})
         with (self.out / "log.jsonl").open("a") as file:
@@ -257,7 +271,10 @@ class Trainer:
 
         picture = self.with_ema(self.task.sample_grid)
         if picture is not None:
-            Image.fromarray(picture).save(self.out / "sample_grid.png")
+            with replacing(self.out / "sample_grid.png") as partial:
+                Image.fromarray(picture).save(partial, format="PNG")
+        draw_curves(self.out)
+        if picture is not None:
             if writer is not None:
                 writer.add_image("sample_grid", picture, self.step, dataformats="HWC")
 
@@ -287,9 +304,8 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "task": self.task.state(),
         }
-        partial = self.out / "checkpoint.partial"
-        torch.save(state, partial)
-        partial.replace(self.out / "checkpoint.pt")
+        with replacing(self.out / "checkpoint.pt") as partial, partial.open("wb") as file:
+            torch.save(state, file)  # into a file that is open: what the system refuses is then an OSError
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint (tensors and plain values only: nothing in it can run code)."""

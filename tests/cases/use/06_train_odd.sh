@@ -1,6 +1,6 @@
 #!/bin/bash
 # the smallest training of what 05 recorded: which recordings that were accepted can then not be trained on, and what is said?
-cd .; export PYTHONPATH=mods SDL_VIDEODRIVER=dummy
+cd .; export PYTHONPATH=mods:$PYTHONPATH SDL_VIDEODRIVER=dummy
 ulimit -v 20000000
 for id in "$@"; do
   rm -rf runs/$id runs/$id-autoencoder

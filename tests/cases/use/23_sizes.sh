@@ -1,3 +1,3 @@
-cd .; export PYTHONPATH=mods SDL_VIDEODRIVER=dummy
+cd .; export PYTHONPATH=mods:$PYTHONPATH SDL_VIDEODRIVER=dummy
 for s in "50 70" "96 54" "7 7" "1 64"; do n=size-${s// /x}; rm -rf out05/$n runs/$n*; timeout 100 worldsim record oddenvs:OddRBool-v0 --out out05/$n --frames 400 --workers 1 --frame-size $s >/dev/null 2>&1
 out=$( (timeout 100 worldsim train autoencoder out05/$n --steps 5 && timeout 200 worldsim train dynamics out05/$n --steps 3 --segments 2 --image-samples 1 --frames 4 --rollout-segments 1 --rollout-start 5 --rollout-buffer 2 --width 32 --heads 2 --pattern st --text-layers 0 --history 2 --context 4 --compile False && timeout 60 worldsim play runs/$n/world --headless --steps 3 --out x.mp4) 2>&1); echo "[$s] rc=$? $(echo "$out" | tr '\r' '\n' | grep -v 'step/s' | tail -1 | cut -c1-300)"; done

@@ -59,7 +59,8 @@ For a list of contributors to the Freedoom project, see the file CREDITS of that
 
 RECIPE = Recipe(
     name="doom",
-    summary="four scenarios of Doom with things that appear, lights and fog, in words: walk, turn, strafe, shoot",
+    summary="four scenarios of Doom with things that appear, lights and fog, in words: walk, turn, strafe, shoot "
+    "(the shipped world doom is of doom-health-gathering)",
     env_id="ViZDoom " + ", ".join(SCENARIOS),
     make_env=make_env,
     make_policy=DoomPolicy,
@@ -93,7 +94,7 @@ def _small_recipe(scenario: str, summary: str, steps: int = EPISODE_STEPS) -> Re
 
 RECIPES = (
     RECIPE,
-    _small_recipe("health_gathering_supreme", "walking a stone maze over acid, collecting medkits"),
+    _small_recipe("health_gathering_supreme", "walking a stone maze over acid, collecting medkits: the world doom"),
     _small_recipe("my_way_home", "looking for a green armor in a maze of rooms"),
     _small_recipe("take_cover", "dodging the fireballs of imps", steps=700),  # 2100 tics, the scenario's timeout
     _small_recipe("defend_the_center", "shooting at what closes in from all sides"),
