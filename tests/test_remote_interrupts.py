@@ -6,8 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -28,27 +27,26 @@ class Interrupt(BaseException):
     """As Ctrl-C is, which a test runner would take for itself."""
 
 
-@contextmanager
-def interrupted(seconds: float) -> Iterator[list[bool]]:
-    """Raise an exception some time from now, unless the block ends before; say whether it was raised."""
-
+def interrupted(seconds: float, call: Callable[[], Any]) -> bool:
+    """Call something, and raise an exception in it some time from now, unless it ends before; say whether it was."""
     armed = True
 
     def interrupt(*_: Any) -> None:
         if armed:
             raise Interrupt
 
-    hit = [False]
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        yield hit
+        call()
         armed = False
     except Interrupt:
-        hit[0] = True
+        return True
     finally:
+        armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    return False
 
 
 def frames_of(engine: RemoteEngine, steps: int) -> list[str]:
@@ -67,9 +65,7 @@ def test_interrupted_steps(host: HostProcess) -> None:
     number = engine.open_all([SessionSpec(seed=3, prompt="a cart")])[0]
     first = engine.sessions[number].step
     while (done := engine.sessions[number].step - first) < len(right) - 1:
-        with interrupted(rng.uniform(0.0002, 0.02)) as hit:
-            engine.step({number: 1})
-        hits += hit[0]
+        hits += interrupted(rng.uniform(0.0002, 0.02), lambda: engine.step({number: 1}))
         step = engine.step({number: 1})[number]
         assert digest(step.frame) == right[step.step - first - 1] and step.step - first > done
     assert hits > 5
@@ -100,8 +96,7 @@ def test_interrupted_calls(host: HostProcess, name: str) -> None:
     }
     for _ in range(12):
         for _ in range(rng.randrange(1, 3)):
-            with interrupted(rng.uniform(0.0002, 0.01)):
-                calls[name]()
+            interrupted(rng.uniform(0.0002, 0.01), calls[name])
         steps = engine.step({number: 1 for number in sessions})
         assert [steps[n].step for n in sessions] == [engine.sessions[n].step for n in sessions]
         for number in sessions:
@@ -119,8 +114,7 @@ def test_interrupted_environments(host: HostProcess) -> None:
     for env, action in ((single, 1), (vector, np.array([1, 0, 1]))):
         env.reset(seed=1)
         for part in drive(10):
-            with interrupted(0.001 + part * 0.002):
-                env.step(action)
+            interrupted(0.001 + part * 0.002, lambda env=env, action=action: env.step(action))
             env.step(action)
         env.reset(seed=2)
         env.step(action)

@@ -134,6 +134,7 @@ class Served:
     pending: list[PendingStep] = field(default_factory=list)
     took: float = 0.0  # seconds of the last pass
     answered: dict[str, float] = field(default_factory=dict)  # when each got its last frame, until it asks again
+    piece: int = 1  # sessions that are begun at once, where others wait
     most: int = 4  # sessions of one client in a pass, where others play too; see `division`
     one: float = 0.0  # seconds of a pass of few sessions
     each: float = 0.0  # seconds of a session in a pass of many

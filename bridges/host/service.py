@@ -57,7 +57,7 @@ class Service(Drawing):
         peers: clients by connection.
         clients: by name.
         jobs: requests that are worked on in pieces.
-        turned: whether a `Turns` says when to work on them; else each `draw` does a piece.
+        turned: whether a `Turns` says when to work on them; else they are done at once.
 
     Raises:
         ConfigError: a world whose keys do not fit its actions.
@@ -118,9 +118,11 @@ class Service(Drawing):
     # Requests that take long.
 
     def begin_job(self, call: Call, work: Work) -> None:
-        """Work on a request in pieces, of which the first is done now."""
+        """Work on a request in pieces, of which the first is done now; without a `Turns` all are."""
         self.jobs[call.request_key] = Job(call, work, {call.peer})
         self._piece(call.request_key)
+        while not self.turned and call.request_key in self.jobs:
+            self._piece(call.request_key)
 
     def joins_job(self, call: Call) -> bool:
         """Say whether a request is worked on already: it came again, and its reply goes over both connections."""
@@ -167,13 +169,6 @@ class Service(Drawing):
         del self.jobs[key]
         for peer in job.peers:
             self.send_to(peer, parts)
-
-    def draw(self) -> bool:
-        """Draw pending frames where it is time, see `Drawing.draw`; and without a `Turns` do a piece of work."""
-        drawn = super().draw()
-        if not self.turned:
-            self.work()
-        return drawn
 
     # Sessions end.
 

@@ -25,7 +25,6 @@ from worldsim.engine.records import SessionSpec
 from worldsim.engine.starts import complete
 from worldsim.errors import ActionError, EngineFull, ProtocolError
 
-PIECE = 4  # sessions that are begun at first before others have their turn
 LONG = 0.01  # seconds that a piece of work may take, or as long as a pass
 
 
@@ -177,9 +176,9 @@ def _pieces(
     service: Service, served: Served, specs: Sequence[SessionSpec]
 ) -> Generator[tuple[bool, list[int]], None, None]:
     """Begin sessions in pieces of about `LONG`, each with one new prompt or clip at most; say which is the last."""
-    most, begun = PIECE, 0
+    begun = 0
     while begun < len(specs):
-        piece = list(specs[begun : begun + most])
+        piece = list(specs[begun : begun + served.piece])
         slow = [_is_slow(service, served, spec) for spec in piece]
         if any(slow):
             piece = piece[: slow.index(True) or 1]
@@ -188,8 +187,8 @@ def _pieces(
         took = max(time.monotonic() - now, 1e-6)
         for spec in piece:
             service.learned(served.name, spec.prompt)
-        if len(piece) == most or took > LONG:
-            most = max(1, min(2 * most, int(len(piece) * max(LONG, served.took) / took)))
+        if len(piece) == served.piece or took > LONG:
+            served.piece = max(1, min(2 * len(piece), int(len(piece) * max(LONG, served.took) / took)))
         begun += len(piece)
         yield begun == len(specs), numbers
 
