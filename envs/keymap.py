@@ -7,7 +7,7 @@ A key is a name, as pygame spells it: "left", "space", "w", "1". A combination i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -79,7 +79,7 @@ class KeyMap:
 
     def named(self) -> dict[str, Any]:
         """Write the map as plain data, as a world's card has it: {"": ..., "left+up": ...}."""
-        return {"+".join(sorted(combo)): np.asarray(action).tolist() for combo, action in self.entries.items()}
+        return {"+".join(sorted(combo)): _plain(action) for combo, action in self.entries.items()}
 
 
 def keymap_for(env: gym.Env) -> KeyMap:
@@ -134,13 +134,14 @@ def derive_keys(space: spaces.Space) -> dict[frozenset[str], Any]:
     """Make keys for a space that has none: digits and arrows for discrete actions, pairs of keys for numbers.
 
     Raises:
-        ConfigError: a space of another kind than Discrete, MultiDiscrete, MultiBinary and Box.
+        ConfigError: a space of another kind than Discrete, MultiDiscrete, MultiBinary, Box and Dict of these.
     """
     rest = rest_action(space)
     if isinstance(space, spaces.Discrete):
         return _discrete_keys(space, rest)
-    parts = [[("", value)] for value in np.ravel(rest)]  # of each number: the key and the value it gives
-    choices, free = _choices(space), list(SINGLES)
+    leaves = list(_leaves(space))
+    parts = [[("", value)] for leaf in leaves for value in np.ravel(rest_action(leaf))]  # each number's keys and values
+    choices, free = [found for leaf in leaves for found in _choices(leaf)], list(SINGLES)
     for i in sorted(range(len(parts)), key=lambda i: len(choices[i]) != 2):  # left and right go to what has both ways
         keys = _take(free, len(choices[i]))
         parts[i] += zip(keys, choices[i], strict=False)
@@ -149,9 +150,27 @@ def derive_keys(space: spaces.Space) -> dict[frozenset[str], Any]:
             break
     made = {}
     for choice in product(*parts):
-        action = np.array([value for _, value in choice], space.dtype).reshape(space.shape or ())
-        made[frozenset(key for key, _ in choice if key)] = action
+        made[frozenset(key for key, _ in choice if key)] = _joined(space, iter([value for _, value in choice]))
     return made
+
+
+def _leaves(space: spaces.Space) -> Iterator[spaces.Space]:
+    """List the spaces within Dict spaces, or the space itself."""
+    if isinstance(space, spaces.Dict):
+        for inner in space.spaces.values():
+            yield from _leaves(inner)
+    else:
+        yield space
+
+
+def _joined(space: spaces.Space, numbers: Iterator[Any]) -> Any:
+    """Make an action of the numbers of its leaves."""
+    if isinstance(space, spaces.Dict):
+        return {key: _joined(inner, numbers) for key, inner in space.spaces.items()}
+    if isinstance(space, spaces.Discrete):
+        return space.dtype.type(next(numbers))
+    count = int(np.prod(space.shape or ()))
+    return np.array([next(numbers) for _ in range(count)], space.dtype).reshape(space.shape or ())
 
 
 def _choices(space: spaces.Space) -> list[list[float]]:
@@ -160,6 +179,9 @@ def _choices(space: spaces.Space) -> list[list[float]]:
         low, high, rest = (np.ravel(array).astype(float) for array in (space.low, space.high, rest_action(space)))
         low, high = np.where(np.isfinite(low), low, rest - 1), np.where(np.isfinite(high), high, rest + 1)
         return [[end for end in (a, b) if end != c] for a, b, c in zip(low, high, rest, strict=True)]
+    if isinstance(space, spaces.Discrete):
+        rest = int(rest_action(space))
+        return [[value for value in range(int(space.start), int(space.start + space.n)) if value != rest]]
     if isinstance(space, spaces.MultiDiscrete):
         starts, counts = np.ravel(space.start), np.ravel(space.nvec)
         return [list(range(start + 1, start + count)) for start, count in zip(starts, counts, strict=True)]
@@ -188,8 +210,10 @@ def rest_action(space: spaces.Space) -> Any:
     """Get the action of no key: zero or the nearest value; of three discrete actions the middle one.
 
     Raises:
-        ConfigError: a space of another kind than Discrete, MultiDiscrete, MultiBinary and Box.
+        ConfigError: a space of another kind than Discrete, MultiDiscrete, MultiBinary, Box and Dict of these.
     """
+    if isinstance(space, spaces.Dict):
+        return {key: rest_action(inner) for key, inner in space.spaces.items()}
     if isinstance(space, spaces.Discrete):
         return space.start + (1 if space.n == 3 else 0)
     if isinstance(space, spaces.Box):
@@ -199,13 +223,21 @@ def rest_action(space: spaces.Space) -> Any:
     if isinstance(space, spaces.MultiBinary):
         return np.zeros(space.shape, space.dtype)
     raise ConfigError(
-        f"there are no keys for the action space {space}; allowed: Discrete, MultiDiscrete, MultiBinary, Box. "
+        f"there are no keys for the action space {space}; allowed: Discrete, MultiDiscrete, MultiBinary, Box, Dict. "
         "Give the environment a method get_keys_to_action, or wrap it to convert its actions."
     )
 
 
+def _plain(action: Any) -> Any:
+    if isinstance(action, Mapping):
+        return {key: _plain(part) for key, part in action.items()}
+    return np.asarray(action).tolist()
+
+
 def _element(space: spaces.Space, action: Any) -> Any:
     """Convert `action`, which may come from JSON, to the type of `space`."""
+    if isinstance(space, spaces.Dict) and isinstance(action, Mapping) and set(action) == set(space.spaces):
+        return {key: _element(inner, action[key]) for key, inner in space.spaces.items()}
     if isinstance(space, spaces.Discrete):
         return space.dtype.type(action)
     return np.asarray(action, space.dtype) if isinstance(action, list | tuple | np.ndarray) else action

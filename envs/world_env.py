@@ -221,6 +221,8 @@ class WorldEnv(Copies, gym.Env[np.ndarray, Any]):
         """Get the action of each combination of keys, such as "left+up"; "" is no key."""
         if isinstance(self.action_space, spaces.Discrete):
             return {key: int(action) for key, action in self.world.card.keys.items()}
+        if isinstance(self.action_space, spaces.Dict):
+            return dict(self.world.card.keys)
         return {key: np.asarray(action, self.action_space.dtype) for key, action in self.world.card.keys.items()}
 
     def close(self) -> None:

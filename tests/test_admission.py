@@ -219,12 +219,9 @@ def test_odd_actions_and_sizes_go_the_whole_way(tmp_path: Path) -> None:
     the_whole_way(tmp_path, "uint8")
 
 
-NESTED = pytest.mark.xfail(reason="engine.starts counts the entries of a nested dict, not its actions", strict=False)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*maximum and minimum values are equal")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=NESTED if name == "nested" else ()) for name in ROWS])
+@pytest.mark.parametrize("name", ROWS)
 def test_all_go_the_whole_way(tmp_path: Path, name: str) -> None:
     the_whole_way(tmp_path, name)
 

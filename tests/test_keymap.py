@@ -120,3 +120,18 @@ def test_prompt_line():
     assert line.text == "x"  # all was selected
     line.type("y" * 500)
     assert len(line.text) == LONGEST and line.close() == line.text and not line.open
+
+
+def test_a_dict_space_has_keys_for_its_parts() -> None:
+    """Also of spaces within it; the action of no key rests everywhere, and every action is in the space."""
+    inner = spaces.Dict({"jump": spaces.Discrete(2), "look": spaces.Box(-1, 1, (2,), np.float32)})
+    space = spaces.Dict({"body": inner, "tools": spaces.MultiBinary(3)})
+    keys = derive_keys(space)
+    assert all(space.contains(action) for action in keys.values())
+    rest = keys[frozenset()]
+    assert rest["body"]["jump"] == 0 and not rest["tools"].any() and not rest["body"]["look"].any()
+    left, right = keys[frozenset({"left"})], keys[frozenset({"right"})]
+    assert left["body"]["look"][0] == -1 and right["body"]["look"][0] == 1
+    assert any(action["body"]["jump"] == 1 for action in keys.values())
+    again = read_keys(KeyMap(keys).named(), space)
+    assert again.keys() == keys.keys() and all(space.contains(action) for action in again.values())

@@ -153,7 +153,7 @@ def serve_world(name: str, engine: Engine) -> Served:
     if card.keys or not isinstance(space, spaces.Dict):
         keymap = KeyMap(read_keys(card.keys, space) if card.keys else derive_keys(space))
     else:
-        keymap = KeyMap({frozenset(): {key: rest_action(inner) for key, inner in space.spaces.items()}})
+        keymap = KeyMap({frozenset(): rest_action(space)})
     about = {
         "name": name,
         "frame_size": list(card.frame_size),
