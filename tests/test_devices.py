@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +87,12 @@ class Caller:
         """Call for each item."""
         return map(call, items)
 
-    def shutdown(self) -> None:
+    def submit(self, call: Callable[..., Any], *args: Any) -> Caller:
+        """Call when the result is asked for."""
+        self.result = functools.partial(call, *args)
+        return self
+
+    def shutdown(self, wait: bool = True) -> None:
         """Stop none."""
 
 
@@ -218,7 +224,7 @@ def chunked(world: World) -> World:
 def test_engine(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts, batches, guidance, given frames, forks, snapshots, also in a file: the frames are those of the host."""
     world: World = request.getfixturevalue(kind)
-    monkeypatch.setattr("worldsim.engine.engine.ThreadPoolExecutor", Caller)
+    monkeypatch.setattr("worldsim.threads.ThreadPoolExecutor", Caller)
 
     def play(engine: Engine) -> list[StepResult]:
         first = engine.open_all([SessionSpec(**opening) for opening in OPENINGS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,9 @@ def _read_untrusted(kind: Any, path: Path) -> Any:
 
 def _from_config(cls: Any, config: Mapping[str, Any]) -> Any:
     try:
-        return cls.from_config(config)
+        with warnings.catch_warnings():  # torch warns of sizes of 0; that the weights do not fit is said soon
+            warnings.simplefilter("ignore")
+            return cls.from_config(config)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise Untrusted(f"{cls.__name__} cannot be made of its config ({error!s:.200})") from error
 
