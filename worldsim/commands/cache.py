@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from worldsim.commands.parsing import parse
-from worldsim.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,10 @@ def cache(args: Sequence[str]) -> None:
     Example: worldsim cache --clear runtimes --older-than-days 30
     The folder is ~/.cache/worldsim, or what WORLDSIM_CACHE says.
     """
+    from worldsim.engine.tuning import cache_folder
+
     config = parse(CacheConfig, "cache", args, cache.__doc__)
-    folder = _folder()
+    folder = cache_folder()
     found = list_cache(folder)
     print(f"{folder}: {len(found)} entries, {sum(entry.size for entry in found) / 1e6:.1f} MB")
     for entry in found:
@@ -72,12 +73,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _folder() -> Path:
-    from worldsim.engine.tuning import cache_folder
-
-    try:
-        return cache_folder()
-    except RuntimeError as error:
-        raise ConfigError("this user has no home folder; name a cache folder with WORLDSIM_CACHE.") from error
