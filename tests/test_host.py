@@ -264,7 +264,7 @@ def test_stats_metrics_log_and_top(world_path: Path, tmp_path: Path, capsys: pyt
         time.sleep(0.2)
         lines = [json.loads(line) for line in host.log.read_text().splitlines()]
     events = [line["event"] for line in lines]
-    assert events == ["loaded", "serving", "open", "close"] and lines[2]["session"] == token[:8]
+    assert events == ["loading", "loaded", "serving", "open", "close"] and lines[3]["session"] == token[:8]
     assert token not in host.log.read_text()
 
 

@@ -80,6 +80,7 @@ def _quality(quality: dict[str, Any]) -> dict[str, Any]:
         f"{stage} {name}".strip(): f"{value:.4g}"
         for stage, found in stages
         for name, value in found.items()
+        if stage not in ("sampler", "seed")  # how it was measured
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     return dict(list(numbers.items())[:MOST_NUMBERS])
