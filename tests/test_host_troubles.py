@@ -27,10 +27,18 @@ SIZE = (40, 40)
 
 
 @pytest.fixture(scope="module")
-def engine(world_path: Path) -> Iterator[Engine]:
+def shared(world_path: Path) -> Iterator[Engine]:
     engine = Engine(World.from_pretrained(world_path), runtime="eager", threads=1, max_sessions=64)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def engine(shared: Engine) -> Iterator[Engine]:
+    """An engine without sessions, whatever a test before has left."""
+    yield shared
+    for number in list(shared.sessions):
+        shared.close(number)
 
 
 def clip(actions: Any, frames: int = 2, size: tuple[int, int] = SIZE, dtype: str = "uint8") -> dict[str, Any]:
@@ -113,7 +121,9 @@ def test_a_storm_of_hostile_values_beside_a_victim(engine: Engine, tmp_path: Pat
     secret = {victim.token, lab.service.sessions[victim.token].watch}
     lab.hello(b"a")
     codes: set[str] = set()
-    for number in range(450):
+    for number in range(3000):
+        if number >= 450 and len(codes) >= 6:
+            break
         tokens = [token for token in [*lab.service.tokens, *lab.service.snapshots] if token not in secret] or ["x" * 8]
         verb = rng.choice([name for name in VERBS if name != "hello"])
         fields: dict[str, Any] = {}
@@ -138,7 +148,7 @@ def test_a_storm_of_hostile_values_beside_a_victim(engine: Engine, tmp_path: Pat
         lab.service.tidy()
         codes |= {message.header["error"]["code"] for _, message in lab.sent if "error" in message.header}
         lab.sent.clear()
-        if number % 15 == 0:
+        if number % 15 == 0 and number < 450:
             victim.play()
         if len(lab.service.sessions) > 16:
             lab.service.remove(lab.service.sessions[(set(lab.service.sessions) - secret).pop()], "end")
