@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +21,9 @@ import msgspec
 import numpy as np
 
 T = TypeVar("T")
+NAME = re.compile(
+    r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,127}"
+)  # of a world or a dataset: it goes into names of folders
 MOST_JSON = 64 * 2**20  # bytes of a JSON file
 MOST_DEPTH = 64  # of JSON within JSON
 MOST_NPZ = 512 * 2**20  # bytes that an npz may unpack to

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,9 @@ from worldsim.models.text import PromptBook
 from worldsim.models.text_encoders import DEFAULT_ENCODER
 from worldsim.spaces import ActionCodec, actions_from_arrays, actions_to_arrays, space_from_json
 from worldsim.threads import OwnThreads
-from worldsim.untrusted import Untrusted, convert, printable, read_json, read_npz
+from worldsim.untrusted import NAME, Untrusted, convert, printable, read_json, read_npz
 
 FORMAT_VERSION = 1
-NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,127}")  # goes into names of folders
 LONGEST, MOST_PROMPTS, MOST_STARTS = 10_000, 10_000, 10_000
 _OWN = OwnThreads()  # where worlds are loaded, whatever the caller has set torch to
 FILES = ["*.json", "autoencoder/*", "dynamics/*", "prompts.safetensors", "starts.npz"]  # of a world on a hub

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,11 @@ from worldsim.errors import ConfigError, DataError
 from worldsim.files import replacing
 from worldsim.renamed import recording_of_today
 from worldsim.spaces import space_from_json
-from worldsim.untrusted import Untrusted, read_json
+from worldsim.untrusted import NAME, Untrusted, read_json
 
 FILE = "dataset.json"
 FORMAT = "worldsim-episodes"
 FORMAT_VERSION = 1
-NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,127}")  # as a world's card has it
 LARGEST_SIDE, FPS = 4096, (1e-3, 1e4)  # the same
 MOST_KEYS = 10_000
 
