@@ -135,32 +135,21 @@ def _check_prompts(meta: dict[str, Any]) -> None:
         raise Untrusted("its prompts are no dicts with a text")
 
 
-def count_steps(path: Path) -> int:
+def count_steps(path: Path, frame_size: tuple[int, int] | None = None) -> int:
     """Read the length of an episode, without its arrays.
 
     Raises:
-        DataError: the file is missing, damaged or not one of ours.
+        DataError: the file is missing, damaged or not one of ours, or its frames have another size than this one.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            return _check_layout({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118 -- not a dict
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
+            steps, shape = _check_layout(slices), tuple(slices["frames"].get_shape())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise _unreadable(path, error) from error
-
-
-def check_size(path: Path, frame_size: tuple[int, int]) -> None:
-    """Check the size of an episode's frames, without its arrays.
-
-    Raises:
-        DataError: another one, or the file is missing, damaged or not one of ours.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            shape = tuple(file.get_slice("frames").get_shape())
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-    if shape[1:] != (*frame_size, 3):
+    if frame_size is not None and shape[1:] != (*frame_size, 3):
         raise _unreadable(path, Untrusted(f"its frames are {shape[1:]}, those of the dataset {(*frame_size, 3)}"))
+    return steps
 
 
 class FrameTable:
@@ -175,10 +164,7 @@ class FrameTable:
         if not paths:
             raise DataError("no episodes to read frames from; record more of this split.")
         self.paths = list(paths)
-        if frame_size is not None:
-            for path in self.paths:
-                check_size(path, frame_size)
-        self.ends = np.cumsum([count_steps(path) + 1 for path in self.paths])  # rows at which each is over
+        self.ends = np.cumsum([count_steps(path, frame_size) + 1 for path in self.paths])  # rows at which each is over
 
     def __len__(self) -> int:
         """Return the number of frames."""

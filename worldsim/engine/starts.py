@@ -118,7 +118,7 @@ def check_start(start: Any, world: World, keep: int) -> tuple[np.ndarray, Tensor
         try:
             world.codec.check_all(actions)
             flat = torch.from_numpy(world.codec.flatten(actions))
-        except (IndexError, KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ActionError(f"start['actions'] are not of the action space {world.action_space}: {error}") from error
         if flat.shape != (count, world.codec.size):
             raise ActionError(f"start['actions'] are not {count} actions of the space {world.action_space}.")

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from worldsim.errors import WorldError, check_ranges
 from worldsim.models.autoencoder import DiffusersAutoencoder, FrameAutoencoder
 from worldsim.models.clip_autoencoder import ClipAutoencoder, is_of_clips
+from worldsim.models.weights import load_weights
 from worldsim.untrusted import Untrusted, check_finite, check_shapes, convert, read_json, tensor_shapes
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -89,7 +90,7 @@ def load_autoencoder(about: dict[str, Any], mean: list[float], std: list[float],
         check_shapes(
             tensor_shapes(path / "linear.safetensors"), {key: tuple(value.shape) for key, value in own.items()}
         )
-        for key, value in load_file(path / "linear.safetensors").items():
+        for key, value in load_weights(path / "linear.safetensors").items():
             own[key].copy_(value)
     if len(mean) != autoencoder.latent_channels or len(std) != autoencoder.latent_channels:
         raise Untrusted(
@@ -116,9 +117,7 @@ def _read_untrusted(kind: Any, path: Path) -> Any:
     with torch.device("meta"):  # a model as large as the config says, without its memory
         wanted = {name: tuple(part.shape) for name, part in _from_config(cls, config).state_dict().items()}
     check_shapes(found, wanted)
-    weights = load_file(path / WEIGHTS)
-    if not all(part.is_floating_point() and part.isfinite().all() for part in weights.values()):
-        raise Untrusted("the autoencoder has weights that are not finite numbers")
+    weights = load_weights(path / WEIGHTS)
     model = _from_config(cls, config)
     model.load_state_dict({name: part.float() for name, part in weights.items()})
     return model.eval()

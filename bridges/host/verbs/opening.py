@@ -22,8 +22,8 @@ from worldsim.bridges.host.verbs.common import (
     states,
 )
 from worldsim.engine.records import SessionSpec
-from worldsim.engine.starts import complete
-from worldsim.errors import ActionError, EngineFull, ProtocolError
+from worldsim.engine.starts import check_start, complete
+from worldsim.errors import EngineFull, ProtocolError
 
 LONG = 0.01  # seconds that a piece of work may take, or as long as a pass
 
@@ -202,9 +202,9 @@ def _spec(served: Served, call: Call, fields: dict[str, Any]) -> SessionSpec:
 
     Raises:
         ProtocolError: bad-buffer, bad-field.
-        ActionError: the actions of a start are not of the world's action space.
+        InputError: a start that does not fit the world.
     """
-    start, guidance = fields.get("start"), fields.get("guidance")
+    start = fields.get("start")
     if isinstance(start, dict):
         frames, actions = start["frames"], start.get("actions", [])
         for name in (frames, *([actions] if isinstance(actions, str) else [])):
@@ -213,31 +213,14 @@ def _spec(served: Served, call: Call, fields: dict[str, Any]) -> SessionSpec:
         if not isinstance(actions, (str, list)):
             raise ProtocolError("bad-field", "'actions' of 'start' must be the name of a buffer, or a list.")
         between = call.buffers[actions] if isinstance(actions, str) else actions
-        _check_between(served, between)
         start = {"frames": call.buffers[frames], "actions": between}
+        check_start(start, served.engine.world, served.engine.context_frames)  # before anything of a batch is begun
     return SessionSpec(
         seed=fields.get("seed") or 0,
         prompt=fields.get("prompt"),
         start=start,
-        guidance=None if guidance is None else float(guidance),
+        guidance=fields.get("guidance"),
     )
-
-
-def _check_between(served: Served, actions: Any) -> None:
-    """Check the actions of a clip: finite and inside the action space, each of them.
-
-    Raises:
-        ActionError: they are not.
-    """
-    world = served.engine.world
-    try:
-        if np.shape(actions)[:1] == (0,):
-            return
-        world.codec.check_all(actions)
-    except (TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, ActionError):
-            raise
-        raise ActionError(f"start['actions'] are not of the action space {world.action_space}: {error}") from error
 
 
 def _take_in(service: Service, hosted: Hosted, spec: SessionSpec | None) -> None:
