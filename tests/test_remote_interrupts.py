@@ -20,6 +20,9 @@ from worldsim.bridges.client.connection import ConnectionConfig
 from worldsim.engine.records import SessionSpec
 from worldsim.errors import WorldsimError
 
+# An exception that comes between `open` and its `with` leaves a file to the collector, which closes it and warns.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <_io:pytest.PytestUnraisableExceptionWarning")
+
 PATIENT = ConnectionConfig(timeout=5.0, patience=60.0)
 
 
