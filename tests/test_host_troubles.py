@@ -263,8 +263,8 @@ def test_names_and_connections_make_no_new_limits(engine: Engine, tmp_path: Path
 def test_long_work_takes_turns(engine: Engine) -> None:
     """However much others ask for, at most one piece of it is done between two frames of someone who plays."""
     lab = ServiceLab(engine)
-    turns = Turns(lab.service)
     victim = Victim(lab, 12)
+    turns = Turns(lab.service)
     for name in (b"a", b"b"):
         lab.hello(name)
     for number in range(30):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,21 @@ def test_an_encoder_of_another_width_is_refused(encoders: dict) -> None:
     book = PromptBook(384, str(encoders["t5"][0]))
     with pytest.raises(WorldError, match="24 wide, the model takes 384"):
         book.encode("a car")
+
+
+def test_an_encoder_that_cannot_be_loaded_is_not_tried_again(encoders: dict, tmp_path: Path) -> None:
+    """Each new prompt would wait for it: a host's client could hold up all others."""
+    book, later = PromptBook(24, str(tmp_path / "late")), PromptBook(24, str(tmp_path / "late"))
+    for ask in (book.load_encoder, lambda: book.encode("a car")):
+        with pytest.raises(WorldError, match="cannot load the text encoder"):
+            ask()
+    shutil.copytree(encoders["t5"][0], tmp_path / "late")
+    with pytest.raises(WorldError, match="cannot load the text encoder"):
+        book.encode("a car")
+    later.load_encoder()
+    shutil.rmtree(tmp_path / "late")
+    assert later.encode("a car").states.shape[1] == 24
+    PromptBook(24, None).load_encoder()  # of a world without text
 
 
 def trained(kind: str, encoders: dict, dataset: Dataset, autoencoder: Path, out: Path, **changes: Any) -> World:

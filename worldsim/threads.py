@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -111,6 +111,24 @@ class OwnThreads:
             self._workers = ThreadPoolExecutor(self.threads, "worldsim", _set_up)
         return list(self._workers.map(function, items))
 
+    def pieces(self, work: Generator[None, None, Result]) -> Generator[None, None, Result]:
+        """Do work that pauses, each piece on the one thread, and pause where it does."""
+
+        def piece() -> tuple[bool, Any]:
+            try:
+                return False, next(work)
+            except StopIteration as done:
+                return True, done.value
+
+        try:
+            while True:
+                ended, result = self.call(piece)
+                if ended:
+                    return result
+                yield
+        finally:
+            self.call(work.close)
+
     def close(self) -> None:
         """End the threads; they begin anew if something is to be done again."""
         with self._lock:
@@ -118,6 +136,15 @@ class OwnThreads:
         for executor in ended:
             if executor is not None:
                 executor.shutdown(wait=not getattr(self._here, "main", False))
+
+
+def at_once(work: Generator[Any, None, Result]) -> Result:
+    """Do work that pauses without a pause, and return its result."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            return done.value
 
 
 def _set_up(here: threading.local | None = None) -> None:

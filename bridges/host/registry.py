@@ -41,7 +41,7 @@ class Registry:
     Attributes:
         worlds: by name.
         sessions: by the owner's token.
-        beginning: those of batches that have not begun as a whole yet, by the same.
+        beginning: how many a client has that are about to be, by the request.
         tokens: of owners, players and watchers, with the session and the role that each gives.
         born: sessions by the request that began them.
         over: requests that began sessions which have ended since, oldest first.
@@ -63,7 +63,7 @@ class Registry:
         self.config, self.checkpoints, self.shared = config or ServiceConfig(), checkpoints, shared
         self.worlds = {name: serve_world(name, engine) for name, engine in engines.items()}
         self.sessions: dict[str, Hosted] = {}
-        self.beginning: dict[str, Hosted] = {}
+        self.beginning: dict[RequestKey, tuple[Client, int]] = {}
         self.tokens: dict[str, tuple[Hosted, Role]] = {}
         self.born: dict[RequestKey, Hosted] = {}
         self.over: OrderedDict[RequestKey, None] = OrderedDict()
@@ -111,17 +111,28 @@ class Registry:
         Raises:
             ProtocolError: full.
         """
-        most, open_ones = self.config.sessions, [*self.sessions.values(), *self.beginning.values()]
-        mine = sum(hosted.counted == client.counted for hosted in open_ones)
+        most, begins = self.config.sessions, list(self.beginning.values())
+        mine = sum(hosted.counted == client.counted for hosted in self.sessions.values())
+        mine += sum(number for other, number in begins if other.counted == client.counted)
         if mine + count > most:
             raise ProtocolError("full", f"you have {mine} sessions open and ask for {count} more; allowed: {most}.")
         most *= 1 if client.key else self.config.per_address
-        theirs = sum(hosted.account == client.account for hosted in open_ones)
+        theirs = sum(hosted.account == client.account for hosted in self.sessions.values())
+        theirs += sum(number for other, number in begins if other.account == client.account)
         if theirs + count > most:
             what = "key" if client.key else "address"
             raise ProtocolError(
                 "full", f"all clients of your {what} have {theirs} sessions open; with {count} more: over {most}."
             )
+
+    @contextlib.contextmanager
+    def coming(self, call: Call, count: int) -> Iterator[None]:
+        """Count admitted sessions among a client's while they begin."""
+        self.beginning[call.request_key] = call.client, count
+        try:
+            yield
+        finally:
+            del self.beginning[call.request_key]
 
     def add(self, hosted: Hosted) -> None:
         """Add a session."""
@@ -189,7 +200,6 @@ class Registry:
         if hosted.ring is not None:
             hosted.ring.close()
         self.sessions.pop(hosted.token, None)
-        self.beginning.pop(hosted.token, None)
         self.born.pop(hosted.born, None)
         self.over[hosted.born] = None
         if len(self.over) > MOST_PEERS:

@@ -17,7 +17,7 @@ from worldsim.engine.engine import Engine
 from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.engine.tuning import cache_folder
 from worldsim.envs.shipped import world_path
-from worldsim.errors import ConfigError
+from worldsim.errors import ConfigError, MissingDependency, WorldError
 from worldsim.untrusted import printable
 
 log = logging.getLogger("worldsim.host")
@@ -142,6 +142,10 @@ def load(config: ServeConfig) -> dict[str, Engine]:
         name = engine.world.card.name
         if name in engines:
             raise ConfigError(f"two worlds are called {name!r}; serve one of them on another port.")
+        try:
+            engine.world.book.load_encoder()
+        except (MissingDependency, WorldError) as error:
+            log.warning("new prompts are refused", extra={"fields": {"world": name, "error": str(error)}})
         sizes = list(engine.sizes["denoise"])  # measured now: it takes seconds, and no client should wait
         log.info("loaded", extra={"fields": {"world": name, "runtime": engine.runtime.name, "batches": sizes}})
         engines[name] = engine

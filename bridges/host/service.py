@@ -136,14 +136,11 @@ class Service(Drawing):
         """Say whether a request of a connection is worked on: later ones wait, so that their order stays."""
         return any(peer in job.peers for job in self.jobs.values())
 
-    def work(self) -> bool:
-        """Do one piece of one job, each in turn; False if there is none."""
-        if not self.jobs:
-            return False
-        key = next(iter(self.jobs))
+    def work(self, account: str) -> None:
+        """Do one piece of one job of an account, each in turn."""
+        key = next(key for key, job in self.jobs.items() if job.call.client.account == account)
         self.jobs.move_to_end(key)
         self._piece(key)
-        return True
 
     def stop_jobs(self) -> None:
         """Undo what jobs have begun, and refuse their requests; their clients ask again."""

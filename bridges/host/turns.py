@@ -9,7 +9,7 @@ frames have as much time before the next.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from worldsim.bridges.host.service import Service
 from worldsim.errors import ProtocolError
 
 LONG = {"open", "open_batch", "reset", "reset_batch", "fork", "restore", "snapshot", "share", "close_batch"}
+MOST_JOBS = 4  # requests of an account that are worked on in turn; its others wait
 MOST_WAITING = 64  # messages of one connection, as many as its socket holds
 MOST_BYTES = 64 * 2**20  # of all messages that wait
 PLAYING = 0.5  # seconds after a pass in which more frames are likely to be asked for
@@ -94,20 +95,26 @@ class Turns:
             self._next = now + 2 * took
 
     def _piece(self) -> None:
-        self._jobs_next = not self._jobs_next
-        if self._jobs_next and self.service.work():
+        jobs = Counter(job.call.client.account for job in self.service.jobs.values())
+        waits = {peer for job in self.service.jobs.values() for peer in job.peers}
+        heads: dict[str, bytes] = {}
+        for peer in self._queues:
+            account = self._account(peer)
+            if peer not in waits and jobs[account] < MOST_JOBS:
+                heads.setdefault(account, peer)
+        accounts = {**heads, **jobs}
+        if not accounts:
             return
-        ready = [peer for peer in self._queues if not self.service.busy(peer)]
-        if not ready:
-            self.service.work()
-            return
-        peer = min(ready, key=lambda peer: self._last.get(self._account(peer), 0.0))  # the first of equal ones
-        account = self._account(peer)
+        account = min(accounts, key=lambda account: self._last.get(account, 0.0))  # the first of equal ones
         self._last[account] = time.monotonic()
         self._last.move_to_end(account)
         if len(self._last) > MOST_WAITING:
             self._last.popitem(last=False)
-        self._handle(peer)
+        self._jobs_next = not self._jobs_next
+        if jobs[account] and (self._jobs_next or account not in heads):
+            self.service.work(account)
+        else:
+            self._handle(heads[account])
 
     def _account(self, peer: bytes) -> str:
         first = self._queues[peer][0]

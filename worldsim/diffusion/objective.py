@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from worldsim.diffusion.noise import TRAIN_HISTORY, TRAIN_IMAGE, normal
 from worldsim.diffusion.sampler import SamplerConfig
-from worldsim.diffusion.schedules import add_noise, euler, get_schedule, sample_sigmas
+from worldsim.diffusion.schedules import Sampling, add_noise, euler, get_schedule, sample_sigmas
 from worldsim.errors import ConfigError
 from worldsim.models.conditioning import ContextInputs
 from worldsim.models.config import DiTConfig
@@ -28,7 +28,6 @@ from worldsim.models.masks import Mask
 from worldsim.types import SegmentBatch, TextContext
 
 Losses = tuple[Tensor, dict[str, Tensor]]
-Predict = Callable[[Tensor, float], Tensor]
 """What the model says of latents (B, C, h, w) at a noise level."""
 
 
@@ -81,10 +80,10 @@ class ObjectiveConfig(ABC):
         return "x", False
 
     @staticmethod
-    def solve(predict: Predict, noise: Tensor, sampler: SamplerConfig, first: bool) -> Tensor:
+    def solve(noise: Tensor, sampler: SamplerConfig, first: bool) -> Sampling:
         """Sample frames from noise (B, C, h, w): Euler steps on the straight path, equal ones for first frames."""
         levels = get_schedule(sampler.num_denoising_steps, sampler.shift)
-        return euler(predict, noise, get_schedule(sampler.first_frame_steps) if first else levels)
+        return euler(noise, get_schedule(sampler.first_frame_steps) if first else levels)
 
     def needs_metric(self) -> bool:
         """Whether `build` needs the metric of the latents' channels."""

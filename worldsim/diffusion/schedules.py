@@ -6,10 +6,17 @@ Liu et al. 2022, arXiv:2209.03003). The network predicts x; the velocity follows
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
+
+from worldsim.threads import at_once
+
+Predict = Callable[[Tensor, float], Tensor]
+"""Gives what a model predicts, from latents and their noise level."""
+Sampling = Generator[tuple[Tensor, float], Tensor, Tensor]
+"""A sampler at work: it yields latents and their noise level, is sent what a model predicts, and returns the sample."""
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -30,19 +37,35 @@ def get_schedule(steps: int, shift: float = 1.0) -> list[float]:
     return [shift * level / (shift * level + (1 - level)) for level in even]
 
 
-def euler(predict: Callable[[Tensor, float], Tensor], noise: Tensor, levels: list[float]) -> Tensor:
-    """Integrate from noise to data by Euler steps.
+def euler(noise: Tensor, levels: list[float]) -> Sampling:
+    """Integrate from noise to data by Euler steps; it is sent the clean latents.
 
     Args:
-        predict: the clean latents, from latents and their noise level.
         noise: where to begin, at level `levels[0]`.
         levels: falling noise levels, the last one 0.
     """
     x = noise
     for now, after in zip(levels[:-1], levels[1:], strict=True):
-        clean = predict(x, now)
+        clean = yield x, now
         x = clean if after == 0 else torch.lerp(clean, x, after / now)
     return x
+
+
+def in_pieces(sampling: Sampling, predict: Predict) -> Generator[None, None, Tensor]:
+    """Sample with a model, and pause after each of its predictions."""
+    try:
+        asked = next(sampling)
+        while True:
+            found = predict(*asked)
+            yield
+            asked = sampling.send(found)
+    except StopIteration as done:
+        return done.value
+
+
+def sample(sampling: Sampling, predict: Predict) -> Tensor:
+    """Sample with a model."""
+    return at_once(in_pieces(sampling, predict))
 
 
 def sample_sigmas(shape: tuple[int, ...], generator: torch.Generator, share_at_one: float = 0.25) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from worldsim.engine.stepper import Stepper
 from worldsim.engine.table import SessionTable
 from worldsim.engine.tuning import choose
 from worldsim.errors import ConfigError, FrameError, InputError
-from worldsim.threads import OwnThreads, on_own_thread
+from worldsim.threads import OwnThreads, at_once, on_own_thread
 from worldsim.world import World
 
 CLIPS = 32  # clips to begin from whose memory is stored
@@ -160,20 +160,29 @@ class Engine:
     @on_own_thread
     def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none; see `open`."""
-        resolved = [complete(spec, self.world, self.context_frames) for spec in specs]
-        self.table.admit(len(resolved))
+        return at_once(self._opening(specs))
+
+    def opening(self, specs: Sequence[SessionSpec]) -> Generator[None, None, list[int]]:
+        """Begin several sessions as `open_all` does, and pause after each pass: others can be stepped meanwhile."""
+        return self.own.pieces(self._opening(specs))
+
+    def _opening(self, specs: Sequence[SessionSpec]) -> Generator[None, None, list[int]]:
+        resolved = []
+        for spec in specs:
+            resolved.append(complete(spec, self.world, self.context_frames))
+            yield
         from_prompt = [spec for spec in resolved if spec.start is None]
-        with self.table.pool.change() as change:
-            drawn = iter(self.stepper.first(from_prompt, change) if from_prompt else [])
+        with self.table.coming(len(resolved)), self.table.pool.change() as change:
+            drawn = iter((yield from self.stepper.first(from_prompt, change)) if from_prompt else [])
             sessions = []
             for spec in resolved:
                 if spec.start is None:
                     sessions.append(next(drawn))
                     continue
-                clip = self.stepper.clip(spec)
+                clip = yield from self.stepper.clip(spec)
                 change.acquire(clip.blocks)  # before another clip takes its place
                 sessions.append(replace(clip, seed=spec.seed, text=spec.text, guidance=self.stepper.guidance(spec)))
-        return self.table.add(sessions)
+            return self.table.add(sessions)
 
     @on_own_thread
     def close(self, session: int | None = None) -> None:

@@ -9,6 +9,7 @@ Legend: B sessions, K history frames, A action history, C h w latent, G sessions
 from __future__ import annotations
 
 import functools
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,14 @@ from torch import Tensor
 from worldsim.diffusion.noise import CACHE, HISTORY, SAMPLE, SHARED, keys_of, normal, share_places, shared_channels
 from worldsim.diffusion.objectives import objective_config
 from worldsim.diffusion.sampler import SamplerConfig
-from worldsim.diffusion.schedules import add_noise
+from worldsim.diffusion.schedules import add_noise, in_pieces
 from worldsim.engine.stages import Stages, eager, flat
 from worldsim.errors import ConfigError
 from worldsim.models.conditioning import text_kv
 from worldsim.models.config import DiTConfig
 from worldsim.models.dit import DiT
 from worldsim.models.kv_cache import KVCache
+from worldsim.threads import at_once
 from worldsim.types import Prompt, TextContext
 from worldsim.world import World
 
@@ -156,9 +158,13 @@ class Simulator:
         state.remember(outcome)
         return outcome
 
-    @torch.no_grad()
     def draw(self, state: State, *, first: bool = False) -> ModelOutput:
         """The next frame of every session, whose last action is in the state; the state is not changed."""
+        return at_once(self.drawing(state, first=first))
+
+    @torch.no_grad()
+    def drawing(self, state: State, *, first: bool = False) -> Generator[None, None, ModelOutput]:
+        """Draw as `draw` does, and pause after each pass of the sampler."""
         sampler, batch = self.sampler, len(state.prompts)
         guidance = [sampler.guidance] * batch if state.guidance is None else state.guidance
         guidance = [sampler.first_guidance] * batch if first else guidance
@@ -178,7 +184,7 @@ class Simulator:
             return found
 
         noise = self.noise(state, first=first).to(self.device) * sampler.noise_scale
-        latents = objective_config(sampler.solver).solve(predict, noise, sampler, first)
+        latents = yield from in_pieces(objective_config(sampler.solver).solve(noise, sampler, first), predict)
         if sampler.cache_sigma is not None:
             finished = latents
             if sampler.cache_sigma > 0:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,19 +65,22 @@ class Stepper:
         latents = self.autoencoder.encode(torch.from_numpy(frame[None].copy()))
         return self.table.advance(session, 0, state, self.simulator.take(state, latents), frame.copy(), change)
 
-    def first(self, specs: list[ResolvedSpec], change: Change) -> list[Session]:
-        """Sessions whose first frame is sampled from their prompt."""
+    def first(self, specs: list[ResolvedSpec], change: Change) -> Generator[None, None, list[Session]]:
+        """Sessions whose first frame is sampled from their prompt; pauses after each pass."""
         begun = [self.table.new_session(o.seed, o.text, self.guidance(o)) for o in specs]
         state = self.table.gather(begun)
         state.push(None)
-        outcome = self.simulator.draw(state, first=True)
+        outcome = yield from self.simulator.drawing(state, first=True)
         frames: Any = self._decoded(outcome)
         return [
             self.table.advance(old, row, state, outcome, frames[row].copy(), change) for row, old in enumerate(begun)
         ]
 
-    def clip(self, spec: ResolvedSpec) -> Session:
-        """A session that has seen a clip; the last few are stored, as all that begin so can share its memory."""
+    def clip(self, spec: ResolvedSpec) -> Generator[None, None, Session]:
+        """A session that has seen a clip; the last few are stored, as all that begin so can share its memory.
+
+        Pauses after each frame of the clip. Its blocks are those of what is stored.
+        """
         assert isinstance(spec.start, Mapping)  # as `starts.complete` makes it
         frames, actions, prompt = spec.start["frames"], spec.start["actions"], spec.text
         digest = hashlib.blake2b(frames.tobytes(), digest_size=16)
@@ -86,30 +89,37 @@ class Stepper:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key].session
-        stride = self.table.stride
+        stride, latents = self.table.stride, None
         if stride > 1:
-            latents = self.autoencoder.encode_clip(torch.from_numpy(frames))
+            latents = self.autoencoder.encode_clip(torch.from_numpy(frames)).split(1)
             frames, actions = frames[::stride], actions.unflatten(0, (-1, stride)).flatten(1)
-        else:  # One by one, as `observe` encodes them: kernels may differ in their last bits by how many there are.
-            latents = torch.cat([self.autoencoder.encode(frame) for frame in torch.from_numpy(frames).split(1)])
         session = self.table.new_session(0, prompt, 1.0)
         with self.table.pool.change() as change:
             for i, frame in enumerate(frames):
+                if i:
+                    yield
+                # One by one, as `observe` encodes them: kernels may differ in their last bits by how many there are.
+                latent = self.autoencoder.encode(torch.from_numpy(frame[None])) if latents is None else latents[i]
                 state = self.table.gather([session])
                 state.push(None if i == 0 else actions[i - 1 : i].to(self.simulator.device))
-                outcome, before = self.simulator.take(state, latents[i : i + 1]), session
+                outcome, before = self.simulator.take(state, latent), session
                 session = self.table.advance(session, 0, state, outcome, frame.copy(), change)
                 change.release(before.blocks)
+            self._give_up(key)  # somebody may have begun from the same clip meanwhile
             self._kept[key] = Snapshot(session, self.table.belongs, self.table.pool, None)
             change.give_back()  # the snapshot holds them now
         while len(self._kept) > self.clips:
-            self._kept.popitem(last=False)[1].close()
+            self._give_up(next(iter(self._kept)))
         return session
 
     def drop_clips(self) -> None:
         """Give up the memory of clips, which can be had again."""
-        while self._kept:
-            self._kept.popitem()[1].close()
+        for key in list(self._kept):
+            self._give_up(key)
+
+    def _give_up(self, key: tuple[str, Prompt]) -> None:
+        if key in self._kept:
+            self._kept.pop(key).close()
 
     def guidance(self, spec: ResolvedSpec) -> float:
         """The guidance of a session that begins, the sampler's where it has none of its own."""

@@ -5,7 +5,8 @@ Legend: B sessions, N frames remembered, K history frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +73,7 @@ class SessionTable:
             )
         self.pool = KVBlockPool(config, self.blocks, dtype, device)
         self.open: dict[int, Session] = {}
+        self._coming = 0  # sessions that are about to be
         self._last = 0
 
     @property
@@ -93,16 +95,31 @@ class SessionTable:
         Raises:
             EngineFull: they do not.
         """
-        if len(self.open) + count > self.capacity:
+        if len(self.open) + self._coming + count > self.capacity:
             self.make_room()
-        if len(self.open) + count > self.capacity:
+        if len(self.open) + self._coming + count > self.capacity:
             limit = f", max_sessions {self.max_sessions}" if self.max_sessions else ""
             raise EngineFull(
-                f"no room for {count} more session(s): {len(self.open)} are open and the engine holds {self.capacity} "
+                f"no room for {count} more session(s): {len(self.open)} are open"
+                f"{f', {self._coming} about to be' if self._coming else ''} and the engine holds {self.capacity} "
                 f"({self.session_bytes / 1e6:.2f} MB each of {self.blocks * self.block_bytes / 1e6:.0f} MB, "
                 f"{self.pool.reserved * self.block_bytes / 1e6:.0f} MB of it held by snapshots{limit}). Close "
                 "sessions, or give the engine more."
             )
+
+    @contextlib.contextmanager
+    def coming(self, count: int) -> Iterator[None]:
+        """Have room for `count` more sessions until they are added, whoever else comes meanwhile.
+
+        Raises:
+            EngineFull: they do not fit.
+        """
+        self.admit(count)
+        self._coming += count
+        try:
+            yield
+        finally:
+            self._coming -= count
 
     def add(self, sessions: Sequence[Session]) -> list[int]:
         """Take in admitted sessions, whose blocks are held for them, and return their numbers."""

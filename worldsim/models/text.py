@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from worldsim.errors import PromptError, WorldError
+from worldsim.errors import PromptError, WorldError, WorldsimError
 from worldsim.models.text_encoders import DEFAULT_ENCODER, TextEncoder, TransformersEncoder
 from worldsim.threads import OwnThreads
 from worldsim.types import Prompt
@@ -45,6 +45,7 @@ class PromptBook:
         self.width, self.tokens = width, tokens
         self.encoder_name = encoder if encoder is None or isinstance(encoder, str) else encoder.name
         self._encoder = None if isinstance(encoder, str) else encoder
+        self._failure: WorldsimError | None = None  # of the encoder: one that cannot be loaded is not tried again
         self.lowercase = None if self._encoder is None else self._encoder.lowercase
         self.prompts: dict[str, Prompt] = {"": Prompt("", torch.zeros(0, width))}
         self._encoded: deque[str] = deque()  # those that no file brought, oldest first
@@ -80,6 +81,15 @@ class PromptBook:
             found = _OWN.call(lambda: self.prompts.get(key) or self._encode(key, text))
         return found if found.text == text else found.under(text)
 
+    def load_encoder(self) -> None:
+        """Load the text encoder now, which the first new prompt would wait for; a world without text has none.
+
+        Raises:
+            MissingDependency, WorldError: as in `encode`.
+        """
+        if self.encoder_name is not None:
+            _OWN.call(lambda: self._loaded(""))
+
     def _encode(self, key: str, text: str) -> Prompt:
         found = Prompt(key, self._loaded(text).encode(key, self.tokens)[: self.tokens])
         if len(self._encoded) >= MOST_ENCODED:  # who still needs it has it encoded again, to the same states
@@ -93,7 +103,13 @@ class PromptBook:
         if self._encoder is None:
             if self.encoder_name is None:
                 raise PromptError(f"this world takes no prompts, got {text!r}; allowed: the empty prompt ''.")
-            self._encoder = TransformersEncoder(self.encoder_name)
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
+            try:
+                self._encoder = TransformersEncoder(self.encoder_name)
+            except WorldsimError as error:
+                self._failure = error
+                raise
         if self._encoder.width != self.width:
             raise WorldError(
                 f"the text encoder {self.encoder_name!r} gives states {self._encoder.width} wide, the model takes "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldsim.diffusion.noise import SAMPLE, keys_of, normal
-from worldsim.diffusion.schedules import euler, get_schedule
+from worldsim.diffusion.schedules import euler, get_schedule, sample
 from worldsim.models.conditioning import ContextInputs
 from worldsim.models.dit import DiT
 from worldsim.models.masks import Mask
@@ -50,7 +50,7 @@ def sample_clips(
         levels = torch.where(given, 0.0, sigma)
         return dit(torch.where(keep, clips, x), levels, context, mask=mask).sample
 
-    return torch.where(keep, clips, euler(predict, noise.to(clips), get_schedule(steps, shift)))
+    return torch.where(keep, clips, sample(euler(noise.to(clips), get_schedule(steps, shift)), predict))
 
 
 def clip_inputs(dit: DiT, clips: Tensor, text: TextContext) -> ContextInputs:

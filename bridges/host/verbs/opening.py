@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from worldsim.errors import EngineFull, ProtocolError
 LONG = 0.01  # seconds that a piece of work may take, or as long as a pass
 
 
-def open_(service: Service, call: Call) -> Answer:
+def open_(service: Service, call: Call) -> Answer | Work:
     """Begin a session; a repeated request gets the session that it has begun before."""
     hosted = _begun_before(service, call.request_key)
     if hosted is None:
@@ -37,14 +38,11 @@ def open_(service: Service, call: Call) -> Answer:
         service.admit(call.client, 1)
         encoding, quality = encoding_of(service, call)
         if token is None:
-            number, episode = served.engine.open_all([spec])[0], 0
-            service.learned(served.name, spec.prompt)
-        else:
-            snapshot, episode = service.stored(token, served.name)
-            number = served.engine.restore(snapshot)
-        hosted = _new(service, call, served, number, call.request_key)
+            return _open_in_pieces(service, call, served, spec)
+        snapshot, episode = service.stored(token, served.name)
+        hosted = _new(service, call, served, served.engine.restore(snapshot), call.request_key)
         hosted.encoding, hosted.quality, hosted.episode = encoding, quality, episode
-        _take_in(service, hosted, None if token else spec)
+        _take_in(service, hosted, None)
     return _opened(service, hosted)
 
 
@@ -62,21 +60,13 @@ def fork(service: Service, call: Call) -> Answer:
     return _opened(service, hosted)
 
 
-def reset(service: Service, call: Call) -> Answer:
+def reset(service: Service, call: Call) -> Answer | Work:
     """Begin anew in the same session."""
     hosted = replaceable(service, call, call.header["session"])
-    if hosted.last_request != call.request_key:
-        served = service.worlds[hosted.world]
-        spec = _spec(served, call, call.header)
-        try:
-            numbers = served.engine.open_all([spec])
-        except EngineFull:
-            _begin_in_place(service, [hosted], [spec], call)
-        else:
-            _replace(service, [hosted], numbers, [spec], call)
-        service.learned(served.name, spec.prompt)
-        service.push_all(hosted)
-    return state(service, hosted), last_frame(service, hosted)
+    if hosted.last_request == call.request_key:
+        return state(service, hosted), last_frame(service, hosted)
+    served = service.worlds[hosted.world]
+    return _reset_one(service, call, served, hosted, _spec(served, call, call.header))
 
 
 def open_batch(service: Service, call: Call) -> Answer | Work:
@@ -91,7 +81,7 @@ def open_batch(service: Service, call: Call) -> Answer | Work:
     served = service.served(call.get("world"))
     specs = [_spec(served, call, one) for one in call.header["openings"]]
     service.admit(call.client, len(specs))
-    return _open_in_pieces(service, call, served, specs, keys)
+    return _open_all_in_pieces(service, call, served, specs, keys)
 
 
 def reset_batch(service: Service, call: Call) -> Answer | Work:
@@ -102,28 +92,35 @@ def reset_batch(service: Service, call: Call) -> Answer | Work:
     check_length("openings", specs, sessions)
     todo = [pair for pair in zip(sessions, specs, strict=True) if pair[0].last_request != call.request_key]
     if todo:
-        return _reset_in_pieces(service, call, served, sessions, todo)
+        return _reset_all(service, call, served, sessions, todo)
     return states(service, sessions), service.frames(sessions)
 
 
-def _open_in_pieces(
+def _open_in_pieces(service: Service, call: Call, served: Served, spec: SessionSpec) -> Work:
+    encoding, quality = encoding_of(service, call)
+    with service.coming(call, 1):
+        (number,) = yield from _begin(service, served, [spec])
+    hosted = _new(service, call, served, number, call.request_key)
+    hosted.encoding, hosted.quality = encoding, quality
+    _take_in(service, hosted, spec)
+    return _opened(service, hosted)
+
+
+def _open_all_in_pieces(
     service: Service, call: Call, served: Served, specs: list[SessionSpec], keys: Sequence[RequestKey]
 ) -> Work:
     begun: list[Hosted] = []
     try:
-        for done, numbers in _pieces(service, served, specs):
-            first = len(begun)
-            begun += [
-                _new(service, call, served, number, key) for number, key in zip(numbers, keys[first:], strict=False)
-            ]
-            service.beginning |= {hosted.token: hosted for hosted in begun}
-            for hosted, spec in zip(begun[first:], specs[first:], strict=False):
-                service.write(hosted, spec)
-            if not done:
+        with service.coming(call, len(specs)):
+            for piece in _pieces(service, served, specs):
+                first = len(begun)
+                numbers = yield from _begin(service, served, piece)
+                begun += [
+                    _new(service, call, served, number, key) for number, key in zip(numbers, keys[first:], strict=False)
+                ]
+                for hosted, spec in zip(begun[first:], piece, strict=True):
+                    service.write(hosted, spec)
                 yield
-        for hosted in begun:
-            del service.beginning[hosted.token]
-        service.admit(call.client, len(begun))
     except BaseException:
         for hosted in begun:
             service.delete(hosted)
@@ -135,27 +132,31 @@ def _open_in_pieces(
     return _opened_batch(service, begun)
 
 
-def _reset_in_pieces(
-    service: Service,
-    call: Call,
-    served: Served,
-    sessions: list[Hosted],
-    todo: list[tuple[Hosted, SessionSpec]],
+def _reset_one(service: Service, call: Call, served: Served, hosted: Hosted, spec: SessionSpec) -> Work:
+    yield from _reset_in_pieces(service, call, served, [hosted], [(hosted, spec)])
+    return state(service, hosted), last_frame(service, hosted)
+
+
+def _reset_all(
+    service: Service, call: Call, served: Served, sessions: list[Hosted], todo: list[tuple[Hosted, SessionSpec]]
 ) -> Work:
+    yield from _reset_in_pieces(service, call, served, sessions, todo)
+    return states(service, sessions), service.frames(sessions)
+
+
+def _reset_in_pieces(
+    service: Service, call: Call, served: Served, sessions: list[Hosted], todo: list[tuple[Hosted, SessionSpec]]
+) -> Generator[None, None, None]:
     changed, specs = [hosted for hosted, _ in todo], [spec for _, spec in todo]
     numbers: list[int] = []
     try:
-        for done, piece in _pieces(service, served, specs):
-            numbers += piece
-            if not done:
+        try:
+            for piece in _pieces(service, served, specs):
+                numbers += yield from _begin(service, served, piece)
                 yield
-    except EngineFull:  # memory cannot hold the old and the new ones at once
-        _close(served, numbers)
-        numbers = []
-    except BaseException:
-        _close(served, numbers)
-        raise
-    try:
+        except EngineFull:  # memory cannot hold the old and the new ones at once
+            _close(served, numbers)
+            numbers = []
         for hosted in sessions:
             service.found(hosted.token, "owner")  # it may have ended meanwhile
         for hosted in changed:
@@ -169,28 +170,42 @@ def _reset_in_pieces(
         _begin_in_place(service, changed, specs, call)
     for hosted in changed:
         service.push_all(hosted)
-    return states(service, sessions), service.frames(sessions)
 
 
-def _pieces(
-    service: Service, served: Served, specs: Sequence[SessionSpec]
-) -> Generator[tuple[bool, list[int]], None, None]:
-    """Begin sessions in pieces of about `LONG`, each with one new prompt or clip at most; say which is the last."""
+def _pieces(service: Service, served: Served, specs: Sequence[SessionSpec]) -> Iterator[list[SessionSpec]]:
+    """Divide sessions that begin: so many at once that a pass of theirs takes about `LONG`, and one clip at most."""
     begun = 0
     while begun < len(specs):
         piece = list(specs[begun : begun + served.piece])
         slow = [_is_slow(service, served, spec) for spec in piece]
         if any(slow):
             piece = piece[: slow.index(True) or 1]
-        now = time.monotonic()
-        numbers = served.engine.open_all(piece)
-        took = max(time.monotonic() - now, 1e-6)
-        for spec in piece:
-            service.learned(served.name, spec.prompt)
-        if len(piece) == served.piece or took > LONG:
-            served.piece = max(1, min(2 * len(piece), int(len(piece) * max(LONG, served.took) / took)))
+        yield piece
         begun += len(piece)
-        yield begun == len(specs), numbers
+
+
+def _begin(service: Service, served: Served, specs: list[SessionSpec]) -> Generator[None, None, list[int]]:
+    """Begin sessions in the engine, and pause about every `LONG` seconds; find how many are well begun at once."""
+    opening, longest = served.engine.opening(specs), 0.0
+    with contextlib.closing(opening):
+        while True:
+            begun = now = time.monotonic()
+            try:
+                while now - begun < LONG:
+                    before = now
+                    next(opening)
+                    now = time.monotonic()
+                    longest = max(longest, now - before)
+            except StopIteration as done:
+                numbers = done.value
+                break
+            yield
+    for spec in specs:
+        service.learned(served.name, spec.prompt)
+    longest = max(longest, 1e-6)
+    if len(specs) == served.piece or longest > LONG:
+        served.piece = max(1, min(2 * len(specs), int(len(specs) * max(LONG, served.took) / longest)))
+    return numbers
 
 
 def _is_slow(service: Service, served: Served, spec: SessionSpec) -> bool:

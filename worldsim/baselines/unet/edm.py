@@ -2,7 +2,7 @@
 
 Data plus noise of deviation `sigma`, from almost 0 to far above that of the data. The network F is preconditioned,
 D = c_skip x + c_out F(c_in x, c_noise), so that what it sees and what it has to say is of unit size at every level.
-`flow.euler` is the Euler sampler of this too: from x at `sigma` towards D, as far as the level falls.
+`schedules.euler` is the Euler sampler of this too: from x at `sigma` towards D, as far as the level falls.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldsim.baselines.unet import edm
-from worldsim.diffusion.schedules import euler
+from worldsim.diffusion.schedules import euler, sample
 from worldsim.errors import ConfigError
 
 TIME_SCALE = 32.0  # c_noise is within -1.6..0.8, the sinusoids of diffusers are made for hundreds
@@ -143,7 +143,7 @@ class UNetDynamics(nn.Module):
         def predict(x: Tensor, sigma: float) -> Tensor:
             return self.denoise(x, torch.full((len(x),), sigma, device=x.device), past, actions, text).clamp(-1, 1)
 
-        return to_frames(euler(predict, levels[0] * noise, levels))
+        return to_frames(sample(euler(levels[0] * noise, levels), predict))
 
 
 def to_pixels(frames: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from worldsim.diffusion.noise import TRAIN_CORRUPT, TRAIN_IMAGE
-from worldsim.diffusion.objective import Corrupted, Losses, Objective, ObjectiveConfig, Predict, batch_noise, condition
+from worldsim.diffusion.objective import Corrupted, Losses, Objective, ObjectiveConfig, batch_noise, condition
 from worldsim.diffusion.sampler import SamplerConfig
+from worldsim.diffusion.schedules import Sampling
 from worldsim.errors import ConfigError
 from worldsim.models.config import DiTConfig
 from worldsim.models.dit import DiTOutput
@@ -88,10 +89,10 @@ class DDPMConfig(ObjectiveConfig):
         return prediction, True
 
     @staticmethod
-    def solve(predict: Predict, noise: Tensor, sampler: SamplerConfig, first: bool) -> Tensor:
+    def solve(noise: Tensor, sampler: SamplerConfig, first: bool) -> Sampling:
         """DDIM without noise of its own, by diffusers: rows do not depend on one another."""
         steps = sampler.first_frame_steps if first else sampler.num_denoising_steps
-        return denoise(_ddim(DIFFUSERS[sampler.prediction], steps), predict, noise)
+        return denoise(_ddim(DIFFUSERS[sampler.prediction], steps), noise)
 
 
 class DDPM(Objective):
@@ -154,12 +155,11 @@ class DDPM(Objective):
         return simple, bound.mean(dim=(2, 3, 4))
 
 
-def denoise(scheduler: Any, predict: Predict, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Sample by a scheduler of diffusers whose timesteps are set.
+def denoise(scheduler: Any, noise: Tensor, generator: torch.Generator | None = None) -> Sampling:
+    """Sample by a scheduler of diffusers whose timesteps are set; it is sent prediction and variance (B, 2 C, h, w).
 
     Args:
         scheduler: such as `DDPMScheduler`, which takes both, or `DDIMScheduler`, which takes no variance.
-        predict: the model's prediction and variance (B, 2 C, h, w), from latents and their noise level.
         noise: where to begin, (B, C, h, w).
         generator: of the noise that the scheduler adds.
     """
@@ -169,7 +169,8 @@ def denoise(scheduler: Any, predict: Predict, noise: Tensor, generator: torch.Ge
     if type(scheduler).__name__ == "DDIMScheduler":  # goes on with the noise that belongs to what was clipped
         extra["use_clipped_model_output"] = True
     for timestep in scheduler.timesteps:
-        said, variance = predict(x, (int(timestep) + 1) / TIMESTEPS).split(channels, dim=1)
+        both_said = yield x, (int(timestep) + 1) / TIMESTEPS
+        said, variance = both_said.split(channels, dim=1)
         # Nothing keeps a model between the two variances that are possible, and beyond them frames explode.
         out = torch.cat([said, variance.clamp(-1, 1)], dim=1) if both else said
         x = scheduler.step(out, timestep, x, **extra).prev_sample
