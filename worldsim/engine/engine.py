@@ -160,29 +160,19 @@ class Engine:
     @on_own_thread
     def open_all(self, specs: Sequence[SessionSpec]) -> list[int]:
         """Begin several sessions, all or none; see `open`."""
-        return at_once(self._opening(specs))
+        return at_once(self._begin(specs))
 
-    def opening(self, specs: Sequence[SessionSpec]) -> Generator[None, None, list[int]]:
+    def open_in_pieces(self, specs: Sequence[SessionSpec]) -> Generator[None, None, list[int]]:
         """Begin several sessions as `open_all` does, and pause after each pass: others can be stepped meanwhile."""
-        return self.own.pieces(self._opening(specs))
+        return self.own.pieces(self._begin(specs))
 
-    def _opening(self, specs: Sequence[SessionSpec]) -> Generator[None, None, list[int]]:
+    def _begin(self, specs: Sequence[SessionSpec]) -> Generator[None, None, list[int]]:
         resolved = []
         for spec in specs:
             resolved.append(complete(spec, self.world, self.context_frames))
             yield
-        from_prompt = [spec for spec in resolved if spec.start is None]
         with self.table.coming(len(resolved)), self.table.pool.change() as change:
-            drawn = iter((yield from self.stepper.first(from_prompt, change)) if from_prompt else [])
-            sessions = []
-            for spec in resolved:
-                if spec.start is None:
-                    sessions.append(next(drawn))
-                    continue
-                clip = yield from self.stepper.clip(spec)
-                change.acquire(clip.blocks)  # before another clip takes its place
-                sessions.append(replace(clip, seed=spec.seed, text=spec.text, guidance=self.stepper.guidance(spec)))
-            return self.table.add(sessions)
+            return self.table.add((yield from self.stepper.begin(resolved, change)))
 
     @on_own_thread
     def close(self, session: int | None = None) -> None:

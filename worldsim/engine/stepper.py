@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,23 @@ class Stepper:
         latents = self.autoencoder.encode(torch.from_numpy(frame[None].copy()))
         return self.table.advance(session, 0, state, self.simulator.take(state, latents), frame.copy(), change)
 
-    def first(self, specs: list[ResolvedSpec], change: Change) -> Generator[None, None, list[Session]]:
-        """Sessions whose first frame is sampled from their prompt; pauses after each pass."""
-        begun = [self.table.new_session(o.seed, o.text, self.guidance(o)) for o in specs]
+    def begin(self, specs: list[ResolvedSpec], change: Change) -> Generator[None, None, list[Session]]:
+        """Sessions that begin, from their prompts or clips; pauses after each pass."""
+        from_prompt = [spec for spec in specs if spec.start is None]
+        drawn = iter((yield from self._first(from_prompt, change)) if from_prompt else [])
+        sessions = []
+        for spec in specs:
+            if spec.start is None:
+                sessions.append(next(drawn))
+                continue
+            clip = yield from self._clip(spec)
+            change.acquire(clip.blocks)  # before another clip takes its place
+            sessions.append(replace(clip, seed=spec.seed, text=spec.text, guidance=self._guidance(spec)))
+        return sessions
+
+    def _first(self, specs: list[ResolvedSpec], change: Change) -> Generator[None, None, list[Session]]:
+        """Sessions whose first frame is sampled from their prompt."""
+        begun = [self.table.new_session(o.seed, o.text, self._guidance(o)) for o in specs]
         state = self.table.gather(begun)
         state.push(None)
         outcome = yield from self.simulator.drawing(state, first=True)
@@ -76,7 +91,7 @@ class Stepper:
             self.table.advance(old, row, state, outcome, frames[row].copy(), change) for row, old in enumerate(begun)
         ]
 
-    def clip(self, spec: ResolvedSpec) -> Generator[None, None, Session]:
+    def _clip(self, spec: ResolvedSpec) -> Generator[None, None, Session]:
         """A session that has seen a clip; the last few are stored, as all that begin so can share its memory.
 
         Pauses after each frame of the clip. Its blocks are those of what is stored.
@@ -121,7 +136,7 @@ class Stepper:
         if key in self._kept:
             self._kept.pop(key).close()
 
-    def guidance(self, spec: ResolvedSpec) -> float:
+    def _guidance(self, spec: ResolvedSpec) -> float:
         """The guidance of a session that begins, the sampler's where it has none of its own."""
         return self.simulator.sampler.guidance if spec.guidance is None else spec.guidance
 

@@ -186,14 +186,14 @@ def _pieces(service: Service, served: Served, specs: Sequence[SessionSpec]) -> I
 
 def _begin(service: Service, served: Served, specs: list[SessionSpec]) -> Generator[None, None, list[int]]:
     """Begin sessions in the engine, and pause about every `LONG` seconds; find how many are well begun at once."""
-    opening, longest = served.engine.opening(specs), 0.0
-    with contextlib.closing(opening):
+    work, longest = served.engine.open_in_pieces(specs), 0.0
+    with contextlib.closing(work):
         while True:
             begun = now = time.monotonic()
             try:
                 while now - begun < LONG:
                     before = now
-                    next(opening)
+                    next(work)
                     now = time.monotonic()
                     longest = max(longest, now - before)
             except StopIteration as done:
