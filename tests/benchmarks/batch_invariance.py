@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from worldsim.engine.engine import Engine
-from worldsim.engine.records import SessionSpec
+from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.envs.shipped import world_path
 from worldsim.world import World
 
@@ -57,7 +57,7 @@ def main() -> None:
             single = {b: alone.step({b: action})[b] for (_, b), action in zip(chosen, actions, strict=True)}
             for a, b in chosen:
                 frames += 1
-                if not _equal(together, a, both[a], alone, b, single[b]):
+                if not equal(together, a, both[a], alone, b, single[b]):
                     differ += 1
                     print(f"frame {frames}: session of seed {together.sessions[a].seed}, batch of {count}", flush=True)
                     together.restore(alone.table.copy(b), a)
@@ -67,7 +67,8 @@ def main() -> None:
         print(f"{frames} frames, {differ} differ, {rate:.0f} frames/s", flush=True)
 
 
-def _equal(one: Engine, a: int, x, other: Engine, b: int, y) -> bool:
+def equal(one: Engine, a: int, x: StepResult, other: Engine, b: int, y: StepResult) -> bool:
+    """Compare what two sessions show and remember, to the bit."""
     same = np.array_equal(x.frame, y.frame) and (x.reward, x.ended) == (y.reward, y.ended)
     pools = ((one.table.pool, one.sessions[a].blocks[-1]), (other.table.pool, other.sessions[b].blocks[-1]))
     parts = [(pool.keys[block], pool.values[block], pool.latents[block]) for pool, block in pools]
