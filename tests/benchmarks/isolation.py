@@ -3,8 +3,8 @@
     python tests/benchmarks/isolation.py tests/data/old_world --frames 500000
     python tests/benchmarks/isolation.py doom --frames 100000
 
-As batch_invariance.py, and what a host or a careless caller adds: prompts that nobody has seen, which push others out of
-the book; clips and snapshots that push others out of the memory; sessions that begin in pieces, are forked, go back,
+As batch_invariance.py, and what a host or a careless caller adds: prompts that nobody has seen, which push others out
+of the book; clips and snapshots that push others out of the memory; sessions that begin in pieces, are forked, go back,
 leave, or never come to be; calls from threads that have set torch as they like; integers, arrays and lists where floats
 are usual. The engine that plays one session by itself meets none of that: it has a world, words and memory of its own.
 """
@@ -51,9 +51,8 @@ def main() -> None:
     rng, frames, differ, begun = np.random.default_rng(options.seed), 0, 0, time.monotonic()
     while frames < options.frames:
         specs = [spec_of(rng, wild) for _ in range(options.sessions)]
-        pairs = [
-            (foreign(rng, lambda s=s: begin(rng, together, wild, s)), alone.open_all([plain(s)])[0]) for s in specs
-        ]
+        first = [foreign(rng, lambda spec=spec: begin(rng, together, wild, spec)) for spec in specs]
+        pairs = list(zip(first, alone.open_all([plain(spec) for spec in specs]), strict=True))
         wild.action_space.seed(int(rng.integers(2**31)))
         for _ in range(LIFE):
             trouble(rng, together, alone, wild, pairs)
@@ -105,7 +104,7 @@ def spec_of(rng: np.random.Generator, world: World) -> SessionSpec:
     known = world.card.prompts
     prompts = [None, "", words(rng), *(known[int(rng.integers(len(known)))] for _ in range(2 if known else 0))]
     start = int(rng.integers(len(world.starts))) if world.starts and rng.random() < 0.4 else None
-    guidance = (None, 1, 2, np.float32(1.5), 0.5)[int(rng.integers(5))]
+    guidance: Any = (None, 1, 2, np.float32(1.5), 0.5)[int(rng.integers(5))]
     seed = int(rng.integers(2**31)) ** int(rng.integers(1, 4))
     return SessionSpec(seed=seed, prompt=prompts[int(rng.integers(len(prompts)))], start=start, guidance=guidance)
 
