@@ -2,7 +2,7 @@
 
 A process that loads a world imports for six seconds of a core, most of it torch and diffusers. Each worker of the tests
 keeps one process that has done so and forks what is asked for: a process of its own with its own environment, files,
-threads and end, as one that was started. That the command also starts from nothing, the shared host shows (conftest.py).
+threads and end, as one that was started. The shared host in conftest.py starts from nothing.
 """
 
 from __future__ import annotations
