@@ -115,8 +115,8 @@ def dummy_screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def host(world_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
-    """A running host of the tiny world, for all tests that leave it as it is."""
-    with hosting([world_path], tmp_path_factory.mktemp("host")) as process:
+    """A running host of the tiny world, for all tests that leave it as it is: the command, from nothing."""
+    with hosting([world_path], tmp_path_factory.mktemp("host"), afresh=True) as process:
         yield process
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forks import Forked
 
 from worldsim.bridges.client import RemoteEngine
 from worldsim.bridges.conformance.checks import Result
@@ -25,16 +26,26 @@ START = 120.0  # seconds that a host may take to load
 class HostProcess:
     """A `worldsim serve` that was started, and is killed at the end."""
 
-    def __init__(self, worlds: Sequence[Path | str], folder: Path, port: int = 0, *words: str) -> None:
-        """Start one, and wait until it serves; its log and its checkpoints are in `folder`."""
+    def __init__(
+        self, worlds: Sequence[Path | str], folder: Path, port: int = 0, *words: str, afresh: bool = False
+    ) -> None:
+        """Start one, and wait until it serves; its log and its checkpoints are in `folder`.
+
+        Where forks are safe it is one of a process that has imported all that a host needs, but `afresh`.
+        """
         folder.mkdir(exist_ok=True)
         self.log = folder / "host.log"
-        command = [sys.executable, "-m", "worldsim.cli", "serve", "--worlds", *map(str, worlds), "--port", str(port)]
-        command += ["--checkpoints", str(folder / "sessions"), "--threads", "1", "--runtime", "eager", *words]
+        words = ("serve", "--worlds", *map(str, worlds), "--port", str(port), *words)
+        words += ("--checkpoints", str(folder / "sessions"), "--threads", "1", "--runtime", "eager")
+        self.process: subprocess.Popen[bytes] | Forked
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             begin = log.tell()
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            if afresh or sys.platform != "linux":
+                command = [sys.executable, "-m", "worldsim.cli", *words]
+                self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            else:
+                self.process = Forked(words, self.log, environment)
         end = time.monotonic() + START
         while b'"serving"' not in (said := self.log.read_bytes()[begin:]):
             if self.process.poll() is not None or time.monotonic() > end:
@@ -53,9 +64,9 @@ class HostProcess:
 
 
 @contextmanager
-def hosting(worlds: Sequence[Path | str], folder: Path, *words: str) -> Iterator[HostProcess]:
+def hosting(worlds: Sequence[Path | str], folder: Path, *words: str, afresh: bool = False) -> Iterator[HostProcess]:
     """A host for a while."""
-    host = HostProcess(worlds, folder, 0, *words)
+    host = HostProcess(worlds, folder, 0, *words, afresh=afresh)
     try:
         yield host
     finally:

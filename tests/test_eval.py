@@ -91,7 +91,7 @@ def test_chained_actions_go_on_with_other_episodes(episodes, dataset, world):
     assert act([0], 29, torch.empty(0))[1] == ["a cart"]
 
 
-def test_evaluate(world_path, dataset, tmp_path):
+def test_evaluate(world_path, dataset, tmp_path, quick):
     config = EvalConfig(world=world_path, data=dataset.path, out=tmp_path, **SMALL)
     report = evaluate(config)
     assert json.loads((tmp_path / "report.json").read_text()) == report
@@ -120,7 +120,7 @@ def test_features_judge_clips_of_a_world(world_path, dataset, tmp_path):
     assert "perceptual" in table(report)
 
 
-def test_command_line_and_card(world_path, dataset, tmp_path, capsys, monkeypatch):
+def test_command_line_and_card(world_path, dataset, tmp_path, capsys, monkeypatch, quick):
     monkeypatch.setattr(bench_module, "GEMM_SECONDS", 0.02)
     words = f"eval {world_path} --data {dataset.path} --out {tmp_path} --split train --starts 2 --horizons 1".split()
     before = read_card(world_path)

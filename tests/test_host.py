@@ -75,14 +75,14 @@ def test_keys(world_path: Path, tmp_path: Path) -> None:
     words = ("--key", str(pairs["host"][1]), "--allow", str(allowed))
     with hosting([world_path], tmp_path / "host", *words) as host:
 
-        def settings(name: str) -> ConnectionConfig:
-            return ConnectionConfig(key=pairs[name][1], host_key=pairs["host"][0], timeout=1, patience=3)
+        def settings(name: str, patience: float) -> ConnectionConfig:
+            return ConnectionConfig(key=pairs[name][1], host_key=pairs["host"][0], timeout=1, patience=patience)
 
-        engine = RemoteEngine(host.address, config=settings("alice"))
+        engine = RemoteEngine(host.address, config=settings("alice", 3))
         number = engine.open_all([SessionSpec(seed=1)])[0]
         assert engine.step({number: 1})[number].step == engine.sessions[number].step
         engine.close()
-        for config in (settings("mallory"), QUICK):  # a key that is not on the list, and none
+        for config in (settings("mallory", 1.5), QUICK):  # a key that is not on the list, and none
             with pytest.raises(BridgeError, match="has not answered"):
                 Connection(host.address, config)
 

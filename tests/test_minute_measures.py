@@ -34,6 +34,8 @@ def test_a_weave_is_told(coarse):
     assert found.drawn.min() > found.real.max()
 
 
+# eight networks in full; below, rotten frames are told after fewer steps, and so is a weave
+@pytest.mark.slow
 def test_the_measure_tells_what_is_kept_for_it():
     """Or it gives no figures: plain pixels tell the melted frames at .50."""
     found = realism.power()
