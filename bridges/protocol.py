@@ -125,6 +125,11 @@ _DRAWN = (
     Field("terminated", "bool", "whether it did: drawn with that probability, from seed and step"),
     Field("truncated", "bool", "whether the episode has as many steps as the world's card allows"),
 )
+_LAST = (
+    _maybe("reward", "number", "of that frame"),
+    _maybe("ended", "number", "probability that the episode ended with it"),
+    _maybe("terminated", "bool", "whether it did"),
+)
 _WORLD = Field("world", "name", "its name")
 _ROLE = Field("role", "text", "of the token: owner, player or watcher")
 _SESSIONS = Field("sessions", "tokens", "which, in order")
@@ -158,7 +163,7 @@ VERBS: dict[str, Verb] = {
         (_maybe("world", "name", "may be left out where there is one"), *_OPENING, *_ENCODING,
          _maybe("snapshot", "token", "go on from it; the other settings have no effect then")),
         (Field("session", "token", "gives all rights"), Field("watch", "token", "gives the right to watch"),
-         _WORLD, *_STATE),
+         _WORLD, *_STATE, *_LAST),
         ("frame",),
     ),
     "reset": Verb("Begin anew, in the same session.", (_SESSION, *_OPENING), _STATE, ("frame",)),
@@ -178,14 +183,15 @@ VERBS: dict[str, Verb] = {
     "restore": Verb(
         "Go back to a snapshot, of this session or of another one of the same world.",
         (_SESSION, Field("snapshot", "token", "which")),
-        _STATE,
+        (*_STATE, *_LAST),
         ("frame",),
     ),
     "drop": Verb("Forget a snapshot.", (Field("snapshot", "token", "which"),)),
     "fork": Verb(
         "Fork a session: under the same actions the fork draws the same frames.",
         (_SESSION, _maybe("seed", "int", "go on with other noise"), *_ENCODING),
-        (Field("session", "token", "the fork's"), Field("watch", "token", "the fork's"), _WORLD, *_STATE),
+        (Field("session", "token", "the fork's"), Field("watch", "token", "the fork's"), _WORLD, *_STATE,
+         *_LAST),
         ("frame",),
     ),
     "render": Verb(

@@ -182,6 +182,24 @@ def test_errors_are_those_of_a_local_engine(remote: RemoteEngine, local: Engine)
             engine.close(number)
 
 
+def test_sessions_that_begin_from_others_know_their_last_frame(remote: RemoteEngine, local: Engine) -> None:
+    """Its reward, and whether the episode has ended with it: locally and remotely the same."""
+    said: list[list[tuple[Any, ...]]] = []
+    for engine in (remote, local):
+        number = engine.open_all([SessionSpec(seed=3, prompt="a cart")])[0]
+        for action in drive(9):
+            engine.step({number: action})
+        kept = engine.snapshot(number)
+        numbers = [number, engine.fork(number), engine.restore(kept)]
+        engine.step({number: 1})
+        engine.restore(kept, number)
+        found = [engine.sessions[n] for n in numbers]
+        said.append([(one.step, one.reward, one.ended, one.terminated) for one in found])
+        for n in numbers:
+            engine.close(n)
+    assert said[0] == said[1] and len(set(said[0])) == 1 and said[0][0][1] and said[0][0][2]
+
+
 def test_a_dropped_snapshot_is_gone(remote: RemoteEngine) -> None:
     number = remote.open_all([SessionSpec(seed=1)])[0]
     kept = remote.snapshot(number)

@@ -176,7 +176,7 @@ class RemoteEngine:
         def restored(message: Message, late: bool) -> None:
             frame = np.array(self.connection.frame(message.buffers["frame"]))
             about = {name: message.header[name] for name in ("prompt", "step")}
-            self._change(session, frame=frame, **about, reward=0.0, ended=0.0, terminated=False)
+            self._change(session, frame=frame, **about, **_last(message))
 
         self._call("restore", None, restored, session=self._get(session).token, snapshot=snapshot.token)
         return session
@@ -228,7 +228,8 @@ class RemoteEngine:
             self._leaving.append(about["session"])
             return 0
         frame = np.array(self.connection.frame(message.buffers["frame"]))
-        return self._add(RemoteSession(about["session"], about["watch"], frame, about["prompt"], about["step"]))
+        named = {name: about[name] for name in ("watch", "prompt", "step")}
+        return self._add(RemoteSession(about["session"], frame=frame, **named, **_last(message)))
 
     def _opened_batch(self, message: Message, late: bool) -> list[int]:
         about = message.header
@@ -310,6 +311,12 @@ class RemoteEngine:
             copied = np.array(frame) if self.connection.config.copy else frame  # the session's own frame is only read
             results[number] = StepResult(copied, reward, ended, step, terminated)
         return results
+
+
+def _last(message: Message) -> dict[str, Any]:
+    """Read what a session's last frame gave; hosts of earlier versions do not say."""
+    usual = {"reward": 0.0, "ended": 0.0, "terminated": False}
+    return {name: message.header.get(name, value) for name, value in usual.items()}
 
 
 def _world(about: Mapping[str, Any]) -> RemoteWorld:

@@ -101,6 +101,13 @@ def state(service: Service, hosted: Hosted) -> dict[str, Any]:
     return {"step": record.step, "prompt": record.prompt}
 
 
+def whole_state(service: Service, hosted: Hosted) -> dict[str, Any]:
+    """Say besides what the last frame gave: a session may begin from one that had ended."""
+    record = service.record(hosted)
+    last = {"reward": record.reward, "ended": record.ended, "terminated": record.terminated}
+    return state(service, hosted) | last
+
+
 def states(service: Service, sessions: Sequence[Hosted]) -> dict[str, Any]:
     """Say the same of a batch."""
     records = [service.record(hosted) for hosted in sessions]

@@ -21,6 +21,7 @@ from worldsim.bridges.host.verbs.common import (
     replaceable,
     state,
     states,
+    whole_state,
 )
 from worldsim.engine.records import SessionSpec
 from worldsim.engine.starts import check_start, complete
@@ -310,7 +311,7 @@ def _opened_batch(service: Service, sessions: list[Hosted]) -> Answer:
 
 
 def _opened(service: Service, hosted: Hosted) -> Answer:
-    fields = {"session": hosted.token, "watch": hosted.watch, "world": hosted.world, **state(service, hosted)}
+    fields = {"session": hosted.token, "watch": hosted.watch, "world": hosted.world, **whole_state(service, hosted)}
     return fields, last_frame(service, hosted)
 
 

@@ -11,7 +11,15 @@ from worldsim.bridges.host.hosted import Hosted
 from worldsim.bridges.host.records import Answer, Call
 from worldsim.bridges.host.service import Service, Work
 from worldsim.bridges.host.stats import host_stats
-from worldsim.bridges.host.verbs.common import STEERING, encoding_of, last_frame, replaceable, state, steered
+from worldsim.bridges.host.verbs.common import (
+    STEERING,
+    encoding_of,
+    last_frame,
+    replaceable,
+    state,
+    steered,
+    whole_state,
+)
 from worldsim.errors import ProtocolError
 
 CLOSED_AT_ONCE = 16  # sessions of a batch that end before others have their turn
@@ -79,7 +87,7 @@ def restore(service: Service, call: Call) -> Answer:
                 engine.restore(before, hosted.number)
                 raise
         service.push_all(hosted)
-    return state(service, hosted), last_frame(service, hosted)
+    return whole_state(service, hosted), last_frame(service, hosted)
 
 
 def drop(service: Service, call: Call) -> Answer:
