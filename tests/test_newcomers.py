@@ -121,6 +121,8 @@ def test_an_agent_learns_its_own_game(world_path: Path, tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3")
     from small_agents import small
 
+    from worldsim.agents.evaluation import AgentEvalConfig, evaluate_agent
+    from worldsim.agents.planner import PlanConfig, plan
     from worldsim.agents.training import train_agent
 
     changes: dict[str, Any] = {"world": str(world_path), "out": tmp_path / "a"}
@@ -131,6 +133,13 @@ def test_an_agent_learns_its_own_game(world_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is of 'CartPole-v1', the game WorldsimLamp-v0 is"):
         train_agent(small("WorldsimLamp-v0", **changes))
     assert not (tmp_path / "a").exists()
+    with pytest.raises(ConfigError, match="is of 'CartPole-v1', the game WorldsimLamp-v0 is"):
+        plan(PlanConfig(world=str(world_path), game="WorldsimLamp-v0"))
+    agent = train_agent(small("WorldsimLamp-v0", out=tmp_path / "lamp"))
+    config = AgentEvalConfig(agent=tmp_path / "lamp", world=str(world_path), episodes=1)
+    with pytest.raises(ConfigError, match="is of 'CartPole-v1', the game WorldsimLamp-v0 is"):
+        evaluate_agent(config)
+    assert agent.card.game == "WorldsimLamp-v0"
 
 
 def test_a_world_has_a_model_card(world_path: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from worldsim.engine import tuning
 from worldsim.engine.engine import Engine
 from worldsim.engine.session import Snapshot, _digest
-from worldsim.errors import SnapshotError, WorldError
-from worldsim.untrusted import Untrusted, inside, parse_json, printable, read_npz
+from worldsim.errors import SnapshotError, WorldError, printable
+from worldsim.untrusted import Untrusted, inside, parse_json, read_npz
 from worldsim.world import World, read_card
 
 MOST_MEMORY = 300  # MB that reading something hostile may take at its highest point

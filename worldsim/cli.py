@@ -134,7 +134,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         said = "this user has no home folder; set HOME, and WORLDSIM_CACHE to a folder that can be written."
     else:
         return None
-    from worldsim.untrusted import printable
+    from worldsim.errors import printable
 
     return "\n".join(printable(line, LONGEST_LINE) for line in said.split("\n")), 2
 

@@ -125,6 +125,12 @@ class MissingDependency(WorldsimError, ImportError):
         super().__init__(f"{purpose} needs the package {package!r}, which is not installed; run: {install}")
 
 
+def printable(text: str, most: int = 300) -> str:
+    """A stranger's text for a terminal or a log: what is no printable character is escaped, and what is long is cut."""
+    shown = text if len(text) <= most else text[:most] + "..."
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in shown)
+
+
 def check_ranges(owner: object, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Check that numbers of a config, or each of a tuple of them, are within their ranges, both ends included.
 

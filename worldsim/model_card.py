@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from worldsim.errors import printable
 from worldsim.files import replacing
-from worldsim.untrusted import printable
 from worldsim.world import WorldCard
 
 MOST_PROMPTS, MOST_NUMBERS = 12, 60

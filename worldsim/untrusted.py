@@ -20,10 +20,11 @@ from typing import IO, Any, TypeVar, get_type_hints
 import msgspec
 import numpy as np
 
+from worldsim.errors import printable
+
 T = TypeVar("T")
-NAME = re.compile(
-    r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,127}"
-)  # of a world or a dataset: it goes into names of folders
+# Of a world or a dataset: it goes into names of folders.
+NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,127}")
 MOST_JSON = 64 * 2**20  # bytes of a JSON file
 MOST_DEPTH = 64  # of JSON within JSON
 MOST_NPZ = 512 * 2**20  # bytes that an npz may unpack to
@@ -201,12 +202,6 @@ def _read_array(file: IO[bytes], most: int) -> np.ndarray:
     if len(data) != size:
         raise Untrusted("an array in it is cut off")
     return np.frombuffer(data, dtype).reshape(shape) if size else np.empty(shape, dtype)
-
-
-def printable(text: str, most: int = 300) -> str:
-    """A stranger's text for a terminal or a log: what is no printable character is escaped, and what is long is cut."""
-    shown = text if len(text) <= most else text[:most] + "..."
-    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in shown)
 
 
 def inside(folder: Path, name: str) -> Path:

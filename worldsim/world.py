@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from worldsim.diffusion.sampler import SamplerConfig
-from worldsim.errors import ConfigError, WorldError, WorldFormatError, WorldNotFound, check_ranges
+from worldsim.errors import ConfigError, WorldError, WorldFormatError, WorldNotFound, check_ranges, printable
 from worldsim.models.autoencoder import DiffusersAutoencoder, fingerprint
 from worldsim.models.autoencoder_files import load_autoencoder, save_autoencoder
 from worldsim.models.clip_autoencoder import is_of_clips
@@ -34,7 +34,7 @@ from worldsim.models.text import PromptBook
 from worldsim.models.text_encoders import DEFAULT_ENCODER
 from worldsim.spaces import ActionCodec, actions_from_arrays, actions_to_arrays, space_from_json
 from worldsim.threads import OwnThreads
-from worldsim.untrusted import NAME, Untrusted, convert, printable, read_json, read_npz
+from worldsim.untrusted import NAME, Untrusted, convert, read_json, read_npz
 
 FORMAT_VERSION = 1
 LONGEST, MOST_PROMPTS, MOST_STARTS = 10_000, 10_000, 10_000

@@ -28,6 +28,7 @@ from worldsim.errors import (
     SessionError,
     SnapshotMismatch,
     WorldsimError,
+    printable,
 )
 
 ERRORS: dict[str, type[WorldsimError]] = {
@@ -338,13 +339,8 @@ class Connection:
 
 
 def _error(error: Mapping[str, Any]) -> WorldsimError:
-    code, message = str(error.get("code")), _plain(str(error.get("message")))
+    code, message = str(error.get("code")), printable(str(error.get("message")), 2000)
     kind = ERRORS.get(code)
     if kind is not None:
         return kind(message)
     return ProtocolError(code, f"{message} ({code})", {k: v for k, v in error.items() if k not in ("code", "message")})
-
-
-def _plain(text: str) -> str:
-    """Escape what a terminal would obey: the words may be a stranger's."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

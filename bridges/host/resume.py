@@ -19,8 +19,7 @@ from worldsim.bridges.host.service import Service
 from worldsim.bridges.host.stored import Event, Record
 from worldsim.engine.engine import Engine
 from worldsim.engine.records import SessionSpec
-from worldsim.errors import BridgeError, WorldsimError
-from worldsim.untrusted import printable
+from worldsim.errors import BridgeError, WorldsimError, printable
 
 log = logging.getLogger("worldsim.host")
 Waiting = dict[str, tuple[Hosted, list[Event]]]

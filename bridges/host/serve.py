@@ -17,8 +17,7 @@ from worldsim.engine.engine import Engine
 from worldsim.engine.make import EngineConfig, make_engine
 from worldsim.engine.tuning import cache_folder
 from worldsim.envs.shipped import world_path
-from worldsim.errors import ConfigError, MissingDependency, WorldError
-from worldsim.untrusted import printable
+from worldsim.errors import ConfigError, MissingDependency, WorldError, printable
 
 log = logging.getLogger("worldsim.host")
 LONGEST_LINE = 2000  # characters of a log for people

@@ -29,8 +29,7 @@ from worldsim.bridges.host.resume import resume
 from worldsim.bridges.host.service import Service
 from worldsim.bridges.host.turns import Turns
 from worldsim.engine.engine import Engine
-from worldsim.errors import BridgeError, ConfigError
-from worldsim.untrusted import printable
+from worldsim.errors import BridgeError, ConfigError, printable
 
 log = logging.getLogger("worldsim.host")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def game_keys(recipe: Recipe) -> tuple[spaces.Space, dict[str, Any]]:
         return env.action_space, keys
     finally:
         env.close()
+
+
+@contextlib.contextmanager
+def closed_unless(envs: VecEnv) -> Iterator[None]:
+    """Close environments that were made for something which is then refused."""
+    try:
+        yield
+    except BaseException:
+        envs.close()
+        raise
 
 
 def check_world_game(world: World, recipe: Recipe) -> None:

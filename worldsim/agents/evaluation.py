@@ -15,7 +15,15 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from worldsim.agents.agent import Agent, RandomVectorPolicy
-from worldsim.agents.envs import find_game, imagined_envs, real_games, sample_starts
+from worldsim.agents.envs import (
+    check_world_game,
+    closed_unless,
+    find_game,
+    imagined_envs,
+    real_games,
+    sample_starts,
+    world_of,
+)
 from worldsim.agents.training import world_context
 from worldsim.data.policy import VectorPolicy
 from worldsim.errors import ConfigError
@@ -223,4 +231,7 @@ def _games(config: AgentEvalConfig, name: str, frame_size: tuple[int, int]) -> V
             config.starts_from, config.episodes, world_context(config.world), config.where, config.seed,
             config.starts_anywhere, "heldout",
         )  # fmt: skip
-    return imagined_envs(config.world, min(config.num_envs, config.episodes), **settings)
+    envs = imagined_envs(config.world, min(config.num_envs, config.episodes), **settings)
+    with closed_unless(envs):
+        check_world_game(world_of(envs).world, recipe)
+    return envs

@@ -18,7 +18,7 @@ import torch
 
 from worldsim.agents.agent import Agent
 from worldsim.agents.discrete import DiscreteActions, find_actions
-from worldsim.agents.envs import find_game, imagined_envs, real_games
+from worldsim.agents.envs import check_world_game, find_game, imagined_envs, real_games
 from worldsim.agents.evaluation import play_episodes
 from worldsim.data.policy import VectorPolicy
 from worldsim.engine.engine import Engine
@@ -227,7 +227,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     """Play whole episodes by planning ahead; write the report to `config.out`, and return it.
 
     Raises:
-        ConfigError: the game's actions are not those of the world, or the agent chooses among others.
+        ConfigError: the world is of another game, or the agent chooses among others.
     """
     torch.set_num_threads(config.threads)
     agent = None if config.agent is None else Agent.load(config.agent)
@@ -239,20 +239,19 @@ def plan(config: PlanConfig) -> dict[str, Any]:
             raise ConfigError(f"the agent repeats actions for {repeat} steps; a planner chooses at each one.")
     if actions is None:
         raise ConfigError("a planner chooses among a few actions; the agent gives numbers. Train one that chooses.")
+    recipe = None if config.game is None else find_game(config.game, world.card.frame_size)
+    if recipe is not None:
+        check_world_game(world, recipe)
     room = len(actions) * config.planner.futures + 4
     engine = planning_engine(world, room, threads=config.threads, noise_scale=config.noise_scale)
     planner: VectorPolicy = Planner(engine, actions, config.planner, agent, config.prompt)
-    if config.game is None:
+    if recipe is None:
         games = imagined_envs(
             config.world, 1, engine=engine, max_episode_steps=config.max_episode_steps, end_above=None
         )
     else:
-        games = real_games(find_game(config.game, world.card.frame_size), 1, config.max_episode_steps)
+        games = real_games(recipe, 1, config.max_episode_steps)
     try:
-        if games.action_space != engine.world.action_space:
-            raise ConfigError(
-                f"{config.game} has the action space {games.action_space}; the world's is {engine.world.action_space}."
-            )
         title = f"planning in {config.game or config.world}"
         played = play_episodes(planner, games, config.episodes, config.seed, title)
     finally:

@@ -34,6 +34,7 @@ from worldsim.agents.discrete import DiscreteActions, find_actions
 from worldsim.agents.envs import (
     agent_observation,
     check_world_game,
+    closed_unless,
     find_game,
     frame_size,
     game_keys,
@@ -212,12 +213,9 @@ def make_envs(config: AgentConfig) -> tuple[VecEnv, DiscreteActions | None]:
         )
     envs = imagined_envs(config.world, config.num_envs, **settings)
     world = world_of(envs).world
-    try:
+    with closed_unless(envs):
         check_world_game(world, game)
-    except ConfigError:
-        envs.close()
-        raise
-    return envs, find_actions(world.action_space, world.card.keys, config.actions, config.discrete_actions)
+        return envs, find_actions(world.action_space, world.card.keys, config.actions, config.discrete_actions)
 
 
 def world_context(world: str) -> int:

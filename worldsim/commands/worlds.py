@@ -18,7 +18,7 @@ def info(args: Sequence[str]) -> None:
     import json
 
     from worldsim.envs.shipped import world_path
-    from worldsim.untrusted import printable
+    from worldsim.errors import printable
     from worldsim.world import find_world, read_card
 
     def about(world: str, json: bool = False) -> tuple[str, bool]:
@@ -128,8 +128,8 @@ def tune(args: Sequence[str]) -> None:
 
 def _recorded_by(provenance: dict[str, Any]) -> str:
     """Say which game a world is of, and how it is recorded, where that is known."""
+    from worldsim.errors import printable
     from worldsim.registry import recipe_recorded
-    from worldsim.untrusted import printable
 
     recording = provenance.get("recording")
     env_id = recording.get("env_id") if isinstance(recording, dict) else None

@@ -26,8 +26,8 @@ from worldsim.data.episodes import Dataset, Episode
 from worldsim.data.frames import resize_frame
 from worldsim.data.importing import Importer, check_free, ended, importing, make_card
 from worldsim.data.video import Video
-from worldsim.errors import ConfigError, DataError, MissingDependency, did_you_mean
-from worldsim.untrusted import Untrusted, inside, printable, read_json
+from worldsim.errors import ConfigError, DataError, MissingDependency, did_you_mean, printable
+from worldsim.untrusted import Untrusted, inside, read_json
 
 VERSION = "v3"
 MOST_CHOICES = 1024  # whole numbers of one action that are taken for choices
