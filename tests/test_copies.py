@@ -94,7 +94,7 @@ def in_child(env: Any, path: str, queue: Any) -> None:
 
 
 def from_child(method: str, env: Any, path: str) -> Any:
-    context = mp.get_context(method)
+    context: Any = mp.get_context(method)
     queue = context.Queue()
     process = context.Process(target=in_child, args=(env, path, queue))
     process.start()

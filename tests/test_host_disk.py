@@ -77,8 +77,8 @@ def meta(**fields: Any) -> Callable[[Path], None]:
     return change
 
 
-def whole(text: str) -> Callable[[Path], None]:
-    return lambda place: (place / "meta.json").write_text(text) and None
+def whole(text: str) -> Callable[[Path], object]:
+    return lambda place: (place / "meta.json").write_text(text)
 
 
 def linked(place: Path) -> None:
@@ -93,7 +93,7 @@ def state(place: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], None], bool]] = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], bool]] = {
     "nothing": (lambda place: None, True),
     "half a line": (line('{"step":0,"by":["aaaa'), True),
     "zeros after a power cut": (line(b"\0" * 4096), True),

@@ -63,11 +63,11 @@ def link(runtime: Path) -> None:
     (runtime / f"worldsim-{os.getuid()}").symlink_to(runtime / "elsewhere")
 
 
-RUNTIME: dict[str, tuple[Callable[[Path], None], str | None]] = {
+RUNTIME: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "ours": (lambda runtime: None, None),
     "ours from before": (lambda runtime: (runtime / f"worldsim-{os.getuid()}").mkdir(mode=0o700), None),
     "not there": (lambda runtime: runtime.rmdir(), "cannot be made"),
-    "a file": (lambda runtime: (runtime / f"worldsim-{os.getuid()}").write_text("x") and None, "cannot be made"),
+    "a file": (lambda runtime: (runtime / f"worldsim-{os.getuid()}").write_text("x"), "cannot be made"),
     "others can write": (wide, "not yours alone"),
     "a link": (link, "not yours alone"),
     "long": (lambda runtime: None, "ipc path"),

@@ -108,7 +108,7 @@ def test_an_interrupted_step_happens_or_does_not(world: World, kind: str) -> Non
 def test_an_interrupted_episode_ends_when_it_should(world: World) -> None:
     """The count towards truncation is no count of its own, which an interrupt could leave behind."""
     settings = {"max_episode_steps": 9, "threads": 1, "autoreset_mode": "Disabled"}
-    env = gym.make_vec("worldsim/World-v0", num_envs=2, world=world, **settings).unwrapped
+    env: Any = gym.make_vec("worldsim/World-v0", num_envs=2, world=world, **settings).unwrapped
     env.end_above = 2.0  # never by itself
     seed = random.randrange(2**32)
     print("seed", seed)

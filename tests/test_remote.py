@@ -185,7 +185,8 @@ def test_errors_are_those_of_a_local_engine(remote: RemoteEngine, local: Engine)
 def test_sessions_that_begin_from_others_know_their_last_frame(remote: RemoteEngine, local: Engine) -> None:
     """Its reward, and whether the episode has ended with it: locally and remotely the same."""
     said: list[list[tuple[Any, ...]]] = []
-    for engine in (remote, local):
+    engines: tuple[Any, Any] = remote, local
+    for engine in engines:
         number = engine.open_all([SessionSpec(seed=3, prompt="a cart")])[0]
         for action in drive(9):
             engine.step({number: action})

@@ -61,7 +61,7 @@ def test_a_card_cannot_name_an_encoder_that_runs_code(tmp_path: Path) -> None:
     settings = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.Evil"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     book = PromptBook(384, str(tmp_path))
-    with pytest.raises(WorldError, match="without code of its own"):
+    with pytest.raises(WorldError, match="code of its own, which is never run"):
         book.encode(NEW)
     assert not (tmp_path / "ran").exists()
 

@@ -55,7 +55,7 @@ def play(path: Any, runtime: str, load: bool) -> list[bytes]:
         for action in (1, 0, 1, 1):
             step = engine.step({number: action})[number]
             assert np.isfinite(step.reward) and np.isfinite(step.ended)
-            found += [step.frame.tobytes(), np.float64([step.reward, step.ended]).tobytes()]
+            found += [step.frame.tobytes(), np.array([step.reward, step.ended]).tobytes()]
         memory = engine.snapshot(number, share=False).memory
         found += [part.float().numpy().tobytes() for part in vars(memory).values()]
     finally:
@@ -87,7 +87,7 @@ def test_foreign_threads_change_no_bit(world: World, expected: list[bytes]) -> N
         torch.set_num_threads(2)
         while not stop.is_set():
             with torch.autocast("cpu", torch.bfloat16):
-                torch.randn(64, 64) @ torch.randn(64, 64)
+                torch.mm(torch.randn(64, 64), torch.randn(64, 64))
 
     noise = threading.Thread(target=busy)
     noise.start()

@@ -68,6 +68,11 @@ class TransformersEncoder:
             found = self.encode("a", self.longest).shape[-1]  # a model that cannot do this much fails here
         except (OSError, ValueError, ImportError, AttributeError, LookupError, TypeError, RuntimeError,
                 SafetensorError) as error:  # fmt: skip
+            if "trust_remote_code" in str(error):
+                raise WorldError(
+                    f"the text encoder {name!r} comes with code of its own, which is never run; allowed: "
+                    f"{DEFAULT_ENCODER!r}, or a folder or hub id of a model that transformers knows."
+                ) from None
             raise WorldError(
                 f"cannot load the text encoder {name!r} ({error!s:.300}); allowed: {DEFAULT_ENCODER!r}, or a folder or "
                 "hub id that transformers loads without code of its own."

@@ -17,7 +17,7 @@ if which=="record":
     for k in range(6):
         r=go(PY+args+["--out","b"],kill=T*random.uniform(.3,.8)); n+=r[0]==-9
         if r[0]==0: break
-    r=go(PY+args+["--out","b"]); print("record after",n,"kills:",r, "equal files:", digest(O/"a")==digest(O/"b"), len(digest(O/"a")), "leftovers",[p.name for p in (O/"b").rglob("*.partial")])
+    r=go(PY+args+["--out","b"]); print("record after",n,"kills:",r[0], "equal files:", digest(O/"a")==digest(O/"b"), len(digest(O/"a")), "leftovers",[p.name for p in (O/"b").rglob("*.partial")])
 elif which=="ae":
     args=["train","autoencoder","./tiny/data","--steps","60","--batch","4","--checkpoint-minutes","0.02","--log-every","5"]
     t=time.time(); r=go(PY+args+["--out","a"]); T=time.time()-t; print("autoencoder alone",r[0],f"{T:.0f}s",r[1][-300:] if r[0] else "",flush=True)
