@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -60,6 +61,8 @@ def test_a_card_cannot_name_an_encoder_that_runs_code(tmp_path: Path) -> None:
     )
     settings = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.Evil"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(Path(text_encoders._packaged_minilm()) / name, tmp_path)
     book = PromptBook(384, str(tmp_path))
     with pytest.raises(WorldError, match="code of its own, which is never run"):
         book.encode(NEW)
