@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -87,6 +87,11 @@ class StillEngine:
                 frame=self._frames[0], step=1, prompt="", reward=0.0, ended=0.0, terminated=False
             )
         return numbers
+
+    def open_in_pieces(self, specs: Sequence[SessionSpec]) -> Generator[None, None, list[int]]:
+        """Begin sessions without a pause."""
+        yield from ()
+        return self.open_all(specs)
 
     def close(self, session: int | None = None) -> None:
         """End a session."""
