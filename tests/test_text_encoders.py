@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,7 @@ def test_an_encoder_that_cannot_be_loaded_is_not_tried_again(encoders: dict, tmp
     for ask in (book.load_encoder, lambda: book.encode("a car")):
         with pytest.raises(WorldError, match="cannot load the text encoder"):
             ask()
+    assert copy.deepcopy(book).prompts.keys() == pickle.loads(pickle.dumps(book)).prompts.keys()
     shutil.copytree(encoders["t5"][0], tmp_path / "late")
     with pytest.raises(WorldError, match="cannot load the text encoder"):
         book.encode("a car")

@@ -123,6 +123,11 @@ class MissingDependency(WorldsimError, ImportError):
     def __init__(self, package: str, purpose: str, install: str) -> None:
         """Say which `package` is missing, for what `purpose`, and the command that installs it."""
         super().__init__(f"{purpose} needs the package {package!r}, which is not installed; run: {install}")
+        self._made_of = package, purpose, install
+
+    def __reduce__(self) -> tuple[type[MissingDependency], tuple[str, str, str]]:
+        """Copy and pickle it by what it was made of."""
+        return type(self), self._made_of
 
 
 def printable(text: str, most: int = 300) -> str:

@@ -12,6 +12,7 @@ import functools
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -86,6 +87,7 @@ class OwnThreads:
         self._main: ThreadPoolExecutor | None = None
         self._workers: ThreadPoolExecutor | None = None
         self._here = threading.local()
+        self._given_up: deque[Generator[Any, Any, Any]] = deque()
 
     def call(self, function: Callable[[], Result]) -> Result:
         """Call a function on the one thread, and wait for it.
@@ -98,9 +100,9 @@ class OwnThreads:
             if self._main is None:
                 self._main = ThreadPoolExecutor(1, "worldsim", _set_up, (self._here,))
             try:
-                future = self._main.submit(_compute, self.busy, function)
+                future = self._main.submit(_compute, self.busy, self._given_up, function)
             except RuntimeError:  # the interpreter is about to end, and begins no more threads
-                return _compute(self.busy, function)
+                return _compute(self.busy, self._given_up, function)
         return future.result()
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -112,7 +114,10 @@ class OwnThreads:
         return list(self._workers.map(function, items))
 
     def pieces(self, work: Generator[None, None, Result]) -> Generator[None, None, Result]:
-        """Do work that pauses, each piece on the one thread, and pause where it does."""
+        """Do work that pauses, each piece on the one thread, and pause where it does.
+
+        If it is given up halfway it is closed at the next call: whoever collects it must not wait for the thread.
+        """
 
         def piece() -> tuple[bool, Any]:
             try:
@@ -126,8 +131,9 @@ class OwnThreads:
                 if ended:
                     return result
                 yield
-        finally:
-            self.call(work.close)
+        except GeneratorExit:
+            self._given_up.append(work)
+            raise
 
     def close(self) -> None:
         """End the threads; they begin anew if something is to be done again."""
@@ -155,8 +161,12 @@ def _set_up(here: threading.local | None = None) -> None:
         here.main = True
 
 
-def _compute(busy: threading.RLock, function: Callable[[], Result]) -> Result:
+def _compute(
+    busy: threading.RLock, given_up: deque[Generator[Any, Any, Any]], function: Callable[[], Result]
+) -> Result:
     with busy, fixed_settings():
+        while given_up:
+            given_up.popleft().close()
         return function()
 
 

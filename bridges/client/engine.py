@@ -237,8 +237,15 @@ class RemoteEngine:
             self._leaving += about["sessions"]
             return []
         frames = np.array(message.buffers["frames"])
-        rows = zip(about["sessions"], frames, about["prompts"], about["steps"], strict=True)
-        return [self._add(RemoteSession(token, "", frame, prompt, step)) for token, frame, prompt, step in rows]
+        columns = [about[name] for name in ("prompts", "steps")]
+        for name, usual in (
+            ("rewards", 0.0),
+            ("ended", 0.0),
+            ("terminated", False),
+        ):  # earlier hosts do not say
+            columns.append(about.get(name, [usual] * len(frames)))
+        rows = zip(about["sessions"], frames, *columns, strict=True)
+        return [self._add(RemoteSession(token, "", *row)) for token, *row in rows]
 
     def _add(self, session: RemoteSession) -> int:
         self._last += 1

@@ -13,7 +13,14 @@ from worldsim.bridges.host.verbs import HANDLERS
 from worldsim.errors import ProtocolError
 
 
-def receive(service: Service, peer: bytes, parts: Sequence[Any], key: str = "", address: str = "") -> None:
+def receive(
+    service: Service,
+    peer: bytes,
+    parts: Sequence[Any],
+    key: str = "",
+    address: str = "",
+    read: dict[str, Any] | None = None,
+) -> None:
     """Handle a message, and reply to it; the reply of a step or of long work comes with a later `Service.draw`.
 
     Never raises: an error is sent to the peer.
@@ -24,10 +31,11 @@ def receive(service: Service, peer: bytes, parts: Sequence[Any], key: str = "", 
         parts: of the message.
         key: CURVE public key of the connection, if there is one.
         address: of the connection.
+        read: its header, if it was read already.
     """
-    now, header = time.monotonic(), {}
+    now, header = time.monotonic(), read or {}
     try:
-        header = messages.read_header(parts)
+        header = header or messages.read_header(parts)
         size = sum(map(len, parts))
         if size > service.message_bytes:
             raise ProtocolError("too-large", f"the message has {size} bytes; allowed: {service.message_bytes}.")

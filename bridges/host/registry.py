@@ -132,7 +132,7 @@ class Registry:
         try:
             yield
         finally:
-            del self.beginning[call.request_key]
+            self.beginning.pop(call.request_key, None)
 
     def add(self, hosted: Hosted) -> None:
         """Add a session."""

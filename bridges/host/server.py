@@ -157,6 +157,8 @@ class Host:
 
     def close(self) -> None:
         """Close sockets and files; may be called again."""
+        if hasattr(self, "service"):
+            self.service.stop_jobs()
         self._socket.close(linger=500)  # the last messages still go out
         if self._authenticator is not None:
             self._authenticator.stop()

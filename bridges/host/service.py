@@ -118,11 +118,19 @@ class Service(Drawing):
     # Requests that take long.
 
     def begin_job(self, call: Call, work: Work) -> None:
-        """Work on a request in pieces, of which the first is done now; without a `Turns` all are."""
+        """Work on a request in pieces, of which the first is done now; without a `Turns` all are.
+
+        Raises:
+            ProtocolError: bad-field, another request of that id is worked on.
+        """
+        if call.request_key in self.jobs:
+            raise ProtocolError(
+                "bad-field", f"'id' is {call.header['id']}, which another request has that is not done."
+            )
         self.jobs[call.request_key] = Job(call, work, {call.peer})
-        self._piece(call.request_key)
+        self.work(call.request_key)
         while not self.turned and call.request_key in self.jobs:
-            self._piece(call.request_key)
+            self.work(call.request_key)
 
     def joins_job(self, call: Call) -> bool:
         """Say whether a request is worked on already: it came again, and its reply goes over both connections."""
@@ -136,12 +144,6 @@ class Service(Drawing):
         """Say whether a request of a connection is worked on: later ones wait, so that their order stays."""
         return any(peer in job.peers for job in self.jobs.values())
 
-    def work(self, account: str) -> None:
-        """Do one piece of one job of an account, each in turn."""
-        key = next(key for key, job in self.jobs.items() if job.call.client.account == account)
-        self.jobs.move_to_end(key)
-        self._piece(key)
-
     def stop_jobs(self) -> None:
         """Undo what jobs have begun, and refuse their requests; their clients ask again."""
         for job in self.jobs.values():
@@ -150,7 +152,8 @@ class Service(Drawing):
                 self.refuse(peer, job.call.header, ProtocolError("stopping", "the host is about to stop."))
         self.jobs.clear()
 
-    def _piece(self, key: RequestKey) -> None:
+    def work(self, key: RequestKey) -> None:
+        """Do one piece of a job."""
         job = self.jobs[key]
         try:
             next(job.work)

@@ -1,7 +1,7 @@
 """Whose message is handled next: short ones as they come, and of long work one piece between two passes.
 
 Long is what encodes a prompt, begins a session, or writes one to disk. It waits behind what its connection has sent
-before, so that the order of a connection's requests stays; connections, and above them accounts, have it in turn. So a
+before, so that the order of a connection's requests stays; accounts, and of each its connections, have it in turn. So a
 frame waits for one piece of work at most, however much others ask for; and after a piece that took longer than a pass,
 frames have as much time before the next.
 """
@@ -9,7 +9,7 @@ frames have as much time before the next.
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,10 @@ from worldsim.bridges.host.dispatch import receive
 from worldsim.bridges.host.service import Service
 from worldsim.errors import ProtocolError
 
-LONG = {"open", "open_batch", "reset", "reset_batch", "fork", "restore", "snapshot", "share", "close_batch"}
-MOST_JOBS = 4  # requests of an account that are worked on in turn; its others wait
+JOBS = {"open", "open_batch", "reset", "reset_batch"}  # take several pieces
+LONG = JOBS | {"fork", "restore", "snapshot", "share", "close_batch"}
+MOST_JOBS = 16  # at once; beyond, an account that has one already waits with others
+MOST_REMEMBERED = 4096  # accounts and connections whose last turn is known
 MOST_WAITING = 64  # messages of one connection, as many as its socket holds
 MOST_BYTES = 64 * 2**20  # of all messages that wait
 PLAYING = 0.5  # seconds after a pass in which more frames are likely to be asked for
@@ -36,6 +38,7 @@ class Arrived:
     key: str
     address: str
     long: bool
+    verb: str
     size: int
 
 
@@ -51,8 +54,8 @@ class Turns:
         self.service, service.turned = service, True
         self._queues: OrderedDict[bytes, deque[Arrived]] = OrderedDict()
         self._bytes = 0
-        self._last: OrderedDict[str, float] = OrderedDict()  # when each account had its turn
-        self._jobs_next = False
+        self._last: dict[str | bytes, int] = {}  # the last turn of each account and each connection
+        self._count = 0  # of turns
         self._next = 0.0  # when work may go on, if there are frames to draw
         self._last_pass = 0.0
         self._drawn = True  # whether a pass was drawn since the last piece of work
@@ -69,7 +72,7 @@ class Turns:
         queue = self._queues.get(peer)
         long = self._is_long(header)
         if queue is None and not long and not self.service.busy(peer):
-            receive(self.service, peer, parts, key, address)
+            receive(self.service, peer, parts, key, address, header)
             return
         size = sum(map(len, parts))
         if (queue is not None and len(queue) >= MOST_WAITING) or self._bytes + size > MOST_BYTES:
@@ -77,7 +80,7 @@ class Turns:
             self.service.refuse(peer, header, error)
             return
         self._bytes += size
-        self._queues.setdefault(peer, deque()).append(Arrived(parts, key, address, long, size))
+        self._queues.setdefault(peer, deque()).append(Arrived(parts, key, address, long, str(header.get("verb")), size))
 
     def drew(self) -> None:
         """Take down that a pass was drawn: others may have their turn."""
@@ -95,26 +98,32 @@ class Turns:
             self._next = now + 2 * took
 
     def _piece(self) -> None:
-        jobs = Counter(job.call.client.account for job in self.service.jobs.values())
-        waits = {peer for job in self.service.jobs.values() for peer in job.peers}
-        heads: dict[str, bytes] = {}
-        for peer in self._queues:
+        """Do a piece for the account that has waited longest, and of its connections for the one that has."""
+        jobs, turns = self.service.jobs, dict[str, list[bytes]]()
+        working = {peer for job in jobs.values() for peer in job.peers}
+        for job in jobs.values():
+            turns.setdefault(job.call.client.account, []).append(job.call.peer)
+        busy = set(turns) if len(jobs) >= MOST_JOBS else set()
+        for peer, queue in self._queues.items():
             account = self._account(peer)
-            if peer not in waits and jobs[account] < MOST_JOBS:
-                heads.setdefault(account, peer)
-        accounts = {**heads, **jobs}
-        if not accounts:
+            if peer not in working and not (account in busy and queue[0].verb in JOBS):
+                turns.setdefault(account, []).append(peer)
+        if not turns:
             return
-        account = min(accounts, key=lambda account: self._last.get(account, 0.0))  # the first of equal ones
-        self._last[account] = time.monotonic()
-        self._last.move_to_end(account)
-        if len(self._last) > MOST_WAITING:
-            self._last.popitem(last=False)
-        self._jobs_next = not self._jobs_next
-        if jobs[account] and (self._jobs_next or account not in heads):
-            self.service.work(account)
+        waiting = [*turns, *(peer for peers in turns.values() for peer in peers)]
+        for name in waiting:
+            self._last.setdefault(name, self._count)  # who is new comes after who waits
+        account = min(turns, key=self._last.__getitem__)  # the first of equal ones
+        peer = min(turns[account], key=self._last.__getitem__)
+        self._count += 1
+        self._last[account] = self._last[peer] = self._count
+        if len(self._last) > MOST_REMEMBERED:
+            self._last = {name: self._last[name] for name in waiting}
+        key = next((key for key, job in jobs.items() if job.call.peer == peer), None)
+        if key is not None:
+            self.service.work(key)
         else:
-            self._handle(heads[account])
+            self._handle(peer)
 
     def _account(self, peer: bytes) -> str:
         first = self._queues[peer][0]

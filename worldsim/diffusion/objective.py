@@ -28,7 +28,6 @@ from worldsim.models.masks import Mask
 from worldsim.types import SegmentBatch, TextContext
 
 Losses = tuple[Tensor, dict[str, Tensor]]
-"""What the model says of latents (B, C, h, w) at a noise level."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,14 +53,14 @@ def euler(noise: Tensor, levels: list[float]) -> Sampling:
 
 def in_pieces(sampling: Sampling, predict: Predict) -> Generator[None, None, Tensor]:
     """Sample with a model, and pause after each of its predictions."""
-    try:
-        asked = next(sampling)
-        while True:
-            found = predict(*asked)
-            yield
+    asked = next(sampling)
+    while True:
+        found = predict(*asked)
+        yield
+        try:
             asked = sampling.send(found)
-    except StopIteration as done:
-        return done.value
+        except StopIteration as done:
+            return done.value
 
 
 def sample(sampling: Sampling, predict: Predict) -> Tensor:

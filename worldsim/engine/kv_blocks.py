@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class KVBlockPool:
         blocks: how many there are, besides the empty one.
         dtype: of keys and values.
         device: where they lie.
+        make_room: is called when there is no free block, to give up what can be had again.
 
     Attributes:
         keys: (blocks + 1, L, P, H, E).
@@ -37,8 +38,16 @@ class KVBlockPool:
         latents: (blocks + 1, C, h, w) in float32.
     """
 
-    def __init__(self, config: DiTConfig, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: DiTConfig,
+        blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        make_room: Callable[[], None] = lambda: None,
+    ) -> None:
         """Reserve the memory."""
+        self.make_room = make_room
         patches = (config.latent_size[0] // config.patch[1]) * (config.latent_size[1] // config.patch[2])
         memory = (config.pattern.count("t"), patches, config.heads, config.width // config.heads)
         self.keys = torch.empty(blocks + 1, *memory, dtype=dtype, device=device)
@@ -110,6 +119,9 @@ class KVBlockPool:
             EngineFull: there is none.
         """
         if not self._free:
+            self._settle()
+        if not self._free:
+            self.make_room()
             self._settle()
         if not self._free:
             raise EngineFull(f"all {self.used} memory blocks are in use; close sessions or snapshots.")

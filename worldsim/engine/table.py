@@ -71,7 +71,7 @@ class SessionTable:
                 f"memory_mb is {memory_mb}, which holds {self.blocks} frames; a session needs {self.need + 1}: at "
                 f"least {1 + int((self.need + 1) * self.block_bytes / 1e6)}."
             )
-        self.pool = KVBlockPool(config, self.blocks, dtype, device)
+        self.pool = KVBlockPool(config, self.blocks, dtype, device, make_room)
         self.open: dict[int, Session] = {}
         self._coming = 0  # sessions that are about to be
         self._last = 0
@@ -166,15 +166,15 @@ class SessionTable:
         Raises:
             EngineFull: the open sessions could then run out of blocks.
         """
-        session = self.get(number)
+        session, count = self.get(number), len(self.open) + self._coming
         for last in (False, True):
             reserved = self.pool.reserved + self.pool.would_reserve(session.blocks)
-            if (self.blocks - reserved) // (self.need + 1) >= len(self.open):
+            if (self.blocks - reserved) // (self.need + 1) >= count:
                 break
             if last:
                 raise EngineFull(
-                    f"no room for one more snapshot: {len(self.open)} open sessions may need "
-                    f"{len(self.open) * (self.need + 1)} of {self.blocks} memory blocks, and snapshots hold "
+                    f"no room for one more snapshot: {count} sessions may need "
+                    f"{count * (self.need + 1)} of {self.blocks} memory blocks, and snapshots hold "
                     f"{self.pool.reserved}. Close snapshots or sessions, or give the engine more memory_mb."
                 )
             self.make_room()

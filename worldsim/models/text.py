@@ -7,7 +7,9 @@ trained on, and its book remembers every new one.
 
 from __future__ import annotations
 
+import copy
 import json
+import time
 from collections import deque
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from worldsim.untrusted import parse_json
 
 TOKENS = 20  # tokens kept of a prompt, where a world does not say
 MOST_ENCODED = 2048  # prompts that are kept besides those of a world's file
+RETRY = 300.0  # seconds until an encoder that cannot be loaded is tried again: it may take long, and others wait
 LONGEST = 100_000  # characters of a prompt: far more than an encoder reads, and few enough to look through at once
 _OWN = OwnThreads()  # where text is encoded: the caller's settings of torch would change the states' last bits
 
@@ -45,7 +48,7 @@ class PromptBook:
         self.width, self.tokens = width, tokens
         self.encoder_name = encoder if encoder is None or isinstance(encoder, str) else encoder.name
         self._encoder = None if isinstance(encoder, str) else encoder
-        self._failure: WorldsimError | None = None  # of the encoder: one that cannot be loaded is not tried again
+        self._failure: tuple[float, WorldsimError] | None = None  # when loading the encoder has failed, and why
         self.lowercase = None if self._encoder is None else self._encoder.lowercase
         self.prompts: dict[str, Prompt] = {"": Prompt("", torch.zeros(0, width))}
         self._encoded: deque[str] = deque()  # those that no file brought, oldest first
@@ -103,12 +106,12 @@ class PromptBook:
         if self._encoder is None:
             if self.encoder_name is None:
                 raise PromptError(f"this world takes no prompts, got {text!r}; allowed: the empty prompt ''.")
-            if self._failure is not None:
-                raise self._failure.with_traceback(None)
+            if self._failure is not None and time.monotonic() - self._failure[0] < RETRY:
+                raise copy.copy(self._failure[1])
             try:
                 self._encoder = TransformersEncoder(self.encoder_name)
             except WorldsimError as error:
-                self._failure = error
+                self._failure = time.monotonic(), copy.copy(error)
                 raise
         if self._encoder.width != self.width:
             raise WorldError(

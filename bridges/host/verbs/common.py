@@ -111,7 +111,8 @@ def whole_state(service: Service, hosted: Hosted) -> dict[str, Any]:
 def states(service: Service, sessions: Sequence[Hosted]) -> dict[str, Any]:
     """Say the same of a batch."""
     records = [service.record(hosted) for hosted in sessions]
-    return {"steps": [record.step for record in records], "prompts": [record.prompt for record in records]}
+    names = {"steps": "step", "prompts": "prompt", "rewards": "reward", "ended": "ended", "terminated": "terminated"}
+    return {many: [getattr(record, name) for record in records] for many, name in names.items()}
 
 
 def last_frame(service: Service, hosted: Hosted) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from worldsim.bridges.host.verbs.common import (
     last_frame,
     one_world,
     replaceable,
-    state,
     states,
     whole_state,
 )
@@ -65,7 +64,7 @@ def reset(service: Service, call: Call) -> Answer | Work:
     """Begin anew in the same session."""
     hosted = replaceable(service, call, call.header["session"])
     if hosted.last_request == call.request_key:
-        return state(service, hosted), last_frame(service, hosted)
+        return whole_state(service, hosted), last_frame(service, hosted)
     served = service.worlds[hosted.world]
     return _reset_one(service, call, served, hosted, _spec(served, call, call.header))
 
@@ -115,7 +114,7 @@ def _open_all_in_pieces(
         with service.coming(call, len(specs)):
             for piece in _pieces(service, served, specs):
                 first = len(begun)
-                numbers = yield from _begin(service, served, piece)
+                numbers = yield from _begin(service, served, piece, batch=len(specs) > 1)
                 begun += [
                     _new(service, call, served, number, key) for number, key in zip(numbers, keys[first:], strict=False)
                 ]
@@ -135,7 +134,7 @@ def _open_all_in_pieces(
 
 def _reset_one(service: Service, call: Call, served: Served, hosted: Hosted, spec: SessionSpec) -> Work:
     yield from _reset_in_pieces(service, call, served, [hosted], [(hosted, spec)])
-    return state(service, hosted), last_frame(service, hosted)
+    return whole_state(service, hosted), last_frame(service, hosted)
 
 
 def _reset_all(
@@ -153,13 +152,18 @@ def _reset_in_pieces(
     try:
         try:
             for piece in _pieces(service, served, specs):
-                numbers += yield from _begin(service, served, piece)
+                numbers += yield from _begin(service, served, piece, batch=len(specs) > 1)
                 yield
         except EngineFull:  # memory cannot hold the old and the new ones at once
             _close(served, numbers)
             numbers = []
         for hosted in sessions:
             service.found(hosted.token, "owner")  # it may have ended meanwhile
+            newer = hosted.seen.get(call.client.identity, -1)
+            if newer > call.header["id"]:
+                now = service.record(hosted).step
+                error = f"request {newer} came before this one was done; it is too late."
+                raise ProtocolError("out-of-order", error, {"step": now})
         for hosted in changed:
             service.draw_now(hosted)
     except BaseException:
@@ -185,8 +189,15 @@ def _pieces(service: Service, served: Served, specs: Sequence[SessionSpec]) -> I
         begun += len(piece)
 
 
-def _begin(service: Service, served: Served, specs: list[SessionSpec]) -> Generator[None, None, list[int]]:
-    """Begin sessions in the engine, and pause about every `LONG` seconds; find how many are well begun at once."""
+def _begin(
+    service: Service, served: Served, specs: list[SessionSpec], batch: bool = False
+) -> Generator[None, None, list[int]]:
+    """Begin sessions in the engine, and pause about every `LONG` seconds; of a batch find a good size of its pieces.
+
+    Raises:
+        EngineFull, InputError, PromptError: as `Engine.open_all`.
+    """
+    batch = batch and not any(_is_slow(service, served, spec) for spec in specs)
     work, longest = served.engine.open_in_pieces(specs), 0.0
     with contextlib.closing(work):
         while True:
@@ -204,7 +215,7 @@ def _begin(service: Service, served: Served, specs: list[SessionSpec]) -> Genera
     for spec in specs:
         service.learned(served.name, spec.prompt)
     longest = max(longest, 1e-6)
-    if len(specs) == served.piece or longest > LONG:
+    if batch and (len(specs) == served.piece or longest > LONG):
         served.piece = max(1, min(2 * len(specs), int(len(specs) * max(LONG, served.took) / longest)))
     return numbers
 
