@@ -45,6 +45,7 @@ def car_world(tmp_path_factory) -> Path:
     return top / "dynamics" / "world"
 
 
+@pytest.mark.slow  # `test_config_and_command_line` goes the same way by default
 def test_a_first_minute(car_world, tmp_path, quick):
     world = World.from_pretrained(car_world, dtype=torch.float32)
     report = first_minute(world, dataclasses.replace(SMALL, out=tmp_path))

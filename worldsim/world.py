@@ -25,6 +25,7 @@ from torch import nn
 
 from worldsim.diffusion.sampler import SamplerConfig
 from worldsim.errors import ConfigError, WorldError, WorldFormatError, WorldNotFound, check_ranges, printable
+from worldsim.files import replacing
 from worldsim.models.autoencoder import DiffusersAutoencoder, fingerprint
 from worldsim.models.autoencoder_files import load_autoencoder, save_autoencoder
 from worldsim.models.clip_autoencoder import is_of_clips
@@ -222,7 +223,8 @@ def find_world(name: str | Path) -> Path:
 
 def write_card(card: WorldCard, path: Path) -> None:
     """Write `world.json`."""
-    (path / "world.json").write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+    with replacing(path / "world.json") as partial:  # a world without its card is none
+        partial.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
 
 
 def read_card(path: Path) -> WorldCard:

@@ -20,7 +20,7 @@ from worldsim.untrusted import NAME, Untrusted, read_json
 FILE = "dataset.json"
 FORMAT = "worldsim-episodes"
 FORMAT_VERSION = 1
-LARGEST_SIDE, FPS = 4096, (1e-3, 1e4)  # the same
+LARGEST_SIDE, FPS = 4096, (1e-3, 1e4)  # pixels; frames a second
 MOST_KEYS = 10_000
 
 

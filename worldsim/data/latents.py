@@ -43,7 +43,7 @@ class LatentData:
         known: whether there was one, (N,), or (N, r).
         rewards: (N,), or (N, r).
         terminated: (N,), or (N, r).
-        mortal: whether the episode could end there: 0 in rests that the recorder protected (`data.recipe.Rest`), (N,).
+        mortal: whether the episode could end there: 0 in rests that the recorder protected (`data.policy.Rest`), (N,).
         event_onset: whether an event begins with the frame (label "event"; in games without it, whether the prompt
             changes), (N,).
         prompt: index into `prompts`, (N,).

@@ -14,7 +14,7 @@ from worldsim.data.coverage import cluster, odds
 from worldsim.data.latents import LatentData
 from worldsim.diffusion.noise import row_keys
 from worldsim.errors import ConfigError
-from worldsim.models.dit import DiTConfig
+from worldsim.models.config import DiTConfig
 from worldsim.models.text import PromptBook
 from worldsim.types import SegmentBatch, TextContext
 

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Draws: where sampling begins, what is mixed into the history, noise of all places, whether an episode ends, what is
-# mixed into a finished frame for the cache; and those
-# of training: the same three, then what corrupts the frames of segments and single frames.
+# Draws of play: where sampling begins, what is mixed into the history, noise that all places share, whether an episode
+# ends, what is mixed into a finished frame for the cache. Draws of training: where sampling begins, shared noise, the
+# history, what corrupts the frames of segments, what corrupts single frames.
 SAMPLE, HISTORY, SHARED, END, CACHE = 0, 1, 2, 3, 4
 TRAIN_SAMPLE, TRAIN_SHARED, TRAIN_HISTORY, TRAIN_CORRUPT, TRAIN_IMAGE = 16, 17, 18, 19, 20
 NEVER = 0.001  # a learned probability below is as good as none: it would end a thousand good steps by chance

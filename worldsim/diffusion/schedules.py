@@ -51,7 +51,7 @@ def euler(noise: Tensor, levels: list[float]) -> Sampling:
     return x
 
 
-def in_pieces(sampling: Sampling, predict: Predict) -> Generator[None, None, Tensor]:
+def with_pauses(sampling: Sampling, predict: Predict) -> Generator[None, None, Tensor]:
     """Sample with a model, and pause after each of its predictions."""
     asked = next(sampling)
     while True:
@@ -65,7 +65,7 @@ def in_pieces(sampling: Sampling, predict: Predict) -> Generator[None, None, Ten
 
 def sample(sampling: Sampling, predict: Predict) -> Tensor:
     """Sample with a model."""
-    return at_once(in_pieces(sampling, predict))
+    return at_once(with_pauses(sampling, predict))
 
 
 def sample_sigmas(shape: tuple[int, ...], generator: torch.Generator, share_at_one: float = 0.25) -> Tensor:

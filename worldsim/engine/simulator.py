@@ -18,7 +18,7 @@ from torch import Tensor
 from worldsim.diffusion.noise import CACHE, HISTORY, SAMPLE, SHARED, keys_of, normal, share_places, shared_channels
 from worldsim.diffusion.objectives import objective_config
 from worldsim.diffusion.sampler import SamplerConfig
-from worldsim.diffusion.schedules import add_noise, in_pieces
+from worldsim.diffusion.schedules import add_noise, with_pauses
 from worldsim.engine.stages import Stages, eager, flat
 from worldsim.errors import ConfigError
 from worldsim.models.conditioning import text_kv
@@ -184,7 +184,7 @@ class Simulator:
             return found
 
         noise = self.noise(state, first=first).to(self.device) * sampler.noise_scale
-        latents = yield from in_pieces(objective_config(sampler.solver).solve(noise, sampler, first), predict)
+        latents = yield from with_pauses(objective_config(sampler.solver).solve(noise, sampler, first), predict)
         if sampler.cache_sigma is not None:
             finished = latents
             if sampler.cache_sigma > 0:

@@ -99,12 +99,6 @@ def psnr_intervals(
     return report
 
 
-def share_interval(hits: Tensor, groups: Sequence[int]) -> Interval | None:
-    """Compute the interval of the share of true values, bool (S, N)."""
-    sums = np.stack([hits.double().sum(dim=1).numpy(), np.full(len(hits), hits.shape[1], float)], axis=1)
-    return bootstrap(sums, groups, ratio())
-
-
 def squared(frames: Tensor, truth: Tensor) -> np.ndarray:
     """Sum the squared errors of each segment, for frames (S, ...), as float64 (S,)."""
     return np.array([float((a.float() - b.float()).square().sum()) for a, b in zip(frames, truth, strict=True)])

@@ -39,7 +39,7 @@ def set_gate(dit: DiT, logit: float) -> None:
 
 
 def compile_blocks(dit: DiT) -> None:
-    """Compile the blocks for training, which takes a minute or two once and then a third of the time.
+    """Compile the blocks for training, which takes two minutes once and then less than half of the time.
 
     Only passes with gradients over segments use them; the runtimes of play compile a whole pass instead.
     """

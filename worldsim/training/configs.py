@@ -1,7 +1,7 @@
 """What a training run of the dynamics is: a tree of configs, each beside what it configures.
 
-A run is a function that returns one. The command line is made from the same tree, its options without the names of
-the branches: `--frames`, not `--batch.frames`; the objective that `--objective` names brings its own.
+The command line is made from the tree, its options without the names of the branches: `--frames`, not
+`--batch.frames`; the objective that `--objective` names brings its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from worldsim.data.segments import BatchConfig
 from worldsim.diffusion.objective import ObjectiveConfig
 from worldsim.diffusion.objectives import OBJECTIVES, objective_config
 from worldsim.errors import ConfigError
-from worldsim.models.dit import DiTConfig
+from worldsim.models.config import DiTConfig
 from worldsim.training.self_forcing import SelfForcingConfig
 from worldsim.training.trainer import TrainerConfig
 

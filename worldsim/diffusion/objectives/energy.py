@@ -29,7 +29,7 @@ class EnergyConfig(ObjectiveConfig):
     """The energy score."""
 
     objective: str = "energy"
-    """energy: one pass samples a frame. flow: flow matching, some passes a frame."""
+    """energy: one pass samples a frame."""
     context_prob: float = 0.15
     """Share of frames that take the part of the past, seen and not sampled."""
     both_gradients: bool = False

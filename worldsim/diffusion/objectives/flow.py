@@ -34,7 +34,7 @@ class FlowConfig(ObjectiveConfig):
     """Flow matching."""
 
     objective: str = "flow"
-    """energy: one pass samples a frame. flow: flow matching, some passes a frame."""
+    """flow: flow matching, some passes a frame."""
     context_prob: float = 0.3
     """Share of frames that take the part of the past, seen and not sampled."""
     num_denoising_steps: int = 2
