@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 
 from worldsim.errors import ConfigError
+from worldsim.spaces import plain_action
 
 ARROWS = ("left", "up", "right", "down")
 
@@ -79,7 +80,7 @@ class KeyMap:
 
     def named(self) -> dict[str, Any]:
         """Write the map as plain data, as a world's card has it: {"": ..., "left+up": ...}."""
-        return {"+".join(sorted(combo)): _plain(action) for combo, action in self.entries.items()}
+        return {"+".join(sorted(combo)): plain_action(action) for combo, action in self.entries.items()}
 
 
 def keymap_for(env: gym.Env) -> KeyMap:
@@ -226,12 +227,6 @@ def rest_action(space: spaces.Space) -> Any:
         f"there are no keys for the action space {space}; allowed: Discrete, MultiDiscrete, MultiBinary, Box, Dict. "
         "Give the environment a method get_keys_to_action, or wrap it to convert its actions."
     )
-
-
-def _plain(action: Any) -> Any:
-    if isinstance(action, Mapping):
-        return {key: _plain(part) for key, part in action.items()}
-    return np.asarray(action).tolist()
 
 
 def _element(space: spaces.Space, action: Any) -> Any:

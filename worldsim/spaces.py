@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -255,6 +256,13 @@ def _stack(space: spaces.Space, actions: list[Any]) -> Any:
         return {key: _stack(inner, [a[key] for a in actions]) for key, inner in space.spaces.items()}
     dtype = np.int64 if isinstance(space, spaces.Discrete) else space.dtype
     return np.asarray(actions, dtype).reshape(len(actions), *(space.shape or ()))
+
+
+def plain_action(action: Any) -> Any:
+    """Write an action as plain data, as JSON has it: numbers, lists, and dicts of these."""
+    if isinstance(action, Mapping):
+        return {key: plain_action(part) for key, part in action.items()}
+    return np.asarray(action).tolist()
 
 
 def actions_to_arrays(name: str, actions: Any) -> dict[str, np.ndarray]:

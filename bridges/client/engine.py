@@ -18,6 +18,9 @@ from worldsim.engine.records import SessionSpec, StepResult
 from worldsim.errors import ActionError, BridgeError, ConfigError, InputError, SessionError
 from worldsim.spaces import space_from_json
 
+# What a session's last frame gave, where a host of an earlier version does not say; and the names of these in batches.
+LAST: dict[str, Any] = {"reward": 0.0, "ended": 0.0, "terminated": False}
+MANY = ("rewards", "ended", "terminated")
 LEAVING = 8  # closed sessions that are collected before one request closes them at the host
 LOCAL = f"tcp://127.0.0.1:{protocol.PORT}"
 
@@ -237,14 +240,8 @@ class RemoteEngine:
             self._leaving += about["sessions"]
             return []
         frames = np.array(message.buffers["frames"])
-        columns = [about[name] for name in ("prompts", "steps")]
-        for name, usual in (
-            ("rewards", 0.0),
-            ("ended", 0.0),
-            ("terminated", False),
-        ):  # earlier hosts do not say
-            columns.append(about.get(name, [usual] * len(frames)))
-        rows = zip(about["sessions"], frames, *columns, strict=True)
+        last = [about.get(many, [LAST[name]] * len(frames)) for many, name in zip(MANY, LAST, strict=True)]
+        rows = zip(about["sessions"], frames, about["prompts"], about["steps"], *last, strict=True)
         return [self._add(RemoteSession(token, "", *row)) for token, *row in rows]
 
     def _add(self, session: RemoteSession) -> int:
@@ -321,9 +318,8 @@ class RemoteEngine:
 
 
 def _last(message: Message) -> dict[str, Any]:
-    """Read what a session's last frame gave; hosts of earlier versions do not say."""
-    usual = {"reward": 0.0, "ended": 0.0, "terminated": False}
-    return {name: message.header.get(name, value) for name, value in usual.items()}
+    """Read what a session's last frame gave."""
+    return {name: message.header.get(name, usual) for name, usual in LAST.items()}
 
 
 def _world(about: Mapping[str, Any]) -> RemoteWorld:

@@ -101,6 +101,7 @@ class Turns:
         """Do a piece for the account that has waited longest, and of its connections for the one that has."""
         jobs, turns = self.service.jobs, dict[str, list[bytes]]()
         working = {peer for job in jobs.values() for peer in job.peers}
+        keys = {job.call.peer: key for key, job in jobs.items()}  # a connection has one job at a time
         for job in jobs.values():
             turns.setdefault(job.call.client.account, []).append(job.call.peer)
         busy = set(turns) if len(jobs) >= MOST_JOBS else set()
@@ -119,9 +120,8 @@ class Turns:
         self._last[account] = self._last[peer] = self._count
         if len(self._last) > MOST_REMEMBERED:
             self._last = {name: self._last[name] for name in waiting}
-        key = next((key for key, job in jobs.items() if job.call.peer == peer), None)
-        if key is not None:
-            self.service.work(key)
+        if peer in keys:
+            self.service.work(keys[peer])
         else:
             self._handle(peer)
 

@@ -54,20 +54,28 @@ def main() -> None:
             chosen = [pairs[i] for i in rng.choice(options.sessions, count, replace=False)]
             actions = [world.action_space.sample() for _ in chosen]
             both = together.step(dict(zip((a for a, _ in chosen), actions, strict=True)))
-            single = {b: alone.step({b: action})[b] for (_, b), action in zip(chosen, actions, strict=True)}
-            for a, b in chosen:
-                frames += 1
-                if not equal(together, a, both[a], alone, b, single[b]):
-                    differ += 1
-                    print(f"frame {frames}: session of seed {together.sessions[a].seed}, batch of {count}", flush=True)
-                    together.restore(alone.table.copy(b), a)
+            frames += count
+            differ += compare(together, both, alone, chosen, actions)
         together.close()
         alone.close()
         rate = frames / (time.monotonic() - begun)
         print(f"{frames} frames, {differ} differ, {rate:.0f} frames/s", flush=True)
 
 
-def equal(one: Engine, a: int, x: StepResult, other: Engine, b: int, y: StepResult) -> bool:
+def compare(
+    together: Engine, both: dict[int, StepResult], alone: Engine, pairs: list[tuple[int, int]], actions: list[Any]
+) -> int:
+    """Draw alone what a batch has drawn, and count the sessions that differ; they go on from what they are alone."""
+    differ = 0
+    for (a, b), action in zip(pairs, actions, strict=True):
+        if not _equal(together, a, both[a], alone, b, alone.step({b: action})[b]):
+            differ += 1
+            print(f"session {a} of seed {together.sessions[a].seed}, batch of {len(pairs)}", flush=True)
+            together.restore(alone.table.copy(b), a)
+    return differ
+
+
+def _equal(one: Engine, a: int, x: StepResult, other: Engine, b: int, y: StepResult) -> bool:
     """Compare what two sessions show and remember, to the bit."""
     same = np.array_equal(x.frame, y.frame) and (x.reward, x.ended) == (y.reward, y.ended)
     pools = ((one.table.pool, one.sessions[a].blocks[-1]), (other.table.pool, other.sessions[b].blocks[-1]))

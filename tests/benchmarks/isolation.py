@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from batch_invariance import LIFE, equal
+from batch_invariance import LIFE, compare
 
 from worldsim.engine.engine import Engine
 from worldsim.engine.records import SessionSpec
@@ -61,13 +61,8 @@ def main() -> None:
             actions = [wild.action_space.sample() for _ in chosen]
             odd = {a: other_type(rng, action) for (a, _), action in zip(chosen, actions, strict=True)}
             both = foreign(rng, lambda odd=odd: together.step(odd))
-            single = {b: alone.step({b: action})[b] for (_, b), action in zip(chosen, actions, strict=True)}
-            for a, b in chosen:
-                frames += 1
-                if not equal(together, a, both[a], alone, b, single[b]):
-                    differ += 1
-                    print(f"frame {frames}: session of seed {together.sessions[a].seed}, batch of {count}", flush=True)
-                    together.restore(alone.table.copy(b), a)
+            frames += count
+            differ += compare(together, both, alone, chosen, actions)
         together.close()
         alone.close()
         rate = frames / (time.monotonic() - begun)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -34,7 +33,7 @@ from worldsim.errors import ActionError, ConfigError, DataError, FrameError, did
 from worldsim.files import locked
 from worldsim.registry import find_recipe, hidden, recipes
 from worldsim.renamed import renamed_value
-from worldsim.spaces import ActionCodec
+from worldsim.spaces import ActionCodec, plain_action
 
 LOCK = "recording.lock"
 MIXED_IN = ("no_op_fraction", "beginners", "rests")  # settings that need a recipe with an action of no key
@@ -279,7 +278,7 @@ def _card(recipe: Recipe, config: RecordConfig) -> DatasetCard:
         frame_size=recipe.frame_size,
         fps=recipe.fps,
         action_space=check_space(space),
-        keys={key: _plain(action) for key, action in recipe.keys.items()},
+        keys={key: plain_action(action) for key, action in recipe.keys.items()},
         notices=recipe.notices,
         recipe=config.game,
         provenance={
@@ -293,12 +292,6 @@ def _card(recipe: Recipe, config: RecordConfig) -> DatasetCard:
             "packages": {name: _version(name) for name in ("worldsim-engine", *recipe.packages)},
         },
     )
-
-
-def _plain(action: Any) -> Any:
-    if isinstance(action, dict):
-        return {key: _plain(value) for key, value in action.items()}
-    return np.asarray(action).tolist()
 
 
 def _version(package: str) -> str:

@@ -89,15 +89,20 @@ class SessionTable:
         room = (self.blocks - self.pool.reserved) // (self.need + 1)
         return room if self.max_sessions is None else min(room, self.max_sessions)
 
+    @property
+    def _expected(self) -> int:
+        """Sessions that are open, and those that are about to be."""
+        return len(self.open) + self._coming
+
     def admit(self, count: int) -> None:
         """Make sure that `count` more sessions fit.
 
         Raises:
             EngineFull: they do not.
         """
-        if len(self.open) + self._coming + count > self.capacity:
+        if self._expected + count > self.capacity:
             self.make_room()
-        if len(self.open) + self._coming + count > self.capacity:
+        if self._expected + count > self.capacity:
             limit = f", max_sessions {self.max_sessions}" if self.max_sessions else ""
             raise EngineFull(
                 f"no room for {count} more session(s): {len(self.open)} are open"
@@ -166,7 +171,7 @@ class SessionTable:
         Raises:
             EngineFull: the open sessions could then run out of blocks.
         """
-        session, count = self.get(number), len(self.open) + self._coming
+        session, count = self.get(number), self._expected
         for last in (False, True):
             reserved = self.pool.reserved + self.pool.would_reserve(session.blocks)
             if (self.blocks - reserved) // (self.need + 1) >= count:

@@ -38,7 +38,7 @@ def open_(service: Service, call: Call) -> Answer | Work:
         service.admit(call.client, 1)
         encoding, quality = encoding_of(service, call)
         if token is None:
-            return _open_in_pieces(service, call, served, spec)
+            return _open_in_pieces(service, call, served, spec, encoding, quality)
         snapshot, episode = service.stored(token, served.name)
         hosted = _new(service, call, served, served.engine.restore(snapshot), call.request_key)
         hosted.encoding, hosted.quality, hosted.episode = encoding, quality, episode
@@ -96,8 +96,9 @@ def reset_batch(service: Service, call: Call) -> Answer | Work:
     return states(service, sessions), service.frames(sessions)
 
 
-def _open_in_pieces(service: Service, call: Call, served: Served, spec: SessionSpec) -> Work:
-    encoding, quality = encoding_of(service, call)
+def _open_in_pieces(
+    service: Service, call: Call, served: Served, spec: SessionSpec, encoding: str, quality: int
+) -> Work:
     with service.coming(call, 1):
         (number,) = yield from _begin(service, served, [spec])
     hosted = _new(service, call, served, number, call.request_key)
